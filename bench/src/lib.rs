@@ -1,0 +1,1 @@
+//! Measures topnet beside its peers.

@@ -1,0 +1,1 @@
+//! One TOML file that configures every process.

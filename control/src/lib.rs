@@ -1,0 +1,1 @@
+//! Answers Dapps and operators, and owns who may have a session.

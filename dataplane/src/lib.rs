@@ -1,0 +1,1 @@
+//! Forwards sessions' packets, counts them and stops at the credit limit.

@@ -1,0 +1,1 @@
+//! Cuts bytes into billing units and shares the counts between processes.

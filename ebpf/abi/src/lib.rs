@@ -1,0 +1,1 @@
+//! Map layouts that the XDP program and user space share.

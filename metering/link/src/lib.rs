@@ -1,0 +1,1 @@
+//! Carries payment messages over QUIC between two keys.

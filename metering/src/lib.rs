@@ -1,0 +1,1 @@
+//! Turns counted units into paid units and raises credit.

@@ -1,0 +1,1 @@
+//! Opens a channel and pays for what it counted itself.

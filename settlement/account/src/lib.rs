@@ -1,0 +1,1 @@
+//! Amounts, addresses, keys and ids that money is named by.

@@ -1,0 +1,1 @@
+//! Runs ledgers under BFT consensus.

@@ -1,0 +1,1 @@
+//! Applies transactions to balances, channels and escrow.

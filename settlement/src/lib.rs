@@ -1,0 +1,1 @@
+//! Submits claims and closes, and answers for the chains.

@@ -1,0 +1,1 @@
+//! Runs the whole product in three network namespaces and reconciles it.

@@ -1,0 +1,1 @@
+//! Makes bounded network namespaces and removes them.
