@@ -1,1 +1,26 @@
-//! Messages between processes and to Dapps.
+//! Messages between processes: one typed service per process, on one Unix socket each.
+//!
+//! Every request may be repeated: installation is declarative, totals are cumulative,
+//! submission is idempotent. A process that restarts is asked again and answers anew.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod dataplane;
+mod error;
+mod metering;
+mod settlement;
+mod socket;
+
+pub use dataplane::{
+    Assignment, Assignments, Dataplane, DataplaneClient, DataplaneStatus, DesiredSession,
+    DesiredSessions, DropCount, InstallReport, InstalledSession, IoStatus, SessionStatus,
+    SlotState,
+};
+pub use error::ApiError;
+pub use metering::{ChannelStatus, ClaimBytes, FinalClaim, Metering, MeteringClient, MeteringStatus};
+pub use settlement::{
+    AccountView, BlockRef, ChainName, ChainParameters, ChainTip, ChannelState, ChannelView,
+    CloseProgress, ServiceView, Settlement, SettlementClient, SubmittedTransaction,
+    TransactionStatus,
+};
+pub use socket::{ConnectError, REQUEST_BYTES_MAX, SocketName, connect, listen, serve_connections};

@@ -1,0 +1,207 @@
+//! What settlement is asked: submit, look up, close.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
+
+use crate::{ApiError, ClaimBytes};
+
+/// Which chain: `main`, or a service's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ChainName(pub String);
+
+impl ChainName {
+    /// The main chain.
+    pub fn main() -> Self {
+        Self("main".to_owned())
+    }
+
+    /// The service chain of the VPN service.
+    pub fn vpn() -> Self {
+        Self("vpn".to_owned())
+    }
+}
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for ChainName {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// A place in a chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockRef {
+    /// The chain.
+    pub chain: ChainName,
+    /// The height.
+    pub height: u64,
+    /// The block's hash.
+    pub hash: Hash,
+}
+
+/// What every signer and payer must know of a chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainParameters {
+    /// The chain.
+    pub chain: ChainName,
+    /// Hash of its genesis, signed into every transaction.
+    pub genesis: Hash,
+    /// Milliseconds between blocks.
+    pub block_interval_ms: u64,
+    /// Blocks between batches.
+    pub epoch_blocks: u64,
+    /// Set aside beside an allocation.
+    pub closing_fee: Amount,
+    /// The shortest close window, in blocks.
+    pub close_window_min: u64,
+    /// The smallest allocation.
+    pub allocation_min: Amount,
+}
+
+/// A chain's newest final block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainTip {
+    /// The block.
+    pub block: BlockRef,
+    /// Root of the state after it.
+    pub state_root: Hash,
+    /// The header's time, milliseconds since 1970, bounded by the voters' clocks.
+    pub time_ms: u64,
+}
+
+/// An account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountView {
+    /// Whose.
+    pub address: Address,
+    /// What it has.
+    pub balance: Amount,
+    /// The nonce of its next transaction.
+    pub nonce: u64,
+}
+
+/// Where a channel is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum ChannelState {
+    /// Pays.
+    Open,
+    /// Closed by the payer or by expiry; claims are still taken up to the deadline.
+    Closing {
+        /// Height after which anybody may finalise.
+        deadline: u64,
+    },
+    /// Over.
+    Closed,
+}
+
+/// A channel on its service chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelView {
+    /// The channel.
+    pub id: ChannelId,
+    /// The service chain that it is on.
+    pub chain: ChainName,
+    /// Who pays.
+    pub payer: Address,
+    /// Who is paid.
+    pub payee: Address,
+    /// Who signs vouchers.
+    pub signer: PublicKey,
+    /// The most that can be redeemed.
+    pub allocation: Amount,
+    /// Redeemed so far, fees included.
+    pub paid: Amount,
+    /// Blocks between a payer's close and finalisation.
+    pub close_window: u64,
+    /// Height from which anybody may close.
+    pub expiry: u64,
+    /// Where it is in its life.
+    #[serde(flatten)]
+    pub state: ChannelState,
+}
+
+/// A service as the main chain knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// The service chain.
+    pub chain: ChainName,
+    /// Locked on main for it.
+    pub escrow: Amount,
+    /// Batches accepted.
+    pub batches: u64,
+}
+
+/// A transaction that the mempool took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubmittedTransaction {
+    /// Its id.
+    pub id: Hash,
+}
+
+/// What became of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactionStatus {
+    /// Its id.
+    pub id: Hash,
+    /// The final block that it stands in; `None` while it waits.
+    pub block: Option<BlockRef>,
+    /// What it did, one line an event.
+    pub events: Vec<String>,
+}
+
+/// How far a payee's close has come: accrued → submitted → closed → batched → settled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseProgress {
+    /// The channel.
+    pub channel: ChannelId,
+    /// The close transaction.
+    pub transaction: Hash,
+    /// The service chain's block that it stands in.
+    pub service_block: Option<BlockRef>,
+    /// The main chain's block that accepted the batch with the payout.
+    pub main_block: Option<BlockRef>,
+    /// Redeemed by the payee, fees included.
+    pub redeemed: Option<Amount>,
+    /// The payee's fees.
+    pub payee_fees: Option<Amount>,
+    /// Returned to the payer.
+    pub refund: Option<Amount>,
+}
+
+/// Settlement's service.
+#[tarpc::service]
+pub trait Settlement {
+    /// The chains that run here.
+    async fn chains() -> Vec<ChainParameters>;
+    /// A chain's newest final block.
+    async fn tip(chain: ChainName) -> Result<ChainTip, ApiError>;
+    /// Hands a signed transaction to a chain's mempool. Repeating it is harmless.
+    async fn submit(chain: ChainName, transaction: Vec<u8>)
+    -> Result<SubmittedTransaction, ApiError>;
+    /// What became of a transaction.
+    async fn transaction(chain: ChainName, id: Hash) -> Result<TransactionStatus, ApiError>;
+    /// An account as of the newest final block; one never seen has nothing.
+    async fn account(chain: ChainName, address: Address) -> Result<AccountView, ApiError>;
+    /// A channel as of the newest final block.
+    async fn channel(id: ChannelId) -> Result<ChannelView, ApiError>;
+    /// Channels by payer or payee.
+    async fn channels(party: Address) -> Result<Vec<ChannelView>, ApiError>;
+    /// A service as the main chain knows it.
+    async fn service(chain: ChainName) -> Result<ServiceView, ApiError>;
+    /// The payee's own address, whose key settlement holds.
+    async fn payee() -> Address;
+    /// Signs and submits the payee's close with its last claim (`None`: nothing was owed), and
+    /// submits it again until it is final. Repeating it gives the progress.
+    async fn close(id: ChannelId, claim: Option<ClaimBytes>) -> Result<CloseProgress, ApiError>;
+}

@@ -1,0 +1,112 @@
+//! Where the processes find one another, and how many bytes a request may have.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+use futures::{Stream, StreamExt, future};
+use serde::{Serialize, de::DeserializeOwned};
+use tarpc::{
+    serde_transport::{self, unix},
+    server::{BaseChannel, Channel as _, Serve},
+    tokio_serde::formats::Json,
+};
+
+/// The longest request or answer on a process's socket.
+pub const REQUEST_BYTES_MAX: usize = 16 << 20;
+
+/// The sockets below the runtime directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketName {
+    /// Requests to the data plane.
+    Dataplane,
+    /// The data plane's tables, handed over as file descriptors.
+    Tables,
+    /// Requests to metering.
+    Metering,
+    /// Requests to settlement.
+    Settlement,
+}
+
+impl SocketName {
+    /// The socket's path.
+    pub fn below(self, runtime_dir: &Path) -> PathBuf {
+        runtime_dir.join(self.to_string())
+    }
+}
+
+impl fmt::Display for SocketName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dataplane => "dataplane.sock",
+            Self::Tables => "tables.sock",
+            Self::Metering => "metering.sock",
+            Self::Settlement => "settlement.sock",
+        })
+    }
+}
+
+/// A process that does not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("no process answers at {path}: {source}; start it or wait until it is back")]
+pub struct ConnectError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// A transport of requests `Item` and answers `SinkItem`.
+pub type Transport<Item, SinkItem> =
+    serde_transport::Transport<tokio::net::UnixStream, Item, SinkItem, Json<Item, SinkItem>>;
+
+/// Connects to the process at `path`; give the transport to the service's client.
+pub async fn connect<Item, SinkItem>(path: &Path) -> Result<Transport<Item, SinkItem>, ConnectError>
+where
+    Item: DeserializeOwned,
+    SinkItem: Serialize,
+{
+    let mut connecting = unix::connect(path, Json::default);
+    connecting.config_mut().max_frame_length(REQUEST_BYTES_MAX);
+    connecting.await.map_err(|source| ConnectError { path: path.to_owned(), source })
+}
+
+/// Listens at `path`, in place of a socket that an earlier run left there.
+pub async fn listen<Item, SinkItem>(
+    path: &Path,
+) -> io::Result<impl Stream<Item = Transport<Item, SinkItem>> + use<Item, SinkItem>>
+where
+    Item: DeserializeOwned,
+    SinkItem: Serialize,
+{
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut incoming = unix::listen(path, Json::default).await?;
+    incoming.config_mut().max_frame_length(REQUEST_BYTES_MAX);
+    // A connection that broke before it began is nobody's error but its own.
+    Ok(incoming.filter_map(|connection| future::ready(connection.ok())))
+}
+
+/// Answers every connection of `incoming` with `service` until the stream ends. Garbage ends
+/// the connection that it came on and no other.
+pub async fn serve_connections<S>(
+    incoming: impl Stream<Item = Transport<tarpc::ClientMessage<S::Req>, tarpc::Response<S::Resp>>>,
+    service: S,
+) where
+    S: Serve + Clone + Send + 'static,
+    S::Req: DeserializeOwned + tarpc::RequestName + Send + 'static,
+    S::Resp: Serialize + Send + 'static,
+{
+    let mut incoming = std::pin::pin!(incoming);
+    while let Some(transport) = incoming.next().await {
+        let service = service.clone();
+        tokio::spawn(async move {
+            let requests = BaseChannel::with_defaults(transport).execute(service);
+            let mut requests = std::pin::pin!(requests);
+            while let Some(request) = requests.next().await {
+                tokio::spawn(request);
+            }
+        });
+    }
+}
