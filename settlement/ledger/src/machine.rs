@@ -42,6 +42,14 @@ pub struct Rejection {
     pub text: String,
 }
 
+impl Rejection {
+    /// True if the same bytes may stand in a later block without anybody's doing: keep the
+    /// transaction. Otherwise drop it and tell whoever sent it.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self.code, "nonce_ahead" | "sequence_ahead" | "block_full")
+    }
+}
+
 /// What one transaction did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
@@ -60,6 +68,9 @@ pub struct Executed {
     pub receipts: Vec<Receipt>,
     /// Those that cannot stand in this block, and why; empty when an existing block is executed.
     pub rejected: Vec<(Vec<u8>, Rejection)>,
+    /// What the block did that no single transaction did, such as cutting an epoch's batch;
+    /// encoded like [`Receipt::events`].
+    pub block_events: Vec<u8>,
     /// New values; `None` deletes.
     pub writes: BTreeMap<Key, Option<Vec<u8>>>,
     /// What the block's header commits to for other chains to check.
@@ -71,16 +82,22 @@ pub struct Executed {
 pub struct Admission {
     /// Hash over the transaction's bytes.
     pub id: Hash,
-    /// Account that the per-account limit counts against; `None` for transactions that are
-    /// free because only a certificate can bring them.
+    /// What the per-account limit counts against: the account, or, where a transaction belongs
+    /// to a channel and anybody may bring it, the channel's id in an address's clothes. `None`
+    /// for transactions that are free because only a certificate can bring them.
     pub sender: Option<Address>,
-    /// The sender's nonce: transactions of one sender are proposed in its order.
+    /// The sender's nonce: transactions of one sender are proposed in its order. A claim has its
+    /// worth here, other transactions of a channel 0.
     pub nonce: u64,
     /// Higher goes first when there is no room for all.
     pub priority: u64,
 }
 
 /// A deterministic state machine under consensus.
+///
+/// For a block that somebody else built, call [`signatures_hold`](Self::signatures_hold) and
+/// [`replay`](Self::replay). For one's own, pass what [`admit`](Self::admit) let in to
+/// [`build`](Self::build). Execution itself does not look at signatures again.
 pub trait Machine: Clone + Send + Sync + 'static {
     /// The state before the first block.
     fn genesis(&self) -> BTreeMap<Key, Vec<u8>>;
