@@ -1,0 +1,169 @@
+//! `[dataplane]`: interfaces, the tunnel's addresses, the size of the tables.
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::{Base, Ipv4Subnet, Problem, Section, default, error::Problems};
+
+/// Linux's `IFNAMSIZ` less the closing zero.
+const INTERFACE_NAME_BYTES_MAX: usize = 15;
+
+/// What the data plane is told.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dataplane {
+    /// Interface on which clients' WireGuard packets arrive.
+    pub client_interface: String,
+    /// Interface towards what clients want to reach. May be the same.
+    pub uplink_interface: String,
+    /// UDP port of WireGuard.
+    #[serde(default = "default::u16::<51_820>")]
+    pub wireguard_port: u16,
+    /// The gateway's WireGuard private key, in base64 as `wg genkey` writes it.
+    pub key_file: PathBuf,
+    /// Where clients' inner addresses come from.
+    pub inner_subnet: Ipv4Subnet,
+    /// The gateway's own inner address; the subnet's first if left out.
+    pub gateway_address: Option<Ipv4Addr>,
+    /// Largest inner IP packet; handed to clients.
+    #[serde(default = "default::u16::<1_420>")]
+    pub inner_mtu: u16,
+    /// How packets are received and sent.
+    #[serde(default)]
+    pub io: Io,
+    /// CPU that the worker is pinned to; not pinned if left out.
+    pub cpu: Option<u16>,
+    /// Channels that the shared tables have room for, slot 0 (never used) included.
+    #[serde(default = "default::u32::<65_536>")]
+    pub slots_max: u32,
+    /// WireGuard peers that there is room for.
+    #[serde(default = "default::u32::<65_536>")]
+    pub sessions_max: u32,
+}
+
+/// Ways to reach the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Io {
+    /// The best that the interfaces can do, found by trying.
+    #[default]
+    Auto,
+    /// XDP in the driver, AF_XDP sockets bound without a copy.
+    AfXdpZeroCopy,
+    /// XDP in the driver, AF_XDP sockets that copy.
+    AfXdpCopy,
+    /// XDP in the kernel's generic path.
+    AfXdpGeneric,
+}
+
+impl Dataplane {
+    /// The gateway's own inner address.
+    pub fn gateway_address(&self) -> Ipv4Addr {
+        let first = || {
+            self.inner_subnet
+                .hosts()
+                .next()
+                .unwrap_or(self.inner_subnet.network())
+        };
+        self.gateway_address.unwrap_or_else(first)
+    }
+
+    pub(crate) fn missing_interfaces(&self) -> Vec<Problem> {
+        let named = [
+            ("client_interface", &self.client_interface),
+            ("uplink_interface", &self.uplink_interface),
+        ];
+        named
+            .into_iter()
+            .filter(|(_, name)| !Path::new("/sys/class/net").join(name).exists())
+            .map(|(key, name)| Problem {
+                line: None,
+                place: format!("dataplane.{key}"),
+                what: format!("there is no interface `{name}` on this machine"),
+                mend: "choose one that `ip link` lists".to_owned(),
+            })
+            .collect()
+    }
+}
+
+impl Section for Dataplane {
+    fn resolve(&mut self, base: &Base<'_>) {
+        base.join(&mut self.key_file);
+    }
+
+    fn check(&self, problems: &mut Problems<'_>) {
+        let named = [
+            ("client_interface", &self.client_interface),
+            ("uplink_interface", &self.uplink_interface),
+        ];
+        for (key, name) in named {
+            let possible = (1..=INTERFACE_NAME_BYTES_MAX).contains(&name.len())
+                && !name.contains(|c: char| c.is_whitespace() || c == '/' || c == '\0');
+            if !possible {
+                problems.add(
+                    key,
+                    format!("`{name}` cannot be an interface's name"),
+                    "choose one that `ip link` lists",
+                );
+            }
+        }
+        if self.wireguard_port == 0 {
+            problems.add(
+                "wireguard_port",
+                "0 is no port",
+                "choose one from 1 to 65535",
+            );
+        }
+        if self.inner_subnet.prefix_bits() > 30 {
+            problems.add(
+                "inner_subnet",
+                format!(
+                    "{} has no room for the gateway and a client",
+                    self.inner_subnet
+                ),
+                "choose a network of at most 30 bits, such as 10.78.0.0/16",
+            );
+        } else if !self
+            .inner_subnet
+            .hosts()
+            .any(|host| host == self.gateway_address())
+        {
+            problems.add(
+                "gateway_address",
+                format!(
+                    "{} is not a host of {}",
+                    self.gateway_address(),
+                    self.inner_subnet
+                ),
+                "choose a host of inner_subnet, or leave the key out",
+            );
+        }
+        if !(576..=1_440).contains(&self.inner_mtu) {
+            problems.add(
+                "inner_mtu",
+                format!("{} is out of range", self.inner_mtu),
+                "choose 576 to 1440 (1420 fits any path of 1500 bytes)",
+            );
+        }
+        for (key, count) in [
+            ("slots_max", self.slots_max),
+            ("sessions_max", self.sessions_max),
+        ] {
+            if !(2..=1 << 22).contains(&count) {
+                problems.add(
+                    key,
+                    format!("{count} is out of range"),
+                    "choose 2 to 4194304",
+                );
+            }
+        }
+    }
+
+    fn files(&self) -> Vec<(&'static str, &Path)> {
+        vec![("key_file", &self.key_file)]
+    }
+}

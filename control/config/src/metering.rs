@@ -1,0 +1,120 @@
+//! `[metering]`: where payments come in, and the terms that a payer is offered.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use topnet_account::Amount;
+
+use crate::{Base, Section, default, error::Problems};
+
+/// What metering is told. The terms in it are also what control publishes as the offer.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metering {
+    /// UDP address on which payers connect by QUIC.
+    #[serde(default = "default::any::<7_447>")]
+    pub payment_listen: SocketAddr,
+    /// Encrypted key file of the payment connection's identity; its public half is in the offer.
+    pub key_file: PathBuf,
+    /// File with the key file's passphrase; the environment's `TOPNET_PASSPHRASE` if left out.
+    pub passphrase_file: Option<PathBuf>,
+    /// The journal; `metering` in the data directory if left out.
+    #[serde(default)]
+    pub journal_dir: PathBuf,
+    /// The service that is sold.
+    #[serde(default = "default::vpn")]
+    pub service: String,
+    /// Price of one unit in nTOP.
+    pub unit_price_ntop: u64,
+    /// How far the payer's count may stay behind ours, in millionths.
+    #[serde(default = "default::u32::<5_000>")]
+    pub epsilon_ppm: u32,
+    /// The most units that we let a payer pay ahead.
+    #[serde(default = "default::u64::<64>")]
+    pub window_units_max: u64,
+    /// Channels that close faster are not served.
+    #[serde(default = "default::u64::<6_000>")]
+    pub close_window_blocks_min: u64,
+    /// Units per channel that we write off before we end its sessions.
+    #[serde(default = "default::u64::<2>")]
+    pub write_off_units_max: u64,
+    /// Payers that may be connected at once.
+    #[serde(default = "default::u32::<16_384>")]
+    pub connections_max: u32,
+}
+
+impl Metering {
+    /// Price of one unit.
+    pub const fn unit_price(&self) -> Amount {
+        Amount::from_ntop(self.unit_price_ntop)
+    }
+}
+
+impl Section for Metering {
+    fn resolve(&mut self, base: &Base<'_>) {
+        base.join(&mut self.key_file);
+        base.join_optional(&mut self.passphrase_file);
+        base.join_data(&mut self.journal_dir, "metering");
+    }
+
+    fn check(&self, problems: &mut Problems<'_>) {
+        if self.payment_listen.port() == 0 {
+            problems.add(
+                "payment_listen",
+                "port 0 cannot be offered to anybody",
+                "choose a fixed port, such as 7447",
+            );
+        }
+        if self.service.is_empty() || self.service.len() > 32 {
+            problems.add(
+                "service",
+                "the name is empty or too long",
+                "choose 1 to 32 bytes: vpn",
+            );
+        }
+        if self.unit_price_ntop == 0 {
+            problems.add(
+                "unit_price_ntop",
+                "a unit that costs nothing cannot be paid for",
+                "set the price of 512 KiB in nTOP",
+            );
+        }
+        if self.epsilon_ppm > 100_000 {
+            problems.add(
+                "epsilon_ppm",
+                format!("{} is more than a tenth", self.epsilon_ppm),
+                "set millionths: 5000 is 0.5 %",
+            );
+        }
+        if !(1..=256).contains(&self.window_units_max) {
+            problems.add(
+                "window_units_max",
+                format!("{} is out of range", self.window_units_max),
+                "choose 1 to 256 units",
+            );
+        }
+        if self.close_window_blocks_min == 0 {
+            problems.add(
+                "close_window_blocks_min",
+                "with no close window a payer can leave before a claim is in a block",
+                "choose how many blocks you need to claim: 6000 are ten minutes at 100 ms",
+            );
+        }
+        if self.connections_max == 0 {
+            problems.add("connections_max", "nobody could pay", "choose at least 1");
+        }
+    }
+
+    fn files(&self) -> Vec<(&'static str, &Path)> {
+        let mut files = vec![("key_file", self.key_file.as_path())];
+        files.extend(
+            self.passphrase_file
+                .iter()
+                .map(|path| ("passphrase_file", path.as_path())),
+        );
+        files
+    }
+}

@@ -1,0 +1,223 @@
+use super::*;
+
+const EXAMPLE: &str = include_str!("../example.toml");
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("/etc/topnet/topnet.toml"))
+}
+
+#[test]
+fn example_parses_and_paths_start_at_its_directory() {
+    let config = parse(EXAMPLE).unwrap();
+    let wallet = config.wallet().unwrap();
+    assert_eq!(wallet.key_file, Path::new("/etc/topnet/keys/wallet.key"));
+    assert_eq!(wallet.state_dir, Path::new("/var/lib/topnet/wallet"));
+    let settlement = config.settlement().unwrap();
+    assert_eq!(
+        settlement.storage_dir,
+        Path::new("/var/lib/topnet/settlement")
+    );
+    assert_eq!(
+        config.dataplane().unwrap().gateway_address().to_string(),
+        "10.78.0.1"
+    );
+}
+
+/// The comments in the example promise these defaults.
+#[test]
+fn commented_keys_of_the_example_are_its_defaults() {
+    let spelled_out = EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(key) if key.contains(" = ") => key,
+            _ => line,
+        })
+        .map(|line| line.replace("DATA_DIR", "/var/lib/topnet"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let optional = ["hourly_spend_ntop_max = ", "gateway_address = ", "cpu = "];
+    let spelled_out = spelled_out
+        .lines()
+        .filter(|line| !optional.iter().any(|key| line.starts_with(key)))
+        .filter(|line| *line != "passphrase_file = \"keys/passphrase\"")
+        .collect::<Vec<_>>()
+        .join("\n");
+    let left_out = EXAMPLE.replace("\npassphrase_file = \"keys/passphrase\"", "");
+    let (spelled_out, left_out) = (parse(&spelled_out).unwrap(), parse(&left_out).unwrap());
+    assert_eq!(format!("{spelled_out:#?}"), format!("{left_out:#?}"));
+}
+
+/// Each slip is answered with its line, its key and a mend.
+#[test]
+fn slips_are_named_with_line_and_mend() {
+    // (what stands in the example, what is written instead, line's text, expected words)
+    let cases = [
+        (
+            "unit_price_ntop = 26000",
+            "unit_pricentop = 26000",
+            "unknown key `unit_pricentop`; did you mean `unit_price_ntop`?",
+        ),
+        (
+            "[metering]",
+            "[meterin]",
+            "unknown key `meterin`; did you mean `metering`?",
+        ),
+        (
+            "region = \"DE\"",
+            "colour = \"red\"",
+            "unknown key `colour`; remove it; known here: name, region,",
+        ),
+        (
+            "unit_price_ntop = 26000",
+            "unit_price_ntop = \"much\"",
+            "metering.unit_price_ntop: invalid type",
+        ),
+        (
+            "unit_price_ntop = 26000",
+            "unit_price_ntop = -1",
+            "metering.unit_price_ntop: ",
+        ),
+        (
+            "unit_price_ntop = 26000",
+            "unit_price_ntop = 0",
+            "metering.unit_price_ntop: a unit that costs nothing",
+        ),
+        (
+            "unit_price_ntop = 26000",
+            "unit_price_ntop = ",
+            "correct the value",
+        ),
+        (
+            "inner_subnet = \"10.78.0.0/16\"",
+            "inner_subnet = \"10.78.0.1/16\"",
+            "the network is 10.78.0.0/16",
+        ),
+        (
+            "inner_subnet = \"10.78.0.0/16\"",
+            "inner_subnet = \"10.78.0.0/31\"",
+            "no room for the gateway",
+        ),
+        (
+            "# gateway_address = \"10.78.0.1\"",
+            "gateway_address = \"10.79.0.1\"",
+            "not a host of 10.78.0.0/16",
+        ),
+        (
+            "client_interface = \"eth0\"",
+            "client_interface = \"an interface too long\"",
+            "cannot be an interface's name",
+        ),
+        (
+            "# operator_listen = \"127.0.0.1:8546\"",
+            "operator_listen = \"0.0.0.0:8546\"",
+            "control.operator_listen: 0.0.0.0:8546 is not a loopback address",
+        ),
+        (
+            "# public_listen = \"0.0.0.0:8545\"",
+            "public_listen = \"0.0.0.0:8546\"",
+            "both listeners have the same port",
+        ),
+        (
+            "wireguard_endpoint = \"203.0.113.1:51820\"",
+            "wireguard_endpoint = \"0.0.0.0:51820\"",
+            "control.offer.wireguard_endpoint: nobody can reach",
+        ),
+        (
+            "wireguard_endpoint = \"203.0.113.1:51820\"",
+            "wireguard_endpoint = \"example\"",
+            "invalid socket address",
+        ),
+        (
+            "rpc_url = \"http://203.0.113.1:8545\"",
+            "rpc_url = \"203.0.113.1:8545\"",
+            "wallet.rpc_url: ",
+        ),
+        (
+            "service_genesis_file = \"genesis/vpn.json\"",
+            "service_genesis_file = \"genesis/main.json\"",
+            "both chains have the same genesis",
+        ),
+        ("# io = \"auto\"", "io = \"fast\"", "unknown variant `fast`"),
+        (
+            "runtime_dir = \"/run/topnet\"",
+            &format!("runtime_dir = \"/{}\"", "d".repeat(100)),
+            "choose a shorter directory",
+        ),
+    ];
+    for (right, wrong, expected) in cases {
+        assert!(EXAMPLE.contains(right), "{right}");
+        let text = EXAMPLE.replacen(right, wrong, 1);
+        let line = text.lines().position(|line| line.contains(wrong)).unwrap() + 1;
+        let error = parse(&text).expect_err(wrong);
+        let words = error.to_string();
+        assert!(words.contains(expected), "{wrong}: {words}");
+        assert_eq!(error.problems()[0].line, Some(line), "{wrong}: {words}");
+        assert!(
+            words.starts_with("/etc/topnet/topnet.toml cannot be used:"),
+            "{words}"
+        );
+    }
+}
+
+#[test]
+fn all_wrong_values_are_named_at_once() {
+    let text = EXAMPLE
+        .replace("unit_price_ntop = 26000", "unit_price_ntop = 0")
+        .replace("# public_listen = \"0.0.0.0:8545\"", "connections_max = 0");
+    let error = parse(&text).unwrap_err();
+    let places: Vec<_> = error
+        .problems()
+        .iter()
+        .map(|problem| problem.place.as_str())
+        .collect();
+    assert_eq!(
+        places,
+        ["metering.unit_price_ntop", "control.connections_max"]
+    );
+}
+
+#[test]
+fn missing_section_key_and_file_are_named() {
+    let client = "[wallet]\nrpc_url = \"http://127.0.0.1:8545\"\nkey_file = \"w\"\nunit_price_ntop_max = 1\n";
+    let config = parse(client).unwrap();
+    let words = config.metering().unwrap_err().to_string();
+    assert!(
+        words.contains("metering: the section is missing; add [metering]"),
+        "{words}"
+    );
+
+    let words = parse("[wallet]\nkey_file = \"w\"\n")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        words.contains("line 1: wallet: missing key `rpc_url`; add the key"),
+        "{words}"
+    );
+
+    let words = Config::load(Path::new("/nonexistent/topnet.toml"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        words.contains("/nonexistent/topnet.toml") && words.contains("topnet init"),
+        "{words}"
+    );
+}
+
+#[test]
+fn machine_check_names_missing_files_and_interfaces() {
+    let text = EXAMPLE.replace("eth0", "no-such-link");
+    let problems = parse(&text).unwrap().check_machine();
+    let find = |place: &str| problems.iter().find(|problem| problem.place == place);
+    assert!(
+        find("dataplane.client_interface")
+            .unwrap()
+            .what
+            .contains("no-such-link")
+    );
+    assert!(
+        find("settlement.payee_key_file")
+            .unwrap()
+            .what
+            .contains("/etc/topnet/keys/payee.key")
+    );
+}
