@@ -99,6 +99,12 @@ byte_string!(
     Signature, 64, "a signature"
 );
 
+impl Default for Hash {
+    fn default() -> Self {
+        Self::ZERO
+    }
+}
+
 impl Hash {
     /// All zero: "nothing" where a hash is expected.
     pub const ZERO: Self = Self([0; 32]);
