@@ -1,0 +1,114 @@
+//! One link, and how to get one by connecting.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use quinn::{ClientConfig, Endpoint, IdleTimeout, TransportConfig, VarInt};
+use topnet_account::PublicKey;
+use topnet_channel::SecretKey;
+
+use crate::{
+    FRAME_BYTES_MAX, LinkError, Receiver, Sender,
+    identity::{self, Pin},
+};
+
+/// From the first packet to the first byte of the stream.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A link on which nothing arrives for so long is lost.
+const IDLE_TIMEOUT_MS: u32 = 30_000;
+/// The connecting end keeps the path, and NATs on it, awake.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// What the other end may send ahead of our reading.
+const RECEIVE_WINDOW_BYTES: u32 = 16 * 1024;
+/// TLS does not use it without SNI, but the libraries want a name.
+const NAME: &str = "topnet";
+
+const _: () = assert!(RECEIVE_WINDOW_BYTES as usize >= 8 * FRAME_BYTES_MAX);
+
+/// A link whose both ends have proved their keys.
+#[derive(Debug)]
+pub struct Connection {
+    /// The other end's key.
+    pub peer: PublicKey,
+    /// Where the other end was when the link was made.
+    pub remote: SocketAddr,
+    /// Towards the other end.
+    pub sender: Sender,
+    /// From the other end.
+    pub receiver: Receiver,
+}
+
+impl Connection {
+    /// The two halves, for two tasks or two arms of a `select`.
+    pub fn split(self) -> (Sender, Receiver) {
+        (self.sender, self.receiver)
+    }
+}
+
+/// Connects to the listener at `address` that holds `expected`, as the holder of `secret`.
+/// The listener learns of the link with the first frame that is sent.
+pub async fn connect(
+    address: SocketAddr,
+    expected: PublicKey,
+    secret: &SecretKey,
+) -> Result<Connection, LinkError> {
+    let pin = Arc::new(Pin::new(expected));
+    let tls = identity::client(secret, Arc::clone(&pin)).map_err(LinkError::Identity)?;
+    let mut config = ClientConfig::new(Arc::new(tls));
+    let mut transport = transport(0);
+    transport.keep_alive_interval(Some(KEEP_ALIVE));
+    config.transport_config(Arc::new(transport));
+
+    let failed = |reason: String| match pin.found_instead() {
+        Some(found) => LinkError::WrongKey {
+            address,
+            expected,
+            found,
+        },
+        None => LinkError::Connect { address, reason },
+    };
+    let any_port: SocketAddr = match address {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let endpoint = Endpoint::client(any_port).map_err(|error| failed(error.to_string()))?;
+    let handshake = async {
+        let connecting = endpoint
+            .connect_with(config, address, NAME)
+            .map_err(|error| failed(error.to_string()))?;
+        let connection = connecting
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        let (send, receive) = connection
+            .open_bi()
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(Connection {
+            peer: identity::peer(&connection).unwrap_or(expected),
+            remote: address,
+            sender: Sender::new(send),
+            receiver: Receiver::new(receive),
+        })
+    };
+    tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .unwrap_or_else(|_| Err(failed("no answer in time".into())))
+}
+
+/// What both ends allow the other: one stream that the connecting end opens, little ahead
+/// of reading, no datagrams.
+pub(crate) fn transport(streams_max: u32) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams_max))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES))
+        .send_window(u64::from(RECEIVE_WINDOW_BYTES))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))));
+    transport
+}

@@ -1,0 +1,155 @@
+//! Two keys, one loopback: who may speak to whom, and what garbage does.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::timeout;
+use topnet_channel::SecretKey;
+use topnet_link::{Connection, FRAME_BYTES_MAX, Limits, LinkError, Listener, connect};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn key(byte: u8) -> SecretKey {
+    SecretKey::from_seed([byte; 32]).unwrap()
+}
+
+fn listener(connections_max: usize) -> (Listener, SocketAddr) {
+    let known = key(2).public_key();
+    let limits = Limits {
+        connections_max,
+        known: Arc::new(move |key| *key == known),
+    };
+    let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), &key(1), limits).unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+async fn accept(listener: &mut Listener) -> Connection {
+    timeout(PATIENCE, listener.accept()).await.unwrap().unwrap()
+}
+
+/// A link from `payer` with one frame exchanged each way.
+async fn link(listener: &mut Listener, address: SocketAddr, payer: &SecretKey) -> [Connection; 2] {
+    let mut near = connect(address, key(1).public_key(), payer).await.unwrap();
+    near.sender.send(b"hello").await.unwrap();
+    let mut far = accept(listener).await;
+    assert_eq!(far.receiver.recv().await.unwrap().unwrap(), b"hello");
+    far.sender.send(b"welcome").await.unwrap();
+    assert_eq!(near.receiver.recv().await.unwrap().unwrap(), b"welcome");
+    [near, far]
+}
+
+#[tokio::test]
+async fn each_end_sees_the_other_ends_key() {
+    let (mut listener, address) = listener(8);
+    let [near, mut far] = link(&mut listener, address, &key(2)).await;
+    assert_eq!(near.peer, key(1).public_key());
+    assert_eq!(far.peer, key(2).public_key());
+    near.sender.finish().await;
+    assert_eq!(far.receiver.recv().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_unexpected_key_is_not_spoken_to() {
+    let (mut listener, address) = listener(8);
+    let refused = connect(address, key(9).public_key(), &key(2))
+        .await
+        .unwrap_err();
+    let LinkError::WrongKey {
+        expected, found, ..
+    } = refused
+    else {
+        panic!("{refused}")
+    };
+    assert_eq!(
+        (expected, found),
+        (key(9).public_key(), key(1).public_key())
+    );
+    link(&mut listener, address, &key(2)).await;
+}
+
+#[tokio::test]
+async fn frames_of_every_length_arrive_and_longer_ones_do_not_leave() {
+    let (mut listener, address) = listener(8);
+    let [mut near, mut far] = link(&mut listener, address, &key(2)).await;
+    for length in [0, 1, 2, 255, 256, FRAME_BYTES_MAX] {
+        near.sender.send(&vec![7; length]).await.unwrap();
+        assert_eq!(far.receiver.recv().await.unwrap().unwrap(), vec![7; length]);
+    }
+    let refused = near.sender.send(&[0; FRAME_BYTES_MAX + 1]).await;
+    assert!(matches!(refused, Err(LinkError::FrameTooLong(_))));
+}
+
+#[tokio::test]
+async fn a_cancelled_receive_loses_nothing() {
+    let (mut listener, address) = listener(8);
+    let [mut near, mut far] = link(&mut listener, address, &key(2)).await;
+    for number in 0..200_u8 {
+        assert!(timeout(Duration::ZERO, far.receiver.recv()).await.is_err());
+        near.sender.send(&[number; 300]).await.unwrap();
+        let frame = timeout(PATIENCE, far.receiver.recv())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(frame.unwrap(), [number; 300]);
+    }
+}
+
+#[tokio::test]
+async fn garbage_on_the_port_leaves_others_alone() {
+    let (mut listener, address) = listener(8);
+    let [mut near, mut far] = link(&mut listener, address, &key(2)).await;
+    let noise = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    for number in 0..2_000_u32 {
+        let mut packet = [(number % 251) as u8; 1300];
+        packet[..4].copy_from_slice(&number.wrapping_mul(2_654_435_761).to_le_bytes());
+        let length = 1 + number as usize * 7 % 1300;
+        let _ = noise.send_to(&packet[..length], address);
+    }
+    near.sender.send(b"still here").await.unwrap();
+    assert_eq!(far.receiver.recv().await.unwrap().unwrap(), b"still here");
+    link(&mut listener, address, &key(3)).await;
+}
+
+#[tokio::test]
+async fn in_a_crowd_known_keys_come_in_and_strangers_do_not() {
+    let (mut listener, address) = listener(4);
+    let mut links = Vec::new();
+    for stranger in [10, 11] {
+        links.push(link(&mut listener, address, &key(stranger)).await);
+    }
+    let stranger = connect(address, key(1).public_key(), &key(12)).await;
+    if let Ok(mut stranger) = stranger {
+        let _ = stranger.sender.send(b"hello").await;
+        assert!(stranger.receiver.recv().await.is_err());
+    }
+    links.push(link(&mut listener, address, &key(2)).await);
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let taken = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = taken.local_addr().unwrap();
+    let limits = Limits {
+        connections_max: 1,
+        known: Arc::new(|_| true),
+    };
+    let error = Listener::bind(address, &key(1), limits)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains(&address.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn nobody_there_is_an_error_in_time() {
+    let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = silent.local_addr().unwrap();
+    let error = timeout(PATIENCE, connect(address, key(1).public_key(), &key(2)))
+        .await
+        .unwrap();
+    assert!(matches!(error, Err(LinkError::Connect { .. })));
+}
