@@ -1,0 +1,223 @@
+//! Where all the money is, and the proof that none is made or lost.
+//!
+//! Every chain keeps running [`Totals`]. After each transaction, and after what a block does by
+//! itself, the ledger works out from the records that were written how much each place gained
+//! or lost, adds that to the totals, and refuses the step unless the equation of the totals
+//! still holds. [`audit`] does the same from nothing, over a whole state.
+
+use topnet_account::Amount;
+
+use crate::{
+    codec::CodecError,
+    machine::Key,
+    state::{self, Account, Channel, Record, Service},
+};
+
+/// Where a chain's money is. Sums are wider than amounts, because money that goes round is
+/// counted every time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Totals {
+    /// Of the main chain.
+    Main(MainTotals),
+    /// Of a service chain.
+    Service(ServiceTotals),
+}
+
+/// Main: `balances + escrow + burned = supply`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MainTotals {
+    /// All money there ever was.
+    pub supply: u128,
+    /// On accounts.
+    pub balances: u128,
+    /// Locked for services.
+    pub escrow: u128,
+    /// Gone, here and on services.
+    pub burned: u128,
+}
+
+/// Service: `balances + allocations + burn = credited − batched`. What waits to be batched is
+/// still on its account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceTotals {
+    /// Ever credited from main.
+    pub credited: u128,
+    /// Ever sent to main, burn included.
+    pub batched: u128,
+    /// On accounts.
+    pub balances: u128,
+    /// In channels, with their closing fees.
+    pub allocations: u128,
+    /// Burned and not yet reported in a batch.
+    pub burn: u128,
+}
+
+impl Totals {
+    /// True if every nTOP is accounted for.
+    pub fn hold(&self) -> bool {
+        match self {
+            Self::Main(totals) => totals.hold(),
+            Self::Service(totals) => totals.hold(),
+        }
+    }
+
+    /// Takes note of money that places gained or lost; `None` if a place would have less than
+    /// nothing, or more than can be named.
+    pub(crate) fn moved(self, moved: &Moved) -> Option<Self> {
+        Some(match self {
+            Self::Main(totals) if moved.channels == 0 => Self::Main(MainTotals {
+                balances: totals.balances.checked_add_signed(moved.accounts)?,
+                escrow: totals.escrow.checked_add_signed(moved.escrow)?,
+                ..totals
+            }),
+            Self::Service(totals) if moved.escrow == 0 => Self::Service(ServiceTotals {
+                balances: totals.balances.checked_add_signed(moved.accounts)?,
+                allocations: totals.allocations.checked_add_signed(moved.channels)?,
+                ..totals
+            }),
+            _ => return None,
+        })
+    }
+}
+
+impl MainTotals {
+    fn hold(&self) -> bool {
+        sum(&[self.balances, self.escrow, self.burned]) == Some(self.supply)
+    }
+}
+
+impl ServiceTotals {
+    fn hold(&self) -> bool {
+        let here = sum(&[self.balances, self.allocations, self.burn]);
+        here.is_some() && here == self.credited.checked_sub(self.batched)
+    }
+}
+
+/// True if a service has credited no more than main has funded, and main accepted no more than
+/// the service has batched. Holds at any two moments of which the service's is seen first for
+/// `credited` and last for `batched`.
+pub fn holds_between(on_main: &Service, on_service: &ServiceTotals) -> bool {
+    on_service.credited <= on_main.funded && on_main.accepted <= on_service.batched
+}
+
+/// Money that places gained (or lost, if negative).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    accounts: i128,
+    channels: i128,
+    escrow: i128,
+}
+
+impl Moved {
+    /// Takes note of a record that was replaced.
+    pub(crate) fn note(
+        &mut self,
+        key: &Key,
+        old: Option<&[u8]>,
+        new: Option<&[u8]>,
+    ) -> Result<(), CodecError> {
+        let place = match key.0.first() {
+            Some(b'a') => &mut self.accounts,
+            Some(b'c') => &mut self.channels,
+            Some(b's') => &mut self.escrow,
+            _ => return Ok(()),
+        };
+        // Single records hold less than 2^65 nTOP and a block writes far fewer than 2^60 of them.
+        *place += held(key, new)? as i128 - held(key, old)? as i128;
+        Ok(())
+    }
+}
+
+/// The money that the record under `key` holds.
+fn held(key: &Key, value: Option<&[u8]>) -> Result<u128, CodecError> {
+    let Some(value) = value else {
+        return Ok(0);
+    };
+    let amount = |amount: Amount| u128::from(amount.ntop());
+    Ok(match key.0.first() {
+        Some(b'a') => amount(Account::from_bytes(value)?.balance),
+        Some(b'c') => Channel::from_bytes(value)?.held(),
+        Some(b's') => amount(Service::from_bytes(value)?.escrow),
+        _ => 0,
+    })
+}
+
+/// Why a state fails its audit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuditError {
+    /// A value is damaged.
+    #[error("the value under key {key:?} does not decode: {error}; rebuild the state")]
+    Damaged {
+        /// Where.
+        key: Key,
+        /// How.
+        error: CodecError,
+    },
+    /// There are no totals.
+    #[error("the state has no totals: it is not a ledger's state")]
+    NoTotals,
+    /// Money was made or lost.
+    #[error(
+        "the records hold other sums than the totals say: counted {counted:?}, noted {noted:?}"
+    )]
+    Differ {
+        /// The totals with the sums that were counted.
+        counted: Totals,
+        /// The totals as the state has them.
+        noted: Totals,
+    },
+    /// The totals contradict themselves.
+    #[error("the totals do not add up: {0:?}")]
+    Unbalanced(Totals),
+}
+
+/// Counts all the money in a whole state and compares it with the totals.
+pub fn audit<'a>(
+    state: impl IntoIterator<Item = (&'a Key, &'a [u8])>,
+) -> Result<Totals, AuditError> {
+    let (mut accounts, mut channels, mut escrow) = (0, 0, 0);
+    let mut noted = None;
+    for (key, value) in state {
+        let damaged = |error| AuditError::Damaged {
+            key: key.clone(),
+            error,
+        };
+        if *key == state::totals_key() {
+            noted = Some(Totals::from_bytes(value).map_err(damaged)?);
+            continue;
+        }
+        let amount = held(key, Some(value)).map_err(damaged)?;
+        match key.0.first() {
+            Some(b'a') => accounts += amount,
+            Some(b'c') => channels += amount,
+            Some(b's') => escrow += amount,
+            _ => {}
+        }
+    }
+    let noted = noted.ok_or(AuditError::NoTotals)?;
+    let counted = match noted {
+        Totals::Main(totals) => Totals::Main(MainTotals {
+            balances: accounts,
+            escrow,
+            ..totals
+        }),
+        Totals::Service(totals) => Totals::Service(ServiceTotals {
+            balances: accounts,
+            allocations: channels,
+            ..totals
+        }),
+    };
+    if counted != noted {
+        return Err(AuditError::Differ { counted, noted });
+    }
+    if !noted.hold() {
+        return Err(AuditError::Unbalanced(noted));
+    }
+    Ok(noted)
+}
+
+fn sum(parts: &[u128]) -> Option<u128> {
+    parts
+        .iter()
+        .try_fold(0_u128, |sum, part| sum.checked_add(*part))
+}

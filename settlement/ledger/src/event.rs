@@ -1,0 +1,430 @@
+//! What a chain tells its readers: the typed content of
+//! [`Receipt::events`](crate::machine::Receipt::events) and
+//! [`Executed::block_events`](crate::machine::Executed::block_events).
+//!
+//! An index that reads every event in order knows every amount without looking at the state.
+
+use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
+
+use crate::codec::{CodecError, Reader, Writer};
+
+/// Events of one transaction or block, at most; an import brings the most.
+const EVENTS_MAX: usize = u16::MAX as usize;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Money moved between two accounts.
+    Transferred {
+        /// Who paid.
+        from: Address,
+        /// Who received.
+        to: Address,
+        /// How much was received.
+        amount: Amount,
+        /// Paid by the sender beside it.
+        fee: Amount,
+    },
+    /// Main locked money for a service.
+    Funded {
+        /// The service chain.
+        service: Hash,
+        /// Number of the entry in main's outbox to the service.
+        seq: u64,
+        /// Who paid.
+        funder: Address,
+        /// Whose balance on the service it becomes.
+        beneficiary: Address,
+        /// How much.
+        amount: Amount,
+        /// Paid by the funder beside it.
+        fee: Amount,
+    },
+    /// A service credited what main had locked.
+    Credited {
+        /// Number of the entry in main's outbox.
+        seq: u64,
+        /// Who received it.
+        beneficiary: Address,
+        /// How much.
+        amount: Amount,
+    },
+    /// An account asked for money to be sent home.
+    Withdrawn {
+        /// The account.
+        account: Address,
+        /// How much was marked.
+        amount: Amount,
+        /// Paid by the account beside it.
+        fee: Amount,
+    },
+    /// A channel was opened.
+    Opened {
+        /// The channel.
+        channel: ChannelId,
+        /// Who pays.
+        payer: Address,
+        /// Who is paid.
+        payee: Address,
+        /// Whose vouchers count.
+        signer: PublicKey,
+        /// The most that can be redeemed.
+        allocation: Amount,
+        /// Set aside beside it.
+        closing_fee: Amount,
+        /// In blocks.
+        close_window: u32,
+        /// Height from which anybody may close.
+        expiry: u64,
+        /// Paid by the payer beside both.
+        fee: Amount,
+    },
+    /// A channel's allocation grew.
+    ToppedUp {
+        /// The channel.
+        channel: ChannelId,
+        /// By how much.
+        amount: Amount,
+        /// To how much.
+        allocation: Amount,
+        /// Paid by the payer beside it.
+        fee: Amount,
+    },
+    /// A voucher was redeemed, by a claim or in a payee's close.
+    Claimed {
+        /// The channel.
+        channel: ChannelId,
+        /// Sequence number of the voucher.
+        seq: u32,
+        /// Place of the token.
+        index: u16,
+        /// Units that voucher and token pay for in all.
+        units: u64,
+        /// What left the allocation now; zero if it was too little or nothing.
+        payout: Amount,
+        /// What has left the allocation in all.
+        paid: Amount,
+        /// Taken out of the payout; the payee's balance rose by the difference.
+        fee: Amount,
+        /// Root of the detailed log.
+        log_root: Hash,
+    },
+    /// A channel's close window has begun.
+    Closing {
+        /// The channel.
+        channel: ChannelId,
+        /// Last height that keeps it from being finalised.
+        deadline: u64,
+        /// Taken out of the closing fee.
+        fee: Amount,
+    },
+    /// A channel was closed by its payee. A fee is in the `Claimed` before it.
+    Closed {
+        /// The channel.
+        channel: ChannelId,
+        /// What left the allocation in all.
+        paid: Amount,
+        /// What returned to the payer: rest of the allocation and closing fee.
+        refund: Amount,
+    },
+    /// A channel was closed after its deadline.
+    Finalised {
+        /// The channel.
+        channel: ChannelId,
+        /// What left the allocation in all.
+        paid: Amount,
+        /// What returned to the payer: rest of the allocation and closing fee.
+        refund: Amount,
+        /// Taken out of the closing fee.
+        fee: Amount,
+    },
+    /// A service cut an epoch's batch.
+    BatchCut {
+        /// Number of the batch.
+        seq: u64,
+        /// Number of payouts in it.
+        payouts: u16,
+        /// All that leaves the service, burn included.
+        total: Amount,
+        /// The burn.
+        burn: Amount,
+    },
+    /// Main accepted a service's batch.
+    BatchAccepted {
+        /// The service chain.
+        service: Hash,
+        /// Number of the batch.
+        seq: u64,
+        /// Height of the service's block that cut it.
+        height: u64,
+        /// All that left the escrow, burn included.
+        total: Amount,
+        /// The burn.
+        burn: Amount,
+    },
+    /// A batch brought an account money home.
+    PaidOut {
+        /// The service chain.
+        service: Hash,
+        /// Number of the batch.
+        seq: u64,
+        /// The account.
+        account: Address,
+        /// How much.
+        amount: Amount,
+    },
+}
+
+/// Encodes the events of one transaction or block.
+pub fn encode_events(events: &[Event]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.list(events, |writer, event| event.write(writer));
+    writer.into_bytes()
+}
+
+/// Reads [`encode_events`].
+pub fn decode_events(bytes: &[u8]) -> Result<Vec<Event>, CodecError> {
+    Reader::all(bytes, |reader| {
+        reader.list(EVENTS_MAX, "events", Event::read)
+    })
+}
+
+impl Event {
+    fn write(&self, writer: &mut Writer) {
+        match self {
+            Self::Transferred {
+                from,
+                to,
+                amount,
+                fee,
+            } => writer
+                .u8(1)
+                .address(from)
+                .address(to)
+                .amount(*amount)
+                .amount(*fee),
+            Self::Funded {
+                service,
+                seq,
+                funder,
+                beneficiary,
+                amount,
+                fee,
+            } => {
+                writer
+                    .u8(2)
+                    .raw(service)
+                    .u64(*seq)
+                    .address(funder)
+                    .address(beneficiary);
+                writer.amount(*amount).amount(*fee)
+            }
+            Self::Credited {
+                seq,
+                beneficiary,
+                amount,
+            } => writer.u8(3).u64(*seq).address(beneficiary).amount(*amount),
+            Self::Withdrawn {
+                account,
+                amount,
+                fee,
+            } => writer.u8(4).address(account).amount(*amount).amount(*fee),
+            Self::Opened {
+                channel,
+                payer,
+                payee,
+                signer,
+                allocation,
+                closing_fee,
+                close_window,
+                expiry,
+                fee,
+            } => {
+                writer
+                    .u8(5)
+                    .raw(channel)
+                    .address(payer)
+                    .address(payee)
+                    .raw(signer);
+                writer.amount(*allocation).amount(*closing_fee);
+                writer.u32(*close_window).u64(*expiry).amount(*fee)
+            }
+            Self::ToppedUp {
+                channel,
+                amount,
+                allocation,
+                fee,
+            } => writer
+                .u8(6)
+                .raw(channel)
+                .amount(*amount)
+                .amount(*allocation)
+                .amount(*fee),
+            Self::Claimed {
+                channel,
+                seq,
+                index,
+                units,
+                payout,
+                paid,
+                fee,
+                log_root,
+            } => {
+                writer.u8(7).raw(channel).u32(*seq).u16(*index).u64(*units);
+                writer
+                    .amount(*payout)
+                    .amount(*paid)
+                    .amount(*fee)
+                    .raw(log_root)
+            }
+            Self::Closing {
+                channel,
+                deadline,
+                fee,
+            } => writer.u8(8).raw(channel).u64(*deadline).amount(*fee),
+            Self::Closed {
+                channel,
+                paid,
+                refund,
+            } => writer.u8(9).raw(channel).amount(*paid).amount(*refund),
+            Self::Finalised {
+                channel,
+                paid,
+                refund,
+                fee,
+            } => writer
+                .u8(10)
+                .raw(channel)
+                .amount(*paid)
+                .amount(*refund)
+                .amount(*fee),
+            Self::BatchCut {
+                seq,
+                payouts,
+                total,
+                burn,
+            } => writer
+                .u8(11)
+                .u64(*seq)
+                .u16(*payouts)
+                .amount(*total)
+                .amount(*burn),
+            Self::BatchAccepted {
+                service,
+                seq,
+                height,
+                total,
+                burn,
+            } => writer
+                .u8(12)
+                .raw(service)
+                .u64(*seq)
+                .u64(*height)
+                .amount(*total)
+                .amount(*burn),
+            Self::PaidOut {
+                service,
+                seq,
+                account,
+                amount,
+            } => writer
+                .u8(13)
+                .raw(service)
+                .u64(*seq)
+                .address(account)
+                .amount(*amount),
+        };
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
+        Ok(match reader.u8("event")? {
+            1 => Self::Transferred {
+                from: reader.address("transferred from")?,
+                to: reader.address("transferred to")?,
+                amount: reader.amount("transferred amount")?,
+                fee: reader.amount("transferred fee")?,
+            },
+            2 => Self::Funded {
+                service: reader.hash("funded service")?,
+                seq: reader.u64("funded seq")?,
+                funder: reader.address("funded funder")?,
+                beneficiary: reader.address("funded beneficiary")?,
+                amount: reader.amount("funded amount")?,
+                fee: reader.amount("funded fee")?,
+            },
+            3 => Self::Credited {
+                seq: reader.u64("credited seq")?,
+                beneficiary: reader.address("credited beneficiary")?,
+                amount: reader.amount("credited amount")?,
+            },
+            4 => Self::Withdrawn {
+                account: reader.address("withdrawn account")?,
+                amount: reader.amount("withdrawn amount")?,
+                fee: reader.amount("withdrawn fee")?,
+            },
+            5 => Self::Opened {
+                channel: reader.channel("opened channel")?,
+                payer: reader.address("opened payer")?,
+                payee: reader.address("opened payee")?,
+                signer: reader.key("opened signer")?,
+                allocation: reader.amount("opened allocation")?,
+                closing_fee: reader.amount("opened closing_fee")?,
+                close_window: reader.u32("opened close_window")?,
+                expiry: reader.u64("opened expiry")?,
+                fee: reader.amount("opened fee")?,
+            },
+            6 => Self::ToppedUp {
+                channel: reader.channel("topped_up channel")?,
+                amount: reader.amount("topped_up amount")?,
+                allocation: reader.amount("topped_up allocation")?,
+                fee: reader.amount("topped_up fee")?,
+            },
+            7 => Self::Claimed {
+                channel: reader.channel("claimed channel")?,
+                seq: reader.u32("claimed seq")?,
+                index: reader.u16("claimed index")?,
+                units: reader.u64("claimed units")?,
+                payout: reader.amount("claimed payout")?,
+                paid: reader.amount("claimed paid")?,
+                fee: reader.amount("claimed fee")?,
+                log_root: reader.hash("claimed log_root")?,
+            },
+            8 => Self::Closing {
+                channel: reader.channel("closing channel")?,
+                deadline: reader.u64("closing deadline")?,
+                fee: reader.amount("closing fee")?,
+            },
+            9 => Self::Closed {
+                channel: reader.channel("closed channel")?,
+                paid: reader.amount("closed paid")?,
+                refund: reader.amount("closed refund")?,
+            },
+            10 => Self::Finalised {
+                channel: reader.channel("finalised channel")?,
+                paid: reader.amount("finalised paid")?,
+                refund: reader.amount("finalised refund")?,
+                fee: reader.amount("finalised fee")?,
+            },
+            11 => Self::BatchCut {
+                seq: reader.u64("batch_cut seq")?,
+                payouts: reader.u16("batch_cut payouts")?,
+                total: reader.amount("batch_cut total")?,
+                burn: reader.amount("batch_cut burn")?,
+            },
+            12 => Self::BatchAccepted {
+                service: reader.hash("batch_accepted service")?,
+                seq: reader.u64("batch_accepted seq")?,
+                height: reader.u64("batch_accepted height")?,
+                total: reader.amount("batch_accepted total")?,
+                burn: reader.amount("batch_accepted burn")?,
+            },
+            13 => Self::PaidOut {
+                service: reader.hash("paid_out service")?,
+                seq: reader.u64("paid_out seq")?,
+                account: reader.address("paid_out account")?,
+                amount: reader.amount("paid_out amount")?,
+            },
+            tag => return Err(CodecError::Tag { what: "event", tag }),
+        })
+    }
+}

@@ -1,0 +1,457 @@
+//! What a chain remembers: records, and the keys that they stand under.
+//!
+//! A key is a tag byte and an id, so each record is found without searching; nothing in the
+//! ledger iterates over keys that it does not know. An absent account is an empty one.
+//!
+//! | tag | key | record | on |
+//! |---|---|---|---|
+//! | `a` | address | [`Account`] | both |
+//! | `c` | channel id | [`Channel`] | service |
+//! | `h` | – | [`Heads`]: where the outboxes stand | both |
+//! | `l` | – | [`MainLink`]: what was taken from main | service |
+//! | `o` | destination, number | an outbox entry, for relays | both |
+//! | `p` | – | [`PayoutQueue`] | service |
+//! | `q` | place in the queue | [`Address`] to be paid out | service |
+//! | `s` | service's genesis hash | [`Service`] | main |
+//! | `t` | – | [`Totals`] | both |
+
+use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
+
+use crate::{
+    codec::{CodecError, Reader, Writer},
+    conservation::{MainTotals, ServiceTotals, Totals},
+    genesis::{NAME_BYTES_MAX, VALIDATORS_MAX},
+    machine::Key,
+    outbox::{OutboxHead, read_heads, write_heads},
+};
+
+/// Length of a value of the state, at most: the largest is a full batch.
+pub const VALUE_BYTES_MAX: usize = 64 * 1024;
+/// Length of a key of the state, at most.
+pub const KEY_BYTES_MAX: usize = 1 + 32 + 8;
+
+/// A value of the state.
+pub trait Record: Sized {
+    /// The record's one encoding.
+    fn to_bytes(&self) -> Vec<u8>;
+
+    /// Reads [`to_bytes`](Self::to_bytes).
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError>;
+}
+
+/// An account's money on this chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Number of orders executed so far; the nonce of the next one.
+    pub nonce: u64,
+    /// All of its money here.
+    pub balance: Amount,
+    /// The part of the balance that the next batch takes home to main: payouts, refunds and
+    /// withdrawals. It can be spent until then. Zero on main.
+    pub homeward: Amount,
+    /// True if the account stands in the payout queue.
+    pub queued: bool,
+}
+
+/// A payment channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Channel {
+    /// Who pays.
+    pub payer: Address,
+    /// Who is paid.
+    pub payee: Address,
+    /// Whose vouchers count.
+    pub signer: PublicKey,
+    /// The most that can be redeemed in all.
+    pub allocation: Amount,
+    /// Redeemed so far, fees included; never falls.
+    pub paid: Amount,
+    /// Set aside for closing without the payee; what is left of it returns to the payer.
+    pub closing_fee: Amount,
+    /// Blocks between a close by the payer and the deadline.
+    pub close_window: u32,
+    /// Height from which anybody may close.
+    pub expiry: u64,
+    /// Where in its life the channel is.
+    pub state: ChannelState,
+}
+
+/// Where in its life a channel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelState {
+    /// It can be topped up, claimed and closed.
+    Open,
+    /// It can be claimed, closed by the payee and, above the deadline, finalised.
+    Closing {
+        /// The last height that keeps the channel from being finalised.
+        deadline: u64,
+    },
+    /// Nothing can happen to it. The record stays as evidence of what was paid.
+    Closed,
+}
+
+impl Channel {
+    /// What can still be redeemed.
+    pub fn remaining(&self) -> Amount {
+        match self.state {
+            ChannelState::Closed => Amount::ZERO,
+            // `paid` never passes `allocation`.
+            _ => self
+                .allocation
+                .checked_sub(self.paid)
+                .unwrap_or(Amount::ZERO),
+        }
+    }
+
+    /// The money that the channel holds.
+    pub fn held(&self) -> u128 {
+        u128::from(self.remaining().ntop()) + u128::from(self.closing_fee.ntop())
+    }
+}
+
+/// What main knows of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// For people.
+    pub name: String,
+    /// Whose certificates prove its blocks.
+    pub validators: Vec<PublicKey>,
+    /// Who proved them before; empty until they change.
+    pub previous_validators: Vec<PublicKey>,
+    /// Money that is on the service: funded less accepted.
+    pub escrow: Amount,
+    /// All money ever locked for it.
+    pub funded: u128,
+    /// All money ever released by its batches, burn included.
+    pub accepted: u128,
+    /// How many of main's funds it has acknowledged.
+    pub credited: u64,
+    /// Where its outbox to main stands, as far as main has taken it: the number of the next
+    /// batch and the root over those before.
+    pub inbox: OutboxHead,
+    /// Height of the newest block whose proof brought a batch.
+    pub height: u64,
+    /// State root of that block.
+    pub state_root: Hash,
+}
+
+/// Where a chain's outboxes stand, one per destination. Their hash is in every header.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heads(pub Vec<OutboxHead>);
+
+impl Heads {
+    /// The outbox for `destination`.
+    pub fn to(&self, destination: &Hash) -> Option<&OutboxHead> {
+        self.0.iter().find(|head| head.destination == *destination)
+    }
+}
+
+/// What a service knows of main.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MainLink {
+    /// Whose certificates prove its blocks.
+    pub validators: Vec<PublicKey>,
+    /// Where main's outbox to this service stands, as far as it was credited.
+    pub inbox: OutboxHead,
+}
+
+/// Accounts that wait for the next batch stand under places `head..tail`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PayoutQueue {
+    /// Place of the first that waits.
+    pub head: u64,
+    /// Place of the next to come.
+    pub tail: u64,
+}
+
+/// Key of an [`Account`].
+pub fn account_key(address: &Address) -> Key {
+    key(b'a', address.as_bytes())
+}
+
+/// Key of a [`Channel`].
+pub fn channel_key(channel: &ChannelId) -> Key {
+    key(b'c', channel.as_bytes())
+}
+
+/// Key of [`Heads`].
+pub fn heads_key() -> Key {
+    key(b'h', &[])
+}
+
+/// Key of [`MainLink`].
+pub fn main_link_key() -> Key {
+    key(b'l', &[])
+}
+
+/// Key of an outbox entry: a [`Fund`](crate::outbox::Fund) on main, a
+/// [`Batch`](crate::outbox::Batch) on a service.
+pub fn outbox_entry_key(destination: &Hash, seq: u64) -> Key {
+    let mut bytes = [0; 40];
+    bytes[..32].copy_from_slice(destination.as_bytes());
+    bytes[32..].copy_from_slice(&seq.to_be_bytes());
+    key(b'o', &bytes)
+}
+
+/// Key of [`PayoutQueue`].
+pub fn payout_queue_key() -> Key {
+    key(b'p', &[])
+}
+
+/// Key of the address at a place of the payout queue.
+pub fn queued_key(place: u64) -> Key {
+    key(b'q', &place.to_be_bytes())
+}
+
+/// Key of a [`Service`].
+pub fn service_key(genesis: &Hash) -> Key {
+    key(b's', genesis.as_bytes())
+}
+
+/// Key of [`Totals`].
+pub fn totals_key() -> Key {
+    key(b't', &[])
+}
+
+fn key(tag: u8, id: &[u8]) -> Key {
+    let mut bytes = Vec::with_capacity(1 + id.len());
+    bytes.push(tag);
+    bytes.extend_from_slice(id);
+    Key(bytes)
+}
+
+impl Record for Account {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer
+            .u64(self.nonce)
+            .amount(self.balance)
+            .amount(self.homeward)
+            .bool(self.queued);
+        writer.into_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, |reader| {
+            Ok(Self {
+                nonce: reader.u64("account nonce")?,
+                balance: reader.amount("account balance")?,
+                homeward: reader.amount("account homeward")?,
+                queued: reader.bool("account queued")?,
+            })
+        })
+    }
+}
+
+impl Record for Channel {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer
+            .address(&self.payer)
+            .address(&self.payee)
+            .raw(self.signer);
+        writer
+            .amount(self.allocation)
+            .amount(self.paid)
+            .amount(self.closing_fee);
+        writer.u32(self.close_window).u64(self.expiry);
+        match self.state {
+            ChannelState::Open => writer.u8(0),
+            ChannelState::Closing { deadline } => writer.u8(1).u64(deadline),
+            ChannelState::Closed => writer.u8(2),
+        };
+        writer.into_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, |reader| {
+            Ok(Self {
+                payer: reader.address("channel payer")?,
+                payee: reader.address("channel payee")?,
+                signer: reader.key("channel signer")?,
+                allocation: reader.amount("channel allocation")?,
+                paid: reader.amount("channel paid")?,
+                closing_fee: reader.amount("channel closing_fee")?,
+                close_window: reader.u32("channel close_window")?,
+                expiry: reader.u64("channel expiry")?,
+                state: match reader.u8("channel state")? {
+                    0 => ChannelState::Open,
+                    1 => ChannelState::Closing {
+                        deadline: reader.u64("channel deadline")?,
+                    },
+                    2 => ChannelState::Closed,
+                    tag => {
+                        return Err(CodecError::Tag {
+                            what: "channel state",
+                            tag,
+                        });
+                    }
+                },
+            })
+        })
+    }
+}
+
+impl Record for Service {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.bytes(self.name.as_bytes());
+        write_validators(&mut writer, &self.validators);
+        write_validators(&mut writer, &self.previous_validators);
+        writer
+            .amount(self.escrow)
+            .u128(self.funded)
+            .u128(self.accepted)
+            .u64(self.credited);
+        self.inbox.write(&mut writer);
+        writer.u64(self.height).raw(self.state_root);
+        writer.into_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, |reader| {
+            let name = reader.bytes(NAME_BYTES_MAX, "service name")?.to_vec();
+            Ok(Self {
+                name: String::from_utf8(name).map_err(|_| CodecError::Range("service name"))?,
+                validators: read_validators(reader)?,
+                previous_validators: read_validators(reader)?,
+                escrow: reader.amount("service escrow")?,
+                funded: reader.u128("service funded")?,
+                accepted: reader.u128("service accepted")?,
+                credited: reader.u64("service credited")?,
+                inbox: OutboxHead::read(reader)?,
+                height: reader.u64("service height")?,
+                state_root: reader.hash("service state_root")?,
+            })
+        })
+    }
+}
+
+impl Record for Heads {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        write_heads(&mut writer, &self.0);
+        writer.into_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, read_heads).map(Self)
+    }
+}
+
+impl Record for MainLink {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        write_validators(&mut writer, &self.validators);
+        self.inbox.write(&mut writer);
+        writer.into_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, |reader| {
+            Ok(Self {
+                validators: read_validators(reader)?,
+                inbox: OutboxHead::read(reader)?,
+            })
+        })
+    }
+}
+
+impl Record for PayoutQueue {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.u64(self.head).u64(self.tail);
+        writer.into_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, |reader| {
+            Ok(Self {
+                head: reader.u64("queue head")?,
+                tail: reader.u64("queue tail")?,
+            })
+        })
+    }
+}
+
+impl Record for Address {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.as_bytes().to_vec()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, |reader| reader.address("queued address"))
+    }
+}
+
+impl Record for Totals {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        match self {
+            Self::Main(totals) => {
+                let MainTotals {
+                    supply,
+                    balances,
+                    escrow,
+                    burned,
+                } = *totals;
+                writer
+                    .u8(0)
+                    .u128(supply)
+                    .u128(balances)
+                    .u128(escrow)
+                    .u128(burned);
+            }
+            Self::Service(totals) => {
+                let ServiceTotals {
+                    credited,
+                    batched,
+                    balances,
+                    allocations,
+                    burn,
+                } = *totals;
+                writer.u8(1).u128(credited).u128(batched);
+                writer.u128(balances).u128(allocations).u128(burn);
+            }
+        }
+        writer.into_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, |reader| {
+            Ok(match reader.u8("totals kind")? {
+                0 => Self::Main(MainTotals {
+                    supply: reader.u128("totals supply")?,
+                    balances: reader.u128("totals balances")?,
+                    escrow: reader.u128("totals escrow")?,
+                    burned: reader.u128("totals burned")?,
+                }),
+                1 => Self::Service(ServiceTotals {
+                    credited: reader.u128("totals credited")?,
+                    batched: reader.u128("totals batched")?,
+                    balances: reader.u128("totals balances")?,
+                    allocations: reader.u128("totals allocations")?,
+                    burn: reader.u128("totals burn")?,
+                }),
+                tag => {
+                    return Err(CodecError::Tag {
+                        what: "totals kind",
+                        tag,
+                    });
+                }
+            })
+        })
+    }
+}
+
+fn write_validators(writer: &mut Writer, validators: &[PublicKey]) {
+    writer.list(validators, |writer, key| {
+        writer.raw(key);
+    });
+}
+
+fn read_validators(reader: &mut Reader<'_>) -> Result<Vec<PublicKey>, CodecError> {
+    reader.list(VALIDATORS_MAX, "validators", |reader| {
+        reader.key("validator")
+    })
+}
