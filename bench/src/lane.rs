@@ -1,0 +1,105 @@
+//! What a lane brings: its cases, and for each the contenders.
+
+use anyhow::Result;
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use serde::Serialize;
+use std::time::Instant;
+
+/// A subject to measure.
+pub trait Lane {
+    /// Its name, as on the command line.
+    fn name(&self) -> &'static str;
+
+    /// What it measures, in a line.
+    fn about(&self) -> &'static str;
+
+    /// Prepares the cases. What a contender needs for all its rounds is made here; what must be
+    /// new for each (a topology) is made in its round.
+    fn cases(&self) -> Result<Vec<Case>>;
+}
+
+/// One figure, and who is measured for it.
+pub struct Case {
+    /// `lane/figure`, as in `token/verify`.
+    pub name: String,
+    /// What the figure counts, as in `tokens_per_s`.
+    pub metric: String,
+    /// Its unit, as in `1/s` or `ns`.
+    pub unit: String,
+    /// Which direction is good.
+    pub better: Better,
+    /// The circumstances that one must know to compare: `one core`, `veth, native copy`.
+    pub mode: String,
+    /// We.
+    pub ours: Contender,
+    /// The others, by name.
+    pub peers: Vec<(String, Contender)>,
+}
+
+/// Which direction is good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Better {
+    /// More is better.
+    Higher,
+    /// Less is better.
+    Lower,
+}
+
+/// Whoever is measured.
+pub struct Contender {
+    /// Its version, as it reports it.
+    pub version: String,
+    measure: Box<dyn FnMut() -> Result<Measurement>>,
+}
+
+impl Contender {
+    /// `measure` runs one round.
+    pub fn new(
+        version: impl Into<String>,
+        measure: impl FnMut() -> Result<Measurement> + 'static,
+    ) -> Contender {
+        Contender {
+            version: version.into(),
+            measure: Box::new(measure),
+        }
+    }
+
+    /// Runs one round.
+    pub fn measure(&mut self) -> Result<Measurement> {
+        (self.measure)()
+    }
+}
+
+/// What one round gave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measurement {
+    /// The figure, in the case's unit.
+    pub value: f64,
+    /// How many events it was taken from.
+    pub samples: u64,
+    /// CPU time that the contender took for it, in seconds.
+    pub cpu_s: f64,
+}
+
+/// Measures work of this process: `work` returns how many events it handled, the figure is
+/// events per second of wall time.
+pub fn per_second(work: impl FnOnce() -> Result<u64>) -> Result<Measurement> {
+    let cpu = process_cpu_s();
+    let start = Instant::now();
+    let samples = work()?;
+    let elapsed_s = start.elapsed().as_secs_f64();
+    anyhow::ensure!(samples > 0 && elapsed_s > 0.0, "nothing was measured");
+    Ok(Measurement {
+        // A count of events is far below 2^53.
+        value: samples as f64 / elapsed_s,
+        samples,
+        cpu_s: process_cpu_s() - cpu,
+    })
+}
+
+/// CPU time of this process so far, in seconds.
+pub fn process_cpu_s() -> f64 {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ProcessCPUTime);
+    tv_sec as f64 + tv_nsec as f64 / 1e9
+}

@@ -1,0 +1,133 @@
+//! `topnet-bench`: runs lanes and writes their records. Called by `cargo xtask bench`.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use topnet_bench::lane::Lane;
+use topnet_bench::record::Record;
+use topnet_bench::run::{ROUNDS_MAX, Setting, run};
+
+#[derive(Parser)]
+#[command(name = "topnet-bench", about = "Measures topnet beside its peers")]
+struct Arguments {
+    /// Which lanes to run; all of them if none is named
+    lanes: Vec<String>,
+    /// List the lanes
+    #[arg(long)]
+    list: bool,
+    /// Write the records as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often each contender is measured, interleaved with the others
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(ROUNDS_MAX)))]
+    rounds: u32,
+}
+
+fn main() -> ExitCode {
+    match measure(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(arguments: &Arguments) -> Result<()> {
+    let known = topnet_bench::lanes::all();
+    if arguments.list {
+        for lane in &known {
+            println!("{:<12} {}", lane.name(), lane.about());
+        }
+        return Ok(());
+    }
+    for name in &arguments.lanes {
+        if !known.iter().any(|lane| lane.name() == name) {
+            let names: Vec<&str> = known.iter().map(|lane| lane.name()).collect();
+            bail!("no lane `{name}`; there are: {}", names.join(", "));
+        }
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("this is a debug build: its figures mean nothing; use cargo xtask bench");
+    }
+    let setting = Setting {
+        rounds: arguments.rounds,
+        machine: topnet_machine::machine(),
+        commit: topnet_machine::commit(),
+    };
+    println!("{} at {}", setting.machine, setting.commit);
+    let chosen = known.iter().filter(|lane| {
+        arguments.lanes.is_empty() || arguments.lanes.iter().any(|name| name == lane.name())
+    });
+    let mut records = Vec::new();
+    for lane in chosen {
+        records.extend(measure_lane(lane.as_ref(), &setting)?);
+    }
+    if let Some(path) = &arguments.json {
+        write_json(path, &records).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn measure_lane(lane: &dyn Lane, setting: &Setting) -> Result<Vec<Record>> {
+    let cases = lane
+        .cases()
+        .with_context(|| format!("lane {} cannot be prepared", lane.name()))?;
+    let measurements: usize = cases.iter().map(|case| 1 + case.peers.len()).sum();
+    let bar = ProgressBar::new(measurements as u64 * u64::from(setting.rounds)).with_style(
+        ProgressStyle::with_template("{elapsed:>4} [{bar:30}] {pos}/{len} {wide_msg}")?
+            .progress_chars("=> "),
+    );
+    let mut records = Vec::new();
+    let mut before = 0;
+    for case in cases {
+        let in_case = (1 + case.peers.len()) as u64 * u64::from(setting.rounds);
+        let record = run(lane.name(), case, setting, |message, done| {
+            bar.set_message(message.to_owned());
+            bar.set_position(before + done);
+        })?;
+        before += in_case;
+        bar.suspend(|| print(&record));
+        records.push(record);
+    }
+    bar.finish_and_clear();
+    Ok(records)
+}
+
+fn print(record: &Record) {
+    println!(
+        "{} {} ({}): {:.0} {}  [{:.0} … {:.0}], {} rounds, {:.2} CPU-s",
+        record.case,
+        record.metric,
+        record.mode,
+        record.value,
+        record.unit,
+        record.min,
+        record.max,
+        record.rounds,
+        record.cpu_s
+    );
+    for (name, peer) in &record.peers {
+        let ratio = record.ratios.get(name).copied().unwrap_or(f64::NAN);
+        println!(
+            "    beside {name} {}: {:.0}  [{:.0} … {:.0}], ours is {ratio:.2} of it",
+            peer.version, peer.value, peer.min, peer.max
+        );
+    }
+}
+
+/// The file may be another user's, made for us by an unelevated caller; asking the kernel to
+/// create it would then be refused in a shared directory.
+fn write_json(path: &Path, records: &[Record]) -> io::Result<()> {
+    let mut existing = File::options();
+    existing.write(true).truncate(true);
+    let mut file = existing.open(path).or_else(|_| File::create(path))?;
+    serde_json::to_writer_pretty(&mut file, records)?;
+    writeln!(file)
+}

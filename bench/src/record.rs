@@ -1,0 +1,110 @@
+//! What a run leaves: one record per case, complete enough to be compared years later.
+
+use crate::lane::{Better, Measurement};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// One case's figures. The names of the fields are what readers of the JSON rely on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Record {
+    /// The lane's name.
+    pub lane: String,
+    /// The case's name.
+    pub case: String,
+    /// What the figure counts.
+    pub metric: String,
+    /// The figure's unit.
+    pub unit: String,
+    /// Which direction is good.
+    pub better: Better,
+    /// The circumstances.
+    pub mode: String,
+    /// Our median.
+    pub value: f64,
+    /// Our lowest round.
+    pub min: f64,
+    /// Our highest round.
+    pub max: f64,
+    /// How many rounds each contender ran.
+    pub rounds: usize,
+    /// How many events our rounds were taken from, together.
+    pub samples: u64,
+    /// CPU time that our rounds took, together, in seconds.
+    pub cpu_s: f64,
+    /// The others, measured in the same interleaved run.
+    pub peers: BTreeMap<String, Peer>,
+    /// Our median ÷ the peer's.
+    pub ratios: BTreeMap<String, f64>,
+    /// Where it was measured.
+    pub machine: String,
+    /// What was measured.
+    pub commit: String,
+}
+
+/// A peer's figures.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Peer {
+    /// Its median.
+    pub value: f64,
+    /// Its lowest round.
+    pub min: f64,
+    /// Its highest round.
+    pub max: f64,
+    /// Its version.
+    pub version: String,
+}
+
+/// Median, lowest and highest of some rounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Summary {
+    /// The median; of an even number of rounds, the mean of the middle two.
+    pub median: f64,
+    /// The lowest.
+    pub min: f64,
+    /// The highest.
+    pub max: f64,
+}
+
+impl Summary {
+    /// Sums up rounds; `None` if there are none.
+    pub fn of(rounds: &[Measurement]) -> Option<Summary> {
+        let mut values: Vec<f64> = rounds.iter().map(|round| round.value).collect();
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            (values[middle - 1] + values[middle]) / 2.0
+        };
+        Some(Summary { median, min, max })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_of_the_middle() {
+        let summary = |values: &[f64]| {
+            let rounds: Vec<Measurement> = values
+                .iter()
+                .map(|&value| Measurement {
+                    value,
+                    samples: 1,
+                    cpu_s: 0.0,
+                })
+                .collect();
+            Summary::of(&rounds).map(|found| (found.median, found.min, found.max))
+        };
+        for (values, expected) in [
+            (&[][..], None),
+            (&[7.0], Some((7.0, 7.0, 7.0))),
+            (&[9.0, 1.0, 2.0], Some((2.0, 1.0, 9.0))),
+            (&[4.0, 1.0, 2.0, 9.0], Some((3.0, 1.0, 9.0))),
+        ] {
+            assert_eq!(summary(values), expected, "{values:?}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The lab and the benchmarks: built as the user, run with root's rights.
+
+use crate::doctor::{self, Group};
+use crate::workspace::Workspace;
+use crate::{elevate, own_file};
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// What `cargo xtask lab` takes.
+#[derive(Args)]
+pub struct LabArguments {
+    /// Which scenario to run, or `all`
+    #[arg(long, value_name = "NAME", default_value = "paid-download")]
+    scenario: String,
+    /// List the scenarios
+    #[arg(long)]
+    list: bool,
+    /// Write the reconciliation as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Leave everything running and print how to look around
+    #[arg(long)]
+    keep: bool,
+    /// Install what is missing without asking
+    #[arg(long)]
+    yes: bool,
+}
+
+/// What `cargo xtask bench` takes.
+#[derive(Args)]
+pub struct BenchArguments {
+    /// Which lanes to run; all of them if none is named
+    lanes: Vec<String>,
+    /// List the lanes
+    #[arg(long)]
+    list: bool,
+    /// Write the records as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often each contender is measured, interleaved with the others
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
+    /// Install what is missing without asking
+    #[arg(long)]
+    yes: bool,
+}
+
+/// `cargo xtask lab`.
+pub fn lab(workspace: &Workspace, arguments: LabArguments) -> Result<()> {
+    doctor::ensure(workspace, &[Group::Build, Group::Lab], arguments.yes)?;
+    build_lab(workspace)?;
+    let mut words = Vec::new();
+    if arguments.list {
+        words.push("--list".to_owned());
+    } else {
+        words.extend(["--scenario".to_owned(), arguments.scenario]);
+    }
+    if arguments.keep {
+        words.push("--keep".to_owned());
+    }
+    if let Some(file) = &arguments.json {
+        words.extend(json_argument(file)?);
+    }
+    become_command(lab_command(workspace, &words)?)
+}
+
+/// Builds the lab and every program that it starts.
+pub fn build_lab(workspace: &Workspace) -> Result<()> {
+    build(workspace.cargo().args([
+        "build",
+        "--workspace",
+        "--bins",
+        "--exclude",
+        "topnet-bench",
+        "--exclude",
+        "xtask",
+    ]))
+}
+
+/// The elevated lab with these arguments.
+pub fn lab_command(workspace: &Workspace, arguments: &[String]) -> Result<Command> {
+    let commit = workspace.commit();
+    let variables = [("TOPNET_COMMIT", commit.as_str())];
+    let mut command = elevate::command(&workspace.binary("debug", "topnet-lab"), &variables)?;
+    command.args(arguments);
+    Ok(command)
+}
+
+/// `cargo xtask bench`.
+pub fn bench(workspace: &Workspace, arguments: BenchArguments) -> Result<()> {
+    doctor::ensure(workspace, &[Group::Build, Group::Lab], arguments.yes)?;
+    // Only release figures are figures.
+    build(
+        workspace
+            .cargo()
+            .args(["build", "--release", "--package", "topnet-bench", "--bins"]),
+    )?;
+    let commit = workspace.commit();
+    let variables = [("TOPNET_COMMIT", commit.as_str())];
+    let mut command = elevate::command(&workspace.binary("release", "topnet-bench"), &variables)?;
+    if arguments.list {
+        command.arg("--list");
+    }
+    if let Some(rounds) = arguments.rounds {
+        command.args(["--rounds", &rounds.to_string()]);
+    }
+    if let Some(file) = &arguments.json {
+        command.args(json_argument(file)?);
+    }
+    command.args(&arguments.lanes);
+    become_command(command)
+}
+
+fn build(command: &mut Command) -> Result<()> {
+    let status = command.status().context("cannot start cargo")?;
+    ensure!(status.success(), "the build failed; see above");
+    Ok(())
+}
+
+fn json_argument(file: &std::path::Path) -> Result<[String; 2]> {
+    let file = own_file(file)?;
+    let text = file
+        .to_str()
+        .with_context(|| format!("{} is not UTF-8", file.display()))?;
+    Ok(["--json".to_owned(), text.to_owned()])
+}
+
+/// Replaces this process, so that a signal from the terminal reaches the runner, which cleans up,
+/// and the shell waits for it.
+fn become_command(mut command: Command) -> Result<()> {
+    Err(command.exec()).with_context(|| format!("cannot start {:?}", command.get_program()))
+}

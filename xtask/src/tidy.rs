@@ -1,0 +1,391 @@
+//! Checks what the compiler does not: who may depend on whom, where unsafe code may live, and
+//! that the unit's size has one home. Documentation of public items is clippy's part.
+
+use crate::workspace::{Package, Workspace};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Which of our crates each crate may use outside its tests. Contracts are at the top; a
+/// consumer of a process depends on the contract that it speaks, never on the process.
+const ARROWS: &[(&str, &[&str])] = &[
+    // Contracts and pure logic.
+    ("topnet-account", &[]),
+    ("topnet-ebpf-abi", &[]),
+    ("topnet-unit", &["topnet-ebpf-abi"]),
+    ("topnet-channel", &["topnet-account", "topnet-unit"]),
+    ("topnet-ledger", &["topnet-account", "topnet-channel"]),
+    (
+        "topnet-api",
+        &["topnet-account", "topnet-channel", "topnet-unit"],
+    ),
+    ("topnet-config", &["topnet-account"]),
+    // What processes are made of.
+    ("topnet-link", &["topnet-account", "topnet-channel"]),
+    (
+        "topnet-wallet",
+        &[
+            "topnet-account",
+            "topnet-channel",
+            "topnet-config",
+            "topnet-ledger",
+            "topnet-link",
+            "topnet-unit",
+        ],
+    ),
+    (
+        "topnet-chain",
+        &["topnet-account", "topnet-channel", "topnet-ledger"],
+    ),
+    // Processes.
+    (
+        "topnet-dataplane",
+        &[
+            "topnet-account",
+            "topnet-api",
+            "topnet-config",
+            "topnet-ebpf-abi",
+            "topnet-unit",
+        ],
+    ),
+    (
+        "topnet-metering",
+        &[
+            "topnet-account",
+            "topnet-api",
+            "topnet-channel",
+            "topnet-config",
+            "topnet-ebpf-abi",
+            "topnet-ledger",
+            "topnet-link",
+            "topnet-unit",
+        ],
+    ),
+    (
+        "topnet-settlement",
+        &[
+            "topnet-account",
+            "topnet-api",
+            "topnet-chain",
+            "topnet-channel",
+            "topnet-config",
+            "topnet-ledger",
+        ],
+    ),
+    (
+        "topnet-control",
+        &[
+            "topnet-account",
+            "topnet-api",
+            "topnet-channel",
+            "topnet-config",
+            "topnet-ledger",
+            "topnet-unit",
+            // The command is also the payer's side.
+            "topnet-link",
+            "topnet-wallet",
+        ],
+    ),
+    // Doors and tests.
+    ("topnet-machine", &[]),
+    ("topnet-netns", &[]),
+    (
+        "topnet-lab",
+        &[
+            "topnet-account",
+            "topnet-api",
+            "topnet-config",
+            "topnet-machine",
+            "topnet-netns",
+            "topnet-unit",
+        ],
+    ),
+    ("topnet-dependencies", &[]),
+    ("xtask", &[]),
+];
+
+/// These measure and test across the layers: they may use every crate, and nobody uses them.
+const ACROSS: &[&str] = &["topnet-bench", "topnet-tests"];
+
+/// Where unsafe code may live: shared memory, the AF_XDP sockets, the BPF program.
+const ISLANDS: &[&str] = &["dataplane/unit/src/", "dataplane/src/io/", "ebpf/program/"];
+
+/// Crates whose root cannot say `forbid`, because an island is a part of them. They say `deny`,
+/// and the island allows it where it begins.
+const WITH_ISLAND: &[&str] = &["topnet-unit", "topnet-dataplane"];
+
+/// The only file that knows the unit's size.
+const UNIT_HOME: &str = "dataplane/unit/src/";
+
+/// The unit's size as a search term. Written so that this file does not hold it.
+fn unit_literals() -> [String; 2] {
+    let (thousands, rest) = ("524", "288");
+    [format!("{thousands}{rest}"), format!("{thousands}_{rest}")]
+}
+
+/// `cargo xtask tidy`.
+pub fn run(workspace: &Workspace) -> Result<()> {
+    let mut problems = check(workspace)?;
+    let clippy = clippy(workspace)
+        .stdout(std::process::Stdio::inherit())
+        .status()
+        .context("cannot start cargo clippy")?;
+    if !clippy.success() {
+        problems.push("clippy (which asks for documentation on public items): see above".into());
+    }
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    ensure!(problems.is_empty(), "{} things are untidy", problems.len());
+    println!("tidy");
+    Ok(())
+}
+
+/// clippy with the workspace's lints, every warning an error.
+pub fn clippy(workspace: &Workspace) -> std::process::Command {
+    let mut command = workspace.cargo();
+    command.args(["clippy", "--workspace", "--all-targets", "--quiet"]);
+    command.args(["--", "--deny", "warnings"]);
+    command
+}
+
+/// Everything but clippy; one line per problem.
+pub fn check(workspace: &Workspace) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    arrows(&workspace.packages, &mut problems);
+    for package in &workspace.packages {
+        manifest(workspace, package, &mut problems)?;
+        roots(workspace, package, &mut problems)?;
+    }
+    let mut files = Vec::new();
+    rust_files(&workspace.root, &workspace.target, &mut files)?;
+    for file in files {
+        let text = fs::read_to_string(&file)
+            .with_context(|| format!("{} cannot be read", file.display()))?;
+        source(workspace.short(&file), &text, &mut problems);
+    }
+    problems.sort();
+    Ok(problems)
+}
+
+fn arrows(packages: &[Package], problems: &mut Vec<String>) {
+    let allowed: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
+    for package in packages {
+        let name = package.name.as_str();
+        if ACROSS.contains(&name) {
+            continue;
+        }
+        let Some(targets) = allowed.get(name) else {
+            problems.push(format!(
+                "{name} has no place in the layering: add it to ARROWS in xtask/src/tidy.rs"
+            ));
+            continue;
+        };
+        for dependency in &package.dependencies {
+            let ours = dependency.path.is_some();
+            let in_tests = dependency.kind.as_deref() == Some("dev");
+            if ours && !in_tests && !targets.contains(&dependency.name.as_str()) {
+                problems.push(format!(
+                    "{name} depends on {}: depend on the contract between them instead, or argue \
+                     for the arrow in ARROWS in xtask/src/tidy.rs",
+                    dependency.name
+                ));
+            }
+        }
+    }
+}
+
+/// Without `[lints] workspace = true` a crate would escape every lint, documentation included.
+fn manifest(workspace: &Workspace, package: &Package, problems: &mut Vec<String>) -> Result<()> {
+    let text = fs::read_to_string(&package.manifest_path)?;
+    let inherits = text
+        .split_once("[lints]")
+        .is_some_and(|(_, rest)| rest.trim_start().starts_with("workspace = true"));
+    if !inherits {
+        problems.push(format!(
+            "{}: add `[lints]` with `workspace = true`",
+            workspace.short(&package.manifest_path).display()
+        ));
+    }
+    Ok(())
+}
+
+/// The root of every library and binary forbids unsafe code, or denies it if an island is below.
+fn roots(workspace: &Workspace, package: &Package, problems: &mut Vec<String>) -> Result<()> {
+    for target in &package.targets {
+        if !target
+            .kind
+            .iter()
+            .any(|kind| kind == "lib" || kind == "bin")
+        {
+            continue;
+        }
+        let text = fs::read_to_string(&target.src_path)?;
+        let denied = text.contains("#![deny(unsafe_code)]");
+        let island = WITH_ISLAND.contains(&package.name.as_str()) && denied;
+        if !text.contains("#![forbid(unsafe_code)]") && !island {
+            problems.push(format!(
+                "{}: begins without #![forbid(unsafe_code)]",
+                workspace.short(&target.src_path).display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What holds for a single file.
+fn source(path: &Path, text: &str, problems: &mut Vec<String>) {
+    let island = ISLANDS.iter().any(|island| path.starts_with(island));
+    let unit_home = path.starts_with(UNIT_HOME);
+    let literals = unit_literals();
+    for (index, line) in text.lines().enumerate() {
+        let code = line.split("//").next().unwrap_or_default();
+        let place = || format!("{}:{}", path.display(), index + 1);
+        if !island && has_unsafe(code) {
+            problems.push(format!(
+                "{}: unsafe code outside the islands ({})",
+                place(),
+                ISLANDS.join(", ")
+            ));
+        }
+        if !unit_home && code.contains("const UNIT_BYTES") {
+            problems.push(format!(
+                "{}: UNIT_BYTES has one home, {UNIT_HOME}: use topnet_unit::UNIT_BYTES",
+                place()
+            ));
+        }
+        if !unit_home
+            && literals
+                .iter()
+                .any(|literal| line.contains(literal.as_str()))
+        {
+            problems.push(format!(
+                "{}: the unit's size written out: use topnet_unit::UNIT_BYTES",
+                place()
+            ));
+        }
+    }
+}
+
+/// True if the line opens an unsafe block, function, trait or implementation.
+fn has_unsafe(code: &str) -> bool {
+    let words: Vec<&str> = code
+        .split(|character: char| {
+            !(character.is_alphanumeric() || character == '_' || character == '{')
+        })
+        .filter(|word| !word.is_empty())
+        .collect();
+    words.windows(2).any(|pair| {
+        pair[0] == "unsafe" && matches!(pair[1], "fn" | "impl" | "trait" | "extern")
+            || pair[0] == "unsafe" && pair[1].starts_with('{')
+    }) || words.iter().any(|word| word.starts_with("unsafe{"))
+        || words.last() == Some(&"unsafe") && !code.contains('"')
+}
+
+fn rust_files(directory: &Path, target: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        let name = entry.file_name();
+        let hidden = name.to_string_lossy().starts_with('.');
+        if entry.file_type()?.is_dir() {
+            if !hidden && name != "target" && path != target {
+                rust_files(&path, target, into)?;
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Fails with the problems, for callers that have no other use for them.
+pub fn demand(workspace: &Workspace) -> Result<()> {
+    let problems = check(workspace)?;
+    if problems.is_empty() {
+        return Ok(());
+    }
+    bail!("{}", problems.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace::Dependency;
+
+    fn problems_of(path: &str, text: &str) -> usize {
+        let mut problems = Vec::new();
+        source(Path::new(path), text, &mut problems);
+        problems.len()
+    }
+
+    #[test]
+    fn a_line_breaks_a_rule_only_outside_its_island() {
+        let [plain, grouped] = unit_literals();
+        for (path, text, expected) in [
+            ("control/src/a.rs", "unsafe { read() }", 1),
+            ("control/src/a.rs", "unsafe{ read() }", 1),
+            ("control/src/a.rs", "pub unsafe fn f() {}", 1),
+            ("control/src/a.rs", "let x = unsafe", 1),
+            ("control/src/a.rs", "#![forbid(unsafe_code)]", 0),
+            ("control/src/a.rs", "// unsafe { here } is only told of", 0),
+            ("control/src/a.rs", "f(\"unsafe code is not\")", 0),
+            ("dataplane/unit/src/a.rs", "unsafe { read() }", 0),
+            ("dataplane/src/io/a.rs", "unsafe { read() }", 0),
+            ("dataplane/src/a.rs", "unsafe { read() }", 1),
+            ("control/src/a.rs", "pub const UNIT_BYTES: u64 = 1;", 1),
+            (
+                "dataplane/unit/src/a.rs",
+                "pub const UNIT_BYTES: u64 = 1;",
+                0,
+            ),
+            ("control/src/a.rs", plain.as_str(), 1),
+            ("control/src/a.rs", grouped.as_str(), 1),
+            ("dataplane/unit/src/a.rs", grouped.as_str(), 0),
+        ] {
+            assert_eq!(problems_of(path, text), expected, "{path}: {text}");
+        }
+    }
+
+    #[test]
+    fn an_arrow_that_is_not_drawn_is_told() {
+        let package = |name: &str, dependency: &str, kind: Option<&str>| Package {
+            name: name.into(),
+            manifest_path: "Cargo.toml".into(),
+            dependencies: vec![Dependency {
+                name: dependency.into(),
+                kind: kind.map(str::to_owned),
+                path: dependency.starts_with("topnet").then(|| "x".into()),
+            }],
+            targets: Vec::new(),
+        };
+        for (name, dependency, kind, expected) in [
+            ("topnet-metering", "topnet-unit", None, 0),
+            ("topnet-metering", "topnet-dataplane", None, 1),
+            ("topnet-metering", "topnet-dataplane", Some("build"), 1),
+            ("topnet-metering", "topnet-dataplane", Some("dev"), 0),
+            ("topnet-metering", "serde", None, 0),
+            ("topnet-unheard-of", "serde", None, 1),
+            ("topnet-bench", "topnet-dataplane", None, 0),
+        ] {
+            let mut problems = Vec::new();
+            arrows(&[package(name, dependency, kind)], &mut problems);
+            assert_eq!(problems.len(), expected, "{name} → {dependency}");
+        }
+    }
+
+    #[test]
+    fn arrows_lead_only_to_crates_that_stand_above() {
+        let order: Vec<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
+        for (index, (name, targets)) in ARROWS.iter().enumerate() {
+            for target in *targets {
+                let above = order.iter().position(|other| other == target);
+                assert!(
+                    above.is_some_and(|above| above < index),
+                    "{name} → {target}: a cycle, or a crate that is not listed"
+                );
+            }
+        }
+    }
+}
