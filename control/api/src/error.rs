@@ -17,6 +17,10 @@ pub struct ApiError {
 impl ApiError {
     /// An error with all three parts.
     pub fn new(code: &str, what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), what: what.into(), mend: mend.into() }
+        Self {
+            code: code.to_owned(),
+            what: what.into(),
+            mend: mend.into(),
+        }
     }
 }

@@ -1,4 +1,7 @@
-//! Messages between processes: one typed service per process, on one Unix socket each.
+//! Messages between processes and to Dapps.
+//!
+//! Between processes: one typed service per process, on one Unix socket each. To Dapps and
+//! operators: the values of the JSON-RPC methods, which control serves.
 //!
 //! Every request may be repeated: installation is declarative, totals are cumulative,
 //! submission is idempotent. A process that restarts is asked again and answers anew.
@@ -8,6 +11,8 @@
 mod dataplane;
 mod error;
 mod metering;
+mod operator;
+mod public;
 mod settlement;
 mod socket;
 
@@ -17,7 +22,16 @@ pub use dataplane::{
     SlotState,
 };
 pub use error::ApiError;
-pub use metering::{ChannelStatus, ClaimBytes, FinalClaim, Metering, MeteringClient, MeteringStatus};
+pub use metering::{
+    ChannelStatus, ClaimBytes, FinalClaim, Metering, MeteringClient, MeteringStatus,
+};
+pub use operator::{
+    ChannelReport, DataplaneReport, ProcessReport, ProviderStatus, SessionReport, SessionTraffic,
+};
+pub use public::{
+    ChainReport, HexBytes, Offer, PaymentEndpoint, SessionAction, SessionGrant, SessionId,
+    SessionRequest, SessionStopped, WireguardConfig, WireguardKeyError, WireguardPublicKey,
+};
 pub use settlement::{
     AccountView, BlockRef, ChainName, ChainParameters, ChainTip, ChannelState, ChannelView,
     CloseProgress, ServiceView, Settlement, SettlementClient, SubmittedTransaction,

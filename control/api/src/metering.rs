@@ -1,7 +1,7 @@
 //! What metering is asked: how channels stand, and the last claim of one.
 
 use serde::{Deserialize, Serialize};
-use topnet_account::{Amount, ChannelId};
+use topnet_account::{Amount, ChannelId, PublicKey};
 
 use crate::ApiError;
 
@@ -57,6 +57,8 @@ pub struct ClaimBytes {
 /// What an operator sees of metering.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeteringStatus {
+    /// The key that the payment connection proves; it is in the offer.
+    pub identity: PublicKey,
     /// Boot id of the attached data plane, if there is one.
     pub dataplane_boot: Option<String>,
     /// Payers connected.

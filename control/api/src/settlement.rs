@@ -187,8 +187,10 @@ pub trait Settlement {
     /// A chain's newest final block.
     async fn tip(chain: ChainName) -> Result<ChainTip, ApiError>;
     /// Hands a signed transaction to a chain's mempool. Repeating it is harmless.
-    async fn submit(chain: ChainName, transaction: Vec<u8>)
-    -> Result<SubmittedTransaction, ApiError>;
+    async fn submit(
+        chain: ChainName,
+        transaction: Vec<u8>,
+    ) -> Result<SubmittedTransaction, ApiError>;
     /// What became of a transaction.
     async fn transaction(chain: ChainName, id: Hash) -> Result<TransactionStatus, ApiError>;
     /// An account as of the newest final block; one never seen has nothing.

@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -15,6 +16,15 @@ use tarpc::{
 
 /// The longest request or answer on a process's socket.
 pub const REQUEST_BYTES_MAX: usize = 16 << 20;
+
+/// Connections that a process answers at once; more wait.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Requests that a process answers at once, per connection; more wait.
+const REQUESTS_MAX: usize = 256;
+
+/// Owner and group may connect, nobody else: the processes have a user each and one group.
+const SOCKET_MODE: u32 = 0o660;
 
 /// The sockets below the runtime directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +77,10 @@ where
 {
     let mut connecting = unix::connect(path, Json::default);
     connecting.config_mut().max_frame_length(REQUEST_BYTES_MAX);
-    connecting.await.map_err(|source| ConnectError { path: path.to_owned(), source })
+    connecting.await.map_err(|source| ConnectError {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Listens at `path`, in place of a socket that an earlier run left there.
@@ -84,29 +97,29 @@ where
     }
     let mut incoming = unix::listen(path, Json::default).await?;
     incoming.config_mut().max_frame_length(REQUEST_BYTES_MAX);
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
     // A connection that broke before it began is nobody's error but its own.
     Ok(incoming.filter_map(|connection| future::ready(connection.ok())))
 }
 
 /// Answers every connection of `incoming` with `service` until the stream ends. Garbage ends
 /// the connection that it came on and no other.
+///
+/// Nothing is spawned here, because a service's futures can only be proved `Send` where its
+/// type is known: spawn the whole.
 pub async fn serve_connections<S>(
     incoming: impl Stream<Item = Transport<tarpc::ClientMessage<S::Req>, tarpc::Response<S::Resp>>>,
     service: S,
 ) where
-    S: Serve + Clone + Send + 'static,
-    S::Req: DeserializeOwned + tarpc::RequestName + Send + 'static,
-    S::Resp: Serialize + Send + 'static,
+    S: Serve + Clone,
+    S::Req: DeserializeOwned + tarpc::RequestName,
+    S::Resp: Serialize,
 {
-    let mut incoming = std::pin::pin!(incoming);
-    while let Some(transport) = incoming.next().await {
-        let service = service.clone();
-        tokio::spawn(async move {
-            let requests = BaseChannel::with_defaults(transport).execute(service);
-            let mut requests = std::pin::pin!(requests);
-            while let Some(request) = requests.next().await {
-                tokio::spawn(request);
-            }
-        });
-    }
+    incoming
+        .for_each_concurrent(CONNECTIONS_MAX, |transport| {
+            BaseChannel::with_defaults(transport)
+                .execute(service.clone())
+                .for_each_concurrent(REQUESTS_MAX, |request| request)
+        })
+        .await;
 }
