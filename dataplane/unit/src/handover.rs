@@ -104,7 +104,10 @@ impl Header {
             return Err(HandoverError::NotOurs);
         }
         if number(8) != LAYOUT_VERSION {
-            return Err(HandoverError::Version { theirs: number(8), ours: LAYOUT_VERSION });
+            return Err(HandoverError::Version {
+                theirs: number(8),
+                ours: LAYOUT_VERSION,
+            });
         }
         let mut boot = [0; 16];
         boot.copy_from_slice(&bytes[24..40]);
@@ -122,10 +125,14 @@ impl Header {
             return Err(HandoverError::Shape("the number of slots is out of range"));
         }
         if !(1..=WORKERS_MAX).contains(&self.workers) {
-            return Err(HandoverError::Shape("the number of workers is out of range"));
+            return Err(HandoverError::Shape(
+                "the number of workers is out of range",
+            ));
         }
         if !self.records.is_power_of_two() || self.records > RECORDS_MAX {
-            return Err(HandoverError::Shape("a ring's size is not a power of two in range"));
+            return Err(HandoverError::Shape(
+                "a ring's size is not a power of two in range",
+            ));
         }
         Ok(())
     }
@@ -163,13 +170,24 @@ impl Handover {
             let produced = Mapping::new(&ring, ring_bytes(header.records), Access::ReadWrite)?;
             let words = header.to_bytes();
             for (word, bytes) in produced.words().iter().zip(words.chunks_exact(8)) {
-                word.store(u64::from_le_bytes(bytes.try_into().unwrap_or_default()), Ordering::Relaxed);
+                word.store(
+                    u64::from_le_bytes(bytes.try_into().unwrap_or_default()),
+                    Ordering::Relaxed,
+                );
             }
             let consumed = Mapping::new(&consumer, CONSUMER_BYTES, Access::Read)?;
             producers.push(Producer::new(produced, consumed, header.records));
             rings.push(RingHandover { ring, consumer });
         }
-        Ok((Self { header, usage, credit, rings }, producers))
+        Ok((
+            Self {
+                header,
+                usage,
+                credit,
+                rings,
+            },
+            producers,
+        ))
     }
 
     /// Tables of anonymous memory where no XDP program shares them, with both writing ends.
@@ -202,9 +220,18 @@ impl Handover {
             return Err(HandoverError::Shape("too many workers for one message"));
         }
         let bytes = self.header.to_bytes();
-        let sent = sendmsg(socket, &[io::IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)
-            .map_err(io::Error::from)?;
-        if sent == bytes.len() { Ok(()) } else { Err(HandoverError::NotOurs) }
+        let sent = sendmsg(
+            socket,
+            &[io::IoSlice::new(&bytes)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )
+        .map_err(io::Error::from)?;
+        if sent == bytes.len() {
+            Ok(())
+        } else {
+            Err(HandoverError::NotOurs)
+        }
     }
 }
 
@@ -251,10 +278,16 @@ impl Attachment {
 
     fn from_parts(header: Header, descriptors: Vec<OwnedFd>) -> Result<Self, HandoverError> {
         if descriptors.len() != 2 + 2 * header.workers as usize {
-            return Err(HandoverError::Shape("the number of descriptors is not the header's"));
+            return Err(HandoverError::Shape(
+                "the number of descriptors is not the header's",
+            ));
         }
         let mut descriptors = descriptors.into_iter();
-        let mut next = || descriptors.next().ok_or(HandoverError::Shape("a descriptor is missing"));
+        let mut next = || {
+            descriptors
+                .next()
+                .ok_or(HandoverError::Shape("a descriptor is missing"))
+        };
         let usage = UsageTable::map(next()?, header.slots, Access::Read)?;
         let credit = CreditTable::map(next()?, header.slots, Access::ReadWrite)?;
         let mut rings = Vec::new();
@@ -274,7 +307,12 @@ impl Attachment {
             }
             rings.push(Consumer::new(ring, consumer, header.records));
         }
-        Ok(Self { header, usage, credit, rings })
+        Ok(Self {
+            header,
+            usage,
+            credit,
+            rings,
+        })
     }
 }
 
@@ -285,7 +323,12 @@ mod tests {
     use super::*;
     use crate::{CreditGrant, Slot, UnitRecord};
 
-    const HEADER: Header = Header { boot: BootId([3; 16]), slots: 16, workers: 2, records: 8 };
+    const HEADER: Header = Header {
+        boot: BootId([3; 16]),
+        slots: 16,
+        workers: 2,
+        records: 8,
+    };
 
     #[test]
     fn what_one_process_writes_the_other_reads() {
@@ -295,12 +338,26 @@ mod tests {
         let mut attached = Attachment::receive(&theirs).unwrap();
         assert_eq!(attached.header, HEADER);
 
-        let slot = Slot { index: 5, generation: 1 };
+        let slot = Slot {
+            index: 5,
+            generation: 1,
+        };
         usage.add(5, 700, 1);
         assert_eq!(attached.usage.totals(5).bytes, 700);
-        attached.credit.grant(slot, CreditGrant { limit_bytes: 9, record_at_bytes: 9 });
+        attached.credit.grant(
+            slot,
+            CreditGrant {
+                limit_bytes: 9,
+                record_at_bytes: 9,
+            },
+        );
         assert_eq!(credit.balance(slot).limit_bytes, 9);
-        let record = UnitRecord { slot, bytes: 700, packets: 1, time_ns: 2 };
+        let record = UnitRecord {
+            slot,
+            bytes: 700,
+            packets: 1,
+            time_ns: 2,
+        };
         assert!(producers[1].push(record));
         let mut seen = Vec::new();
         assert_eq!(attached.rings[0].drain(|_| ()), Ok(0));
@@ -314,17 +371,29 @@ mod tests {
         bytes[8..12].copy_from_slice(&77_u32.to_le_bytes());
         let error = Header::from_bytes(&bytes).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("77") && text.contains(&LAYOUT_VERSION.to_string()), "{text}");
+        assert!(
+            text.contains("77") && text.contains(&LAYOUT_VERSION.to_string()),
+            "{text}"
+        );
     }
 
     #[test]
     fn garbage_and_missing_descriptors_are_refused() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.write_all(&[1; HEADER_BYTES]).unwrap();
-        assert!(matches!(Attachment::receive(&theirs), Err(HandoverError::NotOurs)));
+        assert!(matches!(
+            Attachment::receive(&theirs),
+            Err(HandoverError::NotOurs)
+        ));
         ours.write_all(&HEADER.to_bytes()).unwrap();
-        assert!(matches!(Attachment::receive(&theirs), Err(HandoverError::Shape(_))));
+        assert!(matches!(
+            Attachment::receive(&theirs),
+            Err(HandoverError::Shape(_))
+        ));
         drop(ours);
-        assert!(matches!(Attachment::receive(&theirs), Err(HandoverError::Socket(_))));
+        assert!(matches!(
+            Attachment::receive(&theirs),
+            Err(HandoverError::Socket(_))
+        ));
     }
 }

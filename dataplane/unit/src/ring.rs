@@ -89,7 +89,13 @@ impl<W: Words> Producer<W> {
     /// The producing end of an empty ring with `records` places (a power of two).
     pub fn new(ring: W, consumer: W, records: u32) -> Self {
         assert!(records.is_power_of_two(), "a ring of {records} records");
-        Self { ring, consumer, records, produced: 0, consumed: 0 }
+        Self {
+            ring,
+            consumer,
+            records,
+            produced: 0,
+            consumed: 0,
+        }
     }
 
     /// Publishes a record, or returns false if there is no place: then nothing has happened,
@@ -134,7 +140,12 @@ impl<W: Words> Consumer<W> {
     pub fn new(ring: W, consumer: W, records: u32) -> Self {
         assert!(records.is_power_of_two(), "a ring of {records} records");
         let consumed = consumer.words()[CONSUMED_WORD].load(Ordering::Acquire);
-        Self { ring, consumer, records, consumed }
+        Self {
+            ring,
+            consumer,
+            records,
+            consumed,
+        }
     }
 
     /// Hands every waiting record to `take`, oldest first, and returns how many there were.
@@ -144,7 +155,11 @@ impl<W: Words> Consumer<W> {
         if waiting > u64::from(self.records) {
             let consumed = self.consumed;
             self.release(produced);
-            return Err(RingCorrupt { produced, consumed, records: self.records });
+            return Err(RingCorrupt {
+                produced,
+                consumed,
+                records: self.records,
+            });
         }
         for index in self.consumed..produced {
             let words = place(self.ring.words(), index, self.records);
@@ -183,7 +198,10 @@ fn slot_word(slot: Slot) -> u64 {
 }
 
 fn slot_of(word: u64) -> Slot {
-    Slot { index: word as u32, generation: (word >> 32) as u32 }
+    Slot {
+        index: word as u32,
+        generation: (word >> 32) as u32,
+    }
 }
 
 #[cfg(test)]
@@ -197,8 +215,16 @@ mod tests {
     }
 
     fn record(number: u64) -> UnitRecord {
-        let slot = Slot { index: number as u32 | 1, generation: 7 };
-        UnitRecord { slot, bytes: number * 10, packets: number, time_ns: number + 1 }
+        let slot = Slot {
+            index: number as u32 | 1,
+            generation: 7,
+        };
+        UnitRecord {
+            slot,
+            bytes: number * 10,
+            packets: number,
+            time_ns: number + 1,
+        }
     }
 
     #[cfg(not(loom))]
@@ -220,7 +246,9 @@ mod tests {
             let mut next = 0;
             for round in 0..20_u64 {
                 let count = round % 6;
-                let taken = (0..count).filter(|n| producer.push(record(next + n))).count() as u64;
+                let taken = (0..count)
+                    .filter(|n| producer.push(record(next + n)))
+                    .count() as u64;
                 assert_eq!(taken, count.min(4));
                 let mut seen = Vec::new();
                 assert_eq!(consumer.drain(|record| seen.push(record)), Ok(taken));
@@ -259,8 +287,15 @@ mod tests {
             let (ring, _, (mut producer, mut consumer)) = ends(4);
             assert!(producer.push(record(1)));
             ring[PRODUCED_WORD].store(99, Ordering::Relaxed);
-            let corrupt = RingCorrupt { produced: 99, consumed: 0, records: 4 };
-            assert_eq!(consumer.drain(|_| panic!("nothing is believed")), Err(corrupt));
+            let corrupt = RingCorrupt {
+                produced: 99,
+                consumed: 0,
+                records: 4,
+            };
+            assert_eq!(
+                consumer.drain(|_| panic!("nothing is believed")),
+                Err(corrupt)
+            );
             assert_eq!(consumer.drain(|_| ()), Ok(0));
         }
     }
@@ -275,7 +310,9 @@ mod tests {
             let mut producer = Producer::new(ring.clone(), index.clone(), 2);
             let mut consumer = Consumer::new(ring, index, 2);
             let producing = loom::thread::spawn(move || {
-                (0..3).map(|n| u64::from(producer.push(record(n)))).sum::<u64>()
+                (0..3)
+                    .map(|n| u64::from(producer.push(record(n))))
+                    .sum::<u64>()
             });
             let mut seen = Vec::new();
             for _ in 0..2 {
@@ -284,7 +321,10 @@ mod tests {
             let pushed = producing.join().unwrap();
             consumer.drain(|record| seen.push(record)).unwrap();
             assert_eq!(seen.len() as u64, pushed);
-            assert!(seen.windows(2).all(|pair| pair[0].packets < pair[1].packets));
+            assert!(
+                seen.windows(2)
+                    .all(|pair| pair[0].packets < pair[1].packets)
+            );
             assert!(seen.iter().all(|seen| *seen == record(seen.packets)));
         });
     }

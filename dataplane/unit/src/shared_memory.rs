@@ -52,7 +52,11 @@ pub enum SharedMemoryError {
 }
 
 fn system(what: &'static str, bytes: usize) -> impl Fn(rustix::io::Errno) -> SharedMemoryError {
-    move |errno| SharedMemoryError::System { what, bytes, source: errno.into() }
+    move |errno| SharedMemoryError::System {
+        what,
+        bytes,
+        source: errno.into(),
+    }
 }
 
 /// Makes anonymous memory of a fixed size, sealed against shrinking and growing.
@@ -74,7 +78,10 @@ pub(crate) fn check_memfd(fd: BorrowedFd<'_>, bytes: usize) -> Result<(), Shared
     }
     let actual = fstat(fd).map_err(system("look at", bytes))?.st_size.max(0) as u64;
     if actual < bytes as u64 {
-        return Err(SharedMemoryError::Short { expected: bytes, actual });
+        return Err(SharedMemoryError::Short {
+            expected: bytes,
+            actual,
+        });
     }
     Ok(())
 }
@@ -106,7 +113,14 @@ impl Mapping {
         // SAFETY: the kernel chooses an address that nothing else uses, and the file behind the
         // mapping cannot shrink: memfds are sealed and checked, BPF maps have a fixed size.
         let start = unsafe {
-            mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, fd, 0)
+            mmap(
+                std::ptr::null_mut(),
+                bytes,
+                protection,
+                MapFlags::SHARED,
+                fd,
+                0,
+            )
         };
         let start = start.map_err(system("map", bytes))?;
         let start = NonNull::new(start.cast::<AtomicU64>())
@@ -152,7 +166,13 @@ mod tests {
     fn memory_that_could_shrink_or_is_short_is_refused() {
         let short = memfd("topnet-test", 4096).unwrap();
         let error = check_memfd(short.as_fd(), 4104).unwrap_err();
-        assert!(matches!(error, SharedMemoryError::Short { expected: 4104, actual: 4096 }));
+        assert!(matches!(
+            error,
+            SharedMemoryError::Short {
+                expected: 4104,
+                actual: 4096
+            }
+        ));
         let loose = memfd_create("topnet-test", MemfdFlags::ALLOW_SEALING).unwrap();
         ftruncate(&loose, 4096).unwrap();
         let error = check_memfd(loose.as_fd(), 4096).unwrap_err();

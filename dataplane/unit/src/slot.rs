@@ -39,7 +39,11 @@ impl FromStr for BootId {
         let error = || BootIdError(text.chars().take(80).collect());
         let well_formed = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
         let number = u128::from_str_radix(text, 16).map_err(|_| error())?;
-        if well_formed { Ok(Self(number.to_be_bytes())) } else { Err(error()) }
+        if well_formed {
+            Ok(Self(number.to_be_bytes()))
+        } else {
+            Err(error())
+        }
     }
 }
 
@@ -51,7 +55,12 @@ mod tests {
     fn boot_id_round_trips() {
         let boot = BootId(std::array::from_fn(|i| i as u8 * 7));
         assert_eq!(boot.to_string().parse(), Ok(boot));
-        for text in ["", "00", "+0000000000000000000000000000000", &format!("{boot}0")] {
+        for text in [
+            "",
+            "00",
+            "+0000000000000000000000000000000",
+            &format!("{boot}0"),
+        ] {
             assert!(text.parse::<BootId>().is_err(), "{text}");
         }
     }

@@ -103,7 +103,10 @@ pub struct Balance {
 
 impl Balance {
     /// Nothing passes.
-    pub const NONE: Self = Self { limit_bytes: 0, record_at_bytes: u64::MAX };
+    pub const NONE: Self = Self {
+        limit_bytes: 0,
+        record_at_bytes: u64::MAX,
+    };
 }
 
 /// How much every slot may forward.
@@ -171,10 +174,15 @@ fn use_word(generation: u32, state: u32) -> u64 {
 }
 
 fn record(memory: &Mapping, index: u32, slots: u32) -> &[AtomicU64; RECORD_WORDS] {
-    assert!(index < slots, "slot {index} of {slots}: indices come from the data plane's own list");
+    assert!(
+        index < slots,
+        "slot {index} of {slots}: indices come from the data plane's own list"
+    );
     let start = index as usize * RECORD_WORDS;
     let words = &memory.words()[start..start + RECORD_WORDS];
-    words.try_into().unwrap_or_else(|_| unreachable!("a slice of RECORD_WORDS words"))
+    words
+        .try_into()
+        .unwrap_or_else(|_| unreachable!("a slice of RECORD_WORDS words"))
 }
 
 #[cfg(test)]
@@ -182,7 +190,10 @@ mod tests {
     use super::*;
     use crate::memfd;
 
-    const SLOT: Slot = Slot { index: 3, generation: 2 };
+    const SLOT: Slot = Slot {
+        index: 3,
+        generation: 2,
+    };
 
     fn credit() -> CreditTable {
         let fd = memfd("topnet-test", table_bytes(8)).unwrap();
@@ -196,7 +207,13 @@ mod tests {
         let reader = UsageTable::map(&fd, 8, Access::Read).unwrap();
         assert_eq!(writer.add(3, 100, 2), (0, 100));
         assert_eq!(writer.add(3, 50, 1), (100, 150));
-        assert_eq!(reader.totals(3), UsageTotals { bytes: 150, packets: 3 });
+        assert_eq!(
+            reader.totals(3),
+            UsageTotals {
+                bytes: 150,
+                packets: 3
+            }
+        );
         assert_eq!(reader.totals(2), UsageTotals::default());
         assert_eq!(reader.totals(4), UsageTotals::default());
     }
@@ -205,15 +222,36 @@ mod tests {
     fn credit_of_another_generation_or_a_closed_slot_is_none() {
         let table = credit();
         assert_eq!(table.balance(SLOT), Balance::NONE);
-        table.grant(SLOT, CreditGrant { limit_bytes: 10, record_at_bytes: 5 });
-        assert_eq!(table.balance(SLOT), Balance { limit_bytes: 10, record_at_bytes: 5 });
+        table.grant(
+            SLOT,
+            CreditGrant {
+                limit_bytes: 10,
+                record_at_bytes: 5,
+            },
+        );
+        assert_eq!(
+            table.balance(SLOT),
+            Balance {
+                limit_bytes: 10,
+                record_at_bytes: 5
+            }
+        );
         for generation in [0, 1, 3] {
             assert_eq!(table.balance(Slot { generation, ..SLOT }), Balance::NONE);
         }
         table.close(SLOT);
         assert_eq!(table.balance(SLOT), Balance::NONE);
-        let next = Slot { generation: 3, ..SLOT };
-        table.grant(next, CreditGrant { limit_bytes: 20, record_at_bytes: 20 });
+        let next = Slot {
+            generation: 3,
+            ..SLOT
+        };
+        table.grant(
+            next,
+            CreditGrant {
+                limit_bytes: 20,
+                record_at_bytes: 20,
+            },
+        );
         assert_eq!(table.balance(SLOT), Balance::NONE);
         assert_eq!(table.balance(next).limit_bytes, 20);
     }
@@ -221,6 +259,9 @@ mod tests {
     #[test]
     #[should_panic(expected = "slot 8 of 8")]
     fn a_slot_outside_the_table_is_a_broken_invariant() {
-        credit().balance(Slot { index: 8, generation: 1 });
+        credit().balance(Slot {
+            index: 8,
+            generation: 1,
+        });
     }
 }

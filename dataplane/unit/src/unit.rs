@@ -9,7 +9,9 @@ pub type UnitCount = u64;
 /// Units owed for `channel_bytes`, of which `written_off` whole units are forgiven. A unit is
 /// owed as soon as its first byte is forwarded, so this rounds up.
 pub fn units_owed(channel_bytes: u64, written_off: UnitCount) -> UnitCount {
-    channel_bytes.div_ceil(UNIT_BYTES).saturating_sub(written_off)
+    channel_bytes
+        .div_ceil(UNIT_BYTES)
+        .saturating_sub(written_off)
 }
 
 /// Bytes that may be forwarded when `accepted` units are paid for and `written_off` are
@@ -35,7 +37,11 @@ mod tests {
             (u64::MAX, 0, u64::MAX / UNIT_BYTES + 1),
         ];
         for (bytes, written_off, owed) in cases {
-            assert_eq!(units_owed(bytes, written_off), owed, "{bytes} − {written_off}");
+            assert_eq!(
+                units_owed(bytes, written_off),
+                owed,
+                "{bytes} − {written_off}"
+            );
         }
     }
 

@@ -4,14 +4,33 @@
 //! A *voucher* is a signed, cumulative promise that also carries the root of a hash
 //! chain; each *token* is the next pre-image of that chain and pays one unit under the
 //! voucher; a *claim* is a voucher with at most one token, and is what a ledger redeems.
+//! [`Payer`] and [`Payee`] are the two ends of a channel.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod claim;
 mod key;
+mod message;
+mod payee;
+mod payer;
+mod payer_record;
+mod record;
 mod token;
 mod voucher;
+mod window;
 
 pub use claim::Claim;
 pub use key::{KeyError, SecretKey, verify};
+pub use message::{
+    MESSAGE_BYTES_MAX, MessageError, Meter, Offer, PROTOCOL_VERSION, PayeeMessage, PayerMessage,
+    Promise, RefusalCode, Roll,
+};
+pub use payee::{
+    PROMISES_PER_CHANNEL_MAX, Payee, PayeeState, PayeeTerms, SLOTS_PER_CHANNEL_MAX, SlotUse,
+};
+pub use payer::{Durable, Payer, PayerFault, PayerStatus, PayerTerms, Unsaved};
+pub use payer_record::PayerRecord;
+pub use record::{RecordError, record_channel};
 pub use token::{Preimage, Salt, TOKENS_PER_VOUCHER_MAX, Token, TokenChain, walk_back};
 pub use voucher::{SIGNED_VOUCHER_BYTES, SignedVoucher, VOUCHER_BYTES, Voucher, VoucherError};
+pub use window::window_units;

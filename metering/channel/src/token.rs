@@ -5,6 +5,8 @@
 //! worth nothing anywhere else. `w[i-1] = SHA-256(w[i] ‖ salt ‖ i as u32 LE)`: 52 bytes
 //! and padding fill one 64-byte block, so a link costs one compression.
 
+use std::fmt;
+
 use sha2::{Digest, Sha256};
 use topnet_account::ChannelId;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -56,6 +58,12 @@ pub fn walk_back(mut preimage: Preimage, salt: &Salt, from: u16, to: u16) -> Pre
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct TokenChain {
     links: Vec<Preimage>,
+}
+
+impl fmt::Debug for TokenChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenChain({} tokens)", self.length())
+    }
 }
 
 impl TokenChain {

@@ -95,7 +95,10 @@ impl Voucher {
     pub fn sign(mut self, secret: &SecretKey) -> SignedVoucher {
         self.root = self.chain(secret).root();
         let signature = secret.sign(&self.signed_bytes());
-        SignedVoucher { voucher: self, signature }
+        SignedVoucher {
+            voucher: self,
+            signature,
+        }
     }
 
     /// The bytes that are signed.
@@ -152,8 +155,9 @@ impl SignedVoucher {
 
     /// Reads [`to_bytes`](Self::to_bytes). The signature is not checked.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, VoucherError> {
-        let bytes: &[u8; SIGNED_VOUCHER_BYTES] =
-            bytes.try_into().map_err(|_| VoucherError::Length(bytes.len()))?;
+        let bytes: &[u8; SIGNED_VOUCHER_BYTES] = bytes
+            .try_into()
+            .map_err(|_| VoucherError::Length(bytes.len()))?;
         if bytes[0] != SCHEME_ED25519 {
             return Err(VoucherError::Scheme(bytes[0]));
         }
@@ -173,7 +177,10 @@ impl SignedVoucher {
         if !in_range {
             return Err(VoucherError::Range);
         }
-        Ok(Self { voucher, signature: Signature(field(bytes, BODY_BYTES)) })
+        Ok(Self {
+            voucher,
+            signature: Signature(field(bytes, BODY_BYTES)),
+        })
     }
 }
 
@@ -222,12 +229,30 @@ mod tests {
     #[test]
     fn numbers_out_of_range_are_refused() {
         let cases = [
-            Voucher { tokens: 0, ..voucher() },
-            Voucher { tokens: 257, ..voucher() },
-            Voucher { seq: 0, ..voucher() },
-            Voucher { cumulative_amount: Amount::MAX, ..voucher() },
-            Voucher { unit_price: Amount::MAX, ..voucher() },
-            Voucher { cumulative_units: u64::MAX, ..voucher() },
+            Voucher {
+                tokens: 0,
+                ..voucher()
+            },
+            Voucher {
+                tokens: 257,
+                ..voucher()
+            },
+            Voucher {
+                seq: 0,
+                ..voucher()
+            },
+            Voucher {
+                cumulative_amount: Amount::MAX,
+                ..voucher()
+            },
+            Voucher {
+                unit_price: Amount::MAX,
+                ..voucher()
+            },
+            Voucher {
+                cumulative_units: u64::MAX,
+                ..voucher()
+            },
         ];
         for voucher in cases {
             let signature = Signature([0; 64]);
@@ -239,7 +264,10 @@ mod tests {
     #[test]
     fn other_words_give_another_chain() {
         let chain = voucher().chain(&secret()).root();
-        let dearer = Voucher { unit_price: Amount::from_ntop(101), ..voucher() };
+        let dearer = Voucher {
+            unit_price: Amount::from_ntop(101),
+            ..voucher()
+        };
         assert_ne!(dearer.chain(&secret()).root(), chain);
         assert_ne!(dearer.salt(), voucher().salt());
     }
@@ -248,7 +276,14 @@ mod tests {
     #[test]
     fn golden_voucher() {
         let signed = voucher().sign(&secret());
-        let hex: String = signed.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "GOLDEN");
+        let hex: String = signed
+            .to_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(
+            hex,
+            "01090909090909090909090909090909090909090909090909090909090909090903000000e8030000000000000a00000000000000640000000000000004008ab23987860cd85e374a2a2a77569cc9ed1b39d5199ffc14393eba92d521b76734cc2bb2b04f71b6e1984720e252a2f09cd48afd201094b439d6efdf3c6372885ed287d39f408c8c39aaf0006d14360c6ce5127933f85d9c9a16bbb48bc2ee05"
+        );
     }
 }

@@ -26,7 +26,10 @@ impl Address {
 
     /// The address of the account that `key` signs for.
     pub fn of(key: &PublicKey) -> Self {
-        let digest = Sha256::new().chain_update(DOMAIN).chain_update(key.0).finalize();
+        let digest = Sha256::new()
+            .chain_update(DOMAIN)
+            .chain_update(key.0)
+            .finalize();
         Self(digest.into())
     }
 
@@ -88,7 +91,11 @@ mod tests {
         assert_eq!(text.parse(), Ok(address));
         let slipped = text.replace(&text[10..11], if &text[10..11] == "q" { "p" } else { "q" });
         assert!(slipped.parse::<Address>().is_err());
-        assert!("bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4".parse::<Address>().is_err());
+        assert!(
+            "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"
+                .parse::<Address>()
+                .is_err()
+        );
     }
 
     #[test]

@@ -151,7 +151,11 @@ mod tests {
             ("TOP", None),
         ];
         for (text, ntop) in cases {
-            assert_eq!(text.parse::<Amount>().ok().map(Amount::ntop), ntop, "{text}");
+            assert_eq!(
+                text.parse::<Amount>().ok().map(Amount::ntop),
+                ntop,
+                "{text}"
+            );
         }
         for ntop in [0, 1, 999_999_999, 1_000_000_000, u64::MAX] {
             let amount = Amount::from_ntop(ntop);
@@ -164,6 +168,9 @@ mod tests {
         assert_eq!(Amount::MAX.checked_add(Amount::from_ntop(1)), None);
         assert_eq!(Amount::ZERO.checked_sub(Amount::from_ntop(1)), None);
         assert_eq!(Amount::MAX.checked_mul(2), None);
-        assert_eq!(Amount::checked_sum([Amount::MAX, Amount::from_ntop(1)]), None);
+        assert_eq!(
+            Amount::checked_sum([Amount::MAX, Amount::from_ntop(1)]),
+            None
+        );
     }
 }

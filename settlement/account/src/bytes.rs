@@ -132,7 +132,13 @@ mod tests {
     fn hex_round_trips_and_nonsense_is_refused() {
         let hash = Hash(std::array::from_fn(|i| i as u8));
         assert_eq!(hash.to_string().parse(), Ok(hash));
-        for text in ["", "0x", "0x00", &hash.to_string()[2..], &format!("{hash}0")] {
+        for text in [
+            "",
+            "0x",
+            "0x00",
+            &hash.to_string()[2..],
+            &format!("{hash}0"),
+        ] {
             assert!(text.parse::<Hash>().is_err(), "{text}");
         }
         assert!(hash.to_string().replace('1', "g").parse::<Hash>().is_err());

@@ -1,0 +1,568 @@
+//! The payee's end of one channel: what was used, what was paid, and so what may pass.
+//!
+//! A state machine without clock, disk or socket. Call in any order:
+//!
+//! * `handle_slot*`, `handle_usage` with what the data plane's tables say;
+//! * [`handle_message`](Payee::handle_message) with what the payer says;
+//! * [`poll_record`](Payee::poll_record) → write → [`handle_durable`](Payee::handle_durable),
+//!   one record at a time. Only what is durable shows in [`meter`](Payee::meter),
+//!   [`grants`](Payee::grants) and [`claim`](Payee::claim): credit cannot rise and money cannot
+//!   be claimed on the word of a record that a crash could take back.
+
+use topnet_account::{Amount, ChannelId, PublicKey};
+use topnet_unit::{BootId, CreditGrant, Slot, UnitCount, bytes_paid_for, units_owed};
+
+use crate::{
+    Claim, Meter, Offer, PayerMessage, Promise, RefusalCode, Roll, Token, Voucher, walk_back,
+};
+
+/// Slots of one channel whose last word is not journalled yet, at most.
+pub const SLOTS_PER_CHANNEL_MAX: usize = 64;
+/// Vouchers kept for one channel, at most: the newest and those that owed has not passed.
+pub const PROMISES_PER_CHANNEL_MAX: usize = 16;
+
+/// What the chain and the operator fix for a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PayeeTerms {
+    /// The channel.
+    pub channel: ChannelId,
+    /// Who signs its vouchers.
+    pub signer: PublicKey,
+    /// The most that can be redeemed.
+    pub allocation: Amount,
+    /// What is asked.
+    pub offer: Offer,
+}
+
+/// One use of a slot in one run of a data plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotUse {
+    /// The run.
+    pub boot: BootId,
+    /// The slot.
+    pub slot: Slot,
+}
+
+/// What a channel has counted in one use of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SlotCount {
+    pub(crate) slot_use: SlotUse,
+    pub(crate) base_bytes: u64,
+    pub(crate) usage_bytes: u64,
+    /// Nothing counts here any more.
+    pub(crate) over: bool,
+}
+
+impl SlotCount {
+    fn bytes(&self) -> u64 {
+        // `handle_usage` keeps usage at or above the base.
+        self.usage_bytes.saturating_sub(self.base_bytes)
+    }
+}
+
+/// Whether a channel takes promises and gets credit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PayeeState {
+    /// Both.
+    Open,
+    /// Neither, for now: the chain says that it is closing, or says nothing.
+    Frozen,
+    /// Neither, for good.
+    Finished,
+    /// Neither, for good: the counts contradict themselves, and an operator must look.
+    Broken,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    channel_bytes: u64,
+    owed: UnitCount,
+    accepted: UnitCount,
+    written_off: UnitCount,
+}
+
+/// The payee's end of one channel.
+#[derive(Clone, Debug)]
+pub struct Payee {
+    pub(crate) terms: PayeeTerms,
+    pub(crate) state: PayeeState,
+    /// Oldest first; the last is the newest voucher. Each is followed by one that begins at or
+    /// before the last unit it pays.
+    pub(crate) promises: Vec<Promise>,
+    pub(crate) slots: Vec<SlotCount>,
+    /// Bytes of slots that are over and forgotten.
+    pub(crate) forgotten_bytes: u64,
+    pub(crate) written_off: UnitCount,
+    /// The highest value so far; a write-off does not lower it.
+    pub(crate) owed: UnitCount,
+    dirty: bool,
+    writing: Option<Totals>,
+    durable: Totals,
+}
+
+impl Payee {
+    /// A channel that has neither used nor paid anything.
+    pub fn new(terms: PayeeTerms) -> Self {
+        Self {
+            terms,
+            state: PayeeState::Open,
+            promises: Vec::new(),
+            slots: Vec::new(),
+            forgotten_bytes: 0,
+            written_off: 0,
+            owed: 0,
+            dirty: true,
+            writing: None,
+            durable: Totals::default(),
+        }
+    }
+
+    /// Everything that was read from the journal is durable.
+    pub(crate) fn restored(mut self) -> Self {
+        self.durable = self.totals();
+        self.dirty = false;
+        self
+    }
+
+    /// The channel.
+    pub fn channel(&self) -> ChannelId {
+        self.terms.channel
+    }
+
+    /// Whether it takes promises and gets credit.
+    pub fn state(&self) -> PayeeState {
+        self.state
+    }
+
+    /// What the payer is told at hello.
+    pub fn offer(&self) -> Offer {
+        self.terms.offer
+    }
+
+    /// The newest promise, for a payer that reconnects; it proves itself.
+    pub fn promise(&self) -> Option<Promise> {
+        self.promises.last().copied()
+    }
+
+    /// The chain or the operator changed the terms: a top-up, another price for vouchers to come.
+    pub fn handle_terms(&mut self, allocation: Amount, offer: Offer) {
+        self.terms.allocation = allocation;
+        self.terms.offer = offer;
+    }
+
+    /// The chain says that the channel pays no more, or that it does again.
+    pub fn handle_frozen(&mut self, frozen: bool) {
+        match (self.state, frozen) {
+            (PayeeState::Open, true) => self.state = PayeeState::Frozen,
+            (PayeeState::Frozen, false) => self.state = PayeeState::Open,
+            _ => {}
+        }
+    }
+
+    /// Takes no promise and gives no credit any more. What was counted until the slots are over
+    /// is still owed.
+    pub fn handle_finish(&mut self) {
+        if self.state != PayeeState::Broken {
+            self.dirty |= self.state != PayeeState::Finished;
+            self.state = PayeeState::Finished;
+        }
+    }
+
+    /// A use of a slot that counts for this channel from now on; a known one changes nothing.
+    /// False if there are too many: ask again when some are forgotten.
+    pub fn handle_slot(&mut self, slot_use: SlotUse, base_bytes: u64) -> bool {
+        if self.slots.iter().any(|slot| slot.slot_use == slot_use) {
+            return true;
+        }
+        if self.slots.len() == SLOTS_PER_CHANNEL_MAX {
+            return false;
+        }
+        self.slots.push(SlotCount {
+            slot_use,
+            base_bytes,
+            usage_bytes: base_bytes,
+            over: false,
+        });
+        self.dirty = true;
+        true
+    }
+
+    /// What the tables say of a slot: an absolute, cumulative total. Late or repeated ones change
+    /// nothing, and so do those of a use that is not this channel's.
+    pub fn handle_usage(&mut self, slot_use: SlotUse, usage_bytes: u64) {
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.slot_use == slot_use) else {
+            return;
+        };
+        if slot.over || usage_bytes <= slot.usage_bytes {
+            return;
+        }
+        slot.usage_bytes = usage_bytes;
+        self.dirty = true;
+        match self.checked_channel_bytes() {
+            Some(bytes) => self.owed = self.owed.max(units_owed(bytes, self.written_off)),
+            None => self.state = PayeeState::Broken,
+        }
+    }
+
+    /// Nothing counts into the slot any more; `usage_bytes` is its last word.
+    pub fn handle_slot_over(&mut self, slot_use: SlotUse, usage_bytes: u64) {
+        self.handle_usage(slot_use, usage_bytes);
+        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.slot_use == slot_use) {
+            self.dirty |= !slot.over;
+            slot.over = true;
+        }
+    }
+
+    /// The data plane has heard that the last word is journalled and will not name this use of
+    /// the slot again.
+    pub fn handle_slot_forgotten(&mut self, slot_use: SlotUse) {
+        let place = self
+            .slots
+            .iter()
+            .position(|slot| slot.slot_use == slot_use && slot.over);
+        if let Some(place) = place {
+            let slot = self.slots.remove(place);
+            // In range: the sum over all slots was checked when the usage came.
+            self.forgotten_bytes = self.forgotten_bytes.saturating_add(slot.bytes());
+            self.dirty = true;
+        }
+    }
+
+    /// Slot uses that still count or whose last word is not journalled.
+    pub fn slot_uses(&self) -> impl Iterator<Item = (SlotUse, bool)> {
+        self.slots.iter().map(|slot| (slot.slot_use, slot.over))
+    }
+
+    /// Forgives units, which raises the limit without a payment and lowers nothing that is owed.
+    /// It takes effect when durable.
+    pub fn handle_write_off(&mut self, units: UnitCount) {
+        if let Some(written_off) = self.written_off.checked_add(units) {
+            self.written_off = written_off;
+            self.dirty = true;
+        }
+    }
+
+    /// Something that the payer promises. Refused: nothing has changed. Checks cost nothing
+    /// until shape, sequence and bounds are right; then hashes; then a signature.
+    pub fn handle_message(&mut self, message: &PayerMessage) -> Result<(), RefusalCode> {
+        match message {
+            PayerMessage::Token(token) => self.handle_token(token),
+            PayerMessage::Roll(roll) => self.handle_roll(roll),
+            PayerMessage::Resume(Some(promise)) => self.handle_resume(promise),
+            PayerMessage::Resume(None) => Ok(()),
+            PayerMessage::Hello { .. } => Err(RefusalCode::OutOfOrder),
+        }
+    }
+
+    /// A token under the newest voucher: one hash for each unit that it pays. One that was seen
+    /// before changes nothing.
+    pub fn handle_token(&mut self, token: &Token) -> Result<(), RefusalCode> {
+        self.takes_promises()?;
+        let Some(best) = self.promises.last_mut() else {
+            return Err(RefusalCode::StaleVoucher);
+        };
+        let voucher = &best.voucher.voucher;
+        if token.channel != voucher.channel {
+            return Err(RefusalCode::UnknownChannel);
+        }
+        if token.seq != voucher.seq {
+            return Err(RefusalCode::StaleVoucher);
+        }
+        if token.index > voucher.tokens {
+            return Err(RefusalCode::BeyondChain);
+        }
+        if token.index <= best.index {
+            return Ok(());
+        }
+        let ahead = u64::from(token.index - best.index);
+        if ahead > self.terms.offer.window_max.saturating_mul(2) {
+            return Err(RefusalCode::TooFarAhead);
+        }
+        if walk_back(token.preimage, &voucher.salt(), token.index, best.index) != best.preimage {
+            return Err(RefusalCode::WrongPreimage);
+        }
+        best.index = token.index;
+        best.preimage = token.preimage;
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// A new voucher in place of the newest.
+    fn handle_roll(&mut self, roll: &Roll) -> Result<(), RefusalCode> {
+        self.takes_promises()?;
+        let next = &roll.voucher.voucher;
+        let retired = match self.promises.last() {
+            // A repeat.
+            Some(best) if best.voucher == roll.voucher => return Ok(()),
+            Some(best) => {
+                let old = &best.voucher.voucher;
+                let follows = old.seq.checked_add(1) == Some(next.seq)
+                    && roll.retired_index >= best.index
+                    && roll.retired_index <= old.tokens
+                    && old.redeemable(roll.retired_index) == Some(next.cumulative_amount)
+                    && old.units(roll.retired_index) == Some(next.cumulative_units);
+                if !follows {
+                    return Err(RefusalCode::WrongTotals);
+                }
+                Some(Promise {
+                    voucher: best.voucher,
+                    index: roll.retired_index,
+                    preimage: roll.retired_preimage,
+                })
+            }
+            None => {
+                let begins = next.cumulative_amount.is_zero() && next.cumulative_units == 0;
+                if !begins || roll.retired_index != 0 {
+                    return Err(RefusalCode::WrongTotals);
+                }
+                None
+            }
+        };
+        self.check_terms(next)?;
+        if let (Some(retired), Some(best)) = (&retired, self.promises.last()) {
+            let salt = best.voucher.voucher.salt();
+            if walk_back(retired.preimage, &salt, retired.index, best.index) != best.preimage {
+                return Err(RefusalCode::WrongPreimage);
+            }
+        }
+        if !roll.voucher.is_signed_by(&self.terms.signer) {
+            return Err(RefusalCode::WrongSignature);
+        }
+        self.keep(
+            retired,
+            Promise {
+                voucher: roll.voucher,
+                index: 0,
+                preimage: next.root,
+            },
+        )
+    }
+
+    /// The payer's last promise, on a new connection. It is taken if it is worth more than what
+    /// is held and follows on it without a gap.
+    fn handle_resume(&mut self, promise: &Promise) -> Result<(), RefusalCode> {
+        self.takes_promises()?;
+        let voucher = &promise.voucher.voucher;
+        let units = voucher
+            .units(promise.index)
+            .ok_or(RefusalCode::WrongTotals)?;
+        let amount = voucher
+            .redeemable(promise.index)
+            .ok_or(RefusalCode::WrongTotals)?;
+        let held = self.promises.last().copied();
+        let (held_units, held_amount) = held.map_or((0, Amount::ZERO), |held| {
+            let old = &held.voucher.voucher;
+            (
+                old.units(held.index).unwrap_or(UnitCount::MAX),
+                old.redeemable(held.index).unwrap_or(Amount::MAX),
+            )
+        });
+        let held_seq = held.map_or(0, |held| held.voucher.voucher.seq);
+        if (amount, voucher.seq) <= (held_amount, held_seq) {
+            return Ok(());
+        }
+        if held.is_some() && voucher.cumulative_units > held_units {
+            // The roll between the two was lost. The payer rolls again from what it is told we
+            // hold; taking this one now would leave units that no kept voucher pays.
+            return Ok(());
+        }
+        if units < held_units {
+            return Err(RefusalCode::WrongTotals);
+        }
+        // Units without their money would be credit for nothing.
+        let price = self.terms.offer.unit_price.checked_mul(units - held_units);
+        let paid = price.and_then(|price| held_amount.checked_add(price));
+        if paid.is_none_or(|paid| amount < paid) {
+            return Err(RefusalCode::PriceTooLow);
+        }
+        self.check_terms(voucher)?;
+        if walk_back(promise.preimage, &voucher.salt(), promise.index, 0) != voucher.root {
+            return Err(RefusalCode::WrongPreimage);
+        }
+        if !promise.voucher.is_signed_by(&self.terms.signer) {
+            return Err(RefusalCode::WrongSignature);
+        }
+        if held.is_some_and(|held| held.voucher == promise.voucher) {
+            self.promises.pop();
+        }
+        self.keep(None, *promise)
+    }
+
+    fn takes_promises(&self) -> Result<(), RefusalCode> {
+        match self.state {
+            PayeeState::Open => Ok(()),
+            PayeeState::Frozen | PayeeState::Broken => Err(RefusalCode::Frozen),
+            PayeeState::Finished => Err(RefusalCode::Finished),
+        }
+    }
+
+    fn check_terms(&self, voucher: &Voucher) -> Result<(), RefusalCode> {
+        if voucher.channel != self.terms.channel {
+            return Err(RefusalCode::UnknownChannel);
+        }
+        if voucher.unit_price < self.terms.offer.unit_price {
+            return Err(RefusalCode::PriceTooLow);
+        }
+        match voucher.amount_max() {
+            Some(amount) if amount <= self.terms.allocation => Ok(()),
+            _ => Err(RefusalCode::BeyondAllocation),
+        }
+    }
+
+    fn keep(&mut self, retired: Option<Promise>, newest: Promise) -> Result<(), RefusalCode> {
+        if self.promises.len() == PROMISES_PER_CHANNEL_MAX {
+            // The payer is thousands of units ahead of what it uses.
+            return Err(RefusalCode::TooFarAhead);
+        }
+        if let (Some(retired), Some(last)) = (retired, self.promises.last_mut()) {
+            *last = retired;
+        }
+        self.promises.push(newest);
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// The record to write next, or `None` while one is being written or nothing has changed.
+    pub fn poll_record(&mut self) -> Option<Vec<u8>> {
+        if self.writing.is_some() || !self.dirty {
+            return None;
+        }
+        self.writing = Some(self.totals());
+        self.dirty = false;
+        Some(self.to_record())
+    }
+
+    /// The record last polled is on disk.
+    pub fn handle_durable(&mut self) {
+        let Some(totals) = self.writing.take() else {
+            return;
+        };
+        self.durable = totals;
+        // A voucher is superseded for good once its successor begins at or before what is owed.
+        let passed = self
+            .promises
+            .iter()
+            .rposition(|promise| promise.voucher.voucher.cumulative_units <= self.durable.owed);
+        self.promises.drain(..passed.unwrap_or(0));
+    }
+
+    /// True if everything that has happened is on disk.
+    pub fn is_durable(&self) -> bool {
+        !self.dirty && self.writing.is_none()
+    }
+
+    /// How the channel stands, as far as it is durable.
+    pub fn meter(&self) -> Meter {
+        let Totals {
+            channel_bytes,
+            owed,
+            accepted,
+            ..
+        } = self.durable;
+        let credit_bytes = self.paid_bytes().saturating_sub(channel_bytes);
+        Meter {
+            channel_bytes,
+            owed,
+            accepted,
+            credit_bytes,
+        }
+    }
+
+    /// Billable bytes as far as they are known, durable or not.
+    pub fn channel_bytes(&self) -> u64 {
+        self.checked_channel_bytes().unwrap_or(u64::MAX)
+    }
+
+    /// Units forgiven, durable.
+    pub fn written_off(&self) -> UnitCount {
+        self.durable.written_off
+    }
+
+    /// Bytes that were forwarded beyond what was paid for.
+    pub fn unpaid_bytes(&self) -> u64 {
+        self.channel_bytes().saturating_sub(self.paid_bytes())
+    }
+
+    /// Every slot's credit. Only one slot at a time may spend the channel's credit: a newer one
+    /// gets it when all others are over, so the shares cannot overlap.
+    pub fn grants(&self) -> impl Iterator<Item = (SlotUse, Option<CreditGrant>)> {
+        let spender = self.spender();
+        self.slots
+            .iter()
+            .filter(|slot| !slot.over)
+            .map(move |slot| {
+                let spends = spender.is_some_and(|(slot_use, _)| slot_use == slot.slot_use);
+                (
+                    slot.slot_use,
+                    spender.filter(|_| spends).map(|(_, grant)| grant),
+                )
+            })
+    }
+
+    fn spender(&self) -> Option<(SlotUse, CreditGrant)> {
+        if self.state != PayeeState::Open {
+            return None;
+        }
+        let mut live = self.slots.iter().filter(|slot| !slot.over);
+        let (slot, None) = (live.next()?, live.next()) else {
+            return None;
+        };
+        let elsewhere = self.checked_channel_bytes()?.checked_sub(slot.bytes())?;
+        let limit = self.paid_bytes().saturating_sub(elsewhere);
+        // The first byte past what is owed begins the next unit.
+        let boundary = bytes_paid_for(self.owed, self.written_off)?.saturating_sub(elsewhere);
+        Some((
+            slot.slot_use,
+            CreditGrant {
+                limit_bytes: slot.base_bytes.checked_add(limit)?,
+                record_at_bytes: slot.base_bytes.checked_add(boundary)?.checked_add(1)?,
+            },
+        ))
+    }
+
+    /// The claim for exactly what is owed, as far as it is paid; `None` if nothing is. Rests on
+    /// durable state alone.
+    pub fn claim(&self) -> Option<Claim> {
+        let owed = self.durable.owed;
+        let promise = self
+            .promises
+            .iter()
+            .rfind(|promise| promise.voucher.voucher.cumulative_units <= owed)?;
+        let voucher = &promise.voucher.voucher;
+        let due = owed - voucher.cumulative_units;
+        let index = u16::try_from(due).map_or(promise.index, |due| due.min(promise.index));
+        let preimage = walk_back(promise.preimage, &voucher.salt(), promise.index, index);
+        let claim = Claim {
+            voucher: promise.voucher,
+            index,
+            preimage,
+        };
+        (voucher.redeemable(index)? > Amount::ZERO).then_some(claim)
+    }
+
+    fn paid_bytes(&self) -> u64 {
+        bytes_paid_for(self.durable.accepted, self.durable.written_off).unwrap_or(0)
+    }
+
+    fn checked_channel_bytes(&self) -> Option<u64> {
+        self.slots
+            .iter()
+            .try_fold(self.forgotten_bytes, |sum, slot| {
+                sum.checked_add(slot.bytes())
+            })
+    }
+
+    fn totals(&self) -> Totals {
+        let accepted = self
+            .promises
+            .last()
+            .and_then(|best| best.voucher.voucher.units(best.index))
+            .unwrap_or(0);
+        Totals {
+            channel_bytes: self.channel_bytes(),
+            owed: self.owed,
+            accepted,
+            written_off: self.written_off,
+        }
+    }
+}
