@@ -109,7 +109,7 @@ pub(crate) struct Moved {
 }
 
 impl Moved {
-    /// Takes note of a record that was replaced.
+    /// Takes note of a record that was replaced. Records without money change nothing.
     pub(crate) fn note(
         &mut self,
         key: &Key,
@@ -122,8 +122,8 @@ impl Moved {
             Some(b's') => &mut self.escrow,
             _ => return Ok(()),
         };
-        // Single records hold less than 2^65 nTOP and a block writes far fewer than 2^60 of them.
-        *place += held(key, new)? as i128 - held(key, old)? as i128;
+        // A record holds less than 2^65 nTOP, and a step writes far fewer than 2^60 records.
+        *place += held(key, new)?.cast_signed() - held(key, old)?.cast_signed();
         Ok(())
     }
 }

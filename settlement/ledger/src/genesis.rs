@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use topnet_account::{Address, Amount, Hash, PublicKey};
 use topnet_channel::TOKENS_PER_VOUCHER_MAX;
 
-use crate::codec::Writer;
+use crate::{codec::Writer, transaction::Action};
 
 /// Payouts in one batch, at most.
 pub const BATCH_PAYOUTS_MAX: u32 = 1_000;
@@ -132,6 +132,17 @@ impl Fees {
         close: Amount::ZERO,
         finalise: Amount::ZERO,
     };
+
+    /// Fee of an order.
+    pub const fn of(&self, action: &Action) -> Amount {
+        match action {
+            Action::Transfer { .. } => self.transfer,
+            Action::Fund { .. } => self.fund,
+            Action::Withdraw { .. } => self.withdraw,
+            Action::Open(_) => self.open,
+            Action::TopUp { .. } => self.top_up,
+        }
+    }
 
     /// Fee of a claim with token `index`, or `None` if it cannot be named.
     pub fn claim_with(&self, index: u16) -> Option<Amount> {

@@ -19,12 +19,16 @@
 mod codec;
 pub mod conservation;
 pub mod event;
+mod execute;
 pub mod genesis;
+mod ledger;
 pub mod machine;
 pub mod outbox;
+mod refusal;
 pub mod state;
 pub mod transaction;
 
 pub use codec::CodecError;
 pub use genesis::Genesis;
+pub use ledger::Ledger;
 pub use transaction::Transaction;

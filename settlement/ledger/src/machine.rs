@@ -86,8 +86,8 @@ pub struct Admission {
     /// to a channel and anybody may bring it, the channel's id in an address's clothes. `None`
     /// for transactions that are free because only a certificate can bring them.
     pub sender: Option<Address>,
-    /// The sender's nonce: transactions of one sender are proposed in its order. A claim has its
-    /// worth here, other transactions of a channel 0.
+    /// The sender's nonce: transactions of one sender are proposed in its order. Transactions of
+    /// a channel have 0, so that the one that is worth most waits alone.
     pub nonce: u64,
     /// Higher goes first when there is no room for all.
     pub priority: u64,

@@ -1,0 +1,351 @@
+//! The ledger of one chain, as consensus runs it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
+
+use crate::{
+    codec::Writer,
+    conservation::{MainTotals, ServiceTotals, Totals},
+    execute::{Block, Context, check_place, known_reads},
+    genesis::{Genesis, GenesisError, Role},
+    machine::{
+        Admission, BlockEnv, Executed, Key, Machine, Missing, Rejection, Signed, Values, Verifier,
+    },
+    outbox::OutboxHead,
+    refusal::Refusal,
+    state::{self, Account, Heads, MainLink, PayoutQueue, Record, Service},
+    transaction::{Body, ClaimBody, Consent, Transaction, transaction_id},
+};
+
+const LANE_DOMAIN: &[u8] = b"topnet/lane/1";
+
+/// The state machine of a main or service chain.
+#[derive(Clone, Debug)]
+pub struct Ledger<V> {
+    genesis: Arc<Genesis>,
+    chain: Hash,
+    verifier: V,
+}
+
+impl<V: Verifier> Ledger<V> {
+    /// The ledger of the chain that starts from `genesis`.
+    pub fn new(genesis: Genesis, verifier: V) -> Result<Self, GenesisError> {
+        genesis.validate()?;
+        let chain = genesis.hash();
+        Ok(Self {
+            genesis: Arc::new(genesis),
+            chain,
+            verifier,
+        })
+    }
+
+    /// What the chain started from.
+    pub fn description(&self) -> &Genesis {
+        &self.genesis
+    }
+
+    /// The chain's id.
+    pub fn chain(&self) -> &Hash {
+        &self.chain
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<Transaction, Refusal> {
+        let transaction = Transaction::from_bytes(bytes)?;
+        check_place(&self.genesis, &self.chain, &transaction)?;
+        Ok(transaction)
+    }
+
+    /// Checks all consents; an undecodable transaction has none that hold.
+    fn consents_hold(&self, consents: &[Consent]) -> bool {
+        let signed: Vec<Signed<'_>> = consents
+            .iter()
+            .map(
+                |Consent {
+                     key,
+                     bytes,
+                     signature,
+                 }| Signed {
+                    key,
+                    bytes,
+                    signature,
+                },
+            )
+            .collect();
+        signed.is_empty() || self.verifier.signatures_hold(&signed)
+    }
+
+    /// Checks an import's proof before it takes room in the mempool. Validator sets do not
+    /// change yet, so those of the genesis are the chain's.
+    fn is_proved(&self, transaction: &Transaction) -> bool {
+        let holds = |source: &Hash, validators: &[PublicKey], proof: &[u8]| {
+            self.verifier
+                .final_header(source, validators, proof)
+                .is_some()
+        };
+        match (&transaction.body, &self.genesis.role) {
+            (Body::Credit(import), Role::Service { main }) => {
+                import.source == main.genesis
+                    && holds(&import.source, &main.validators, &import.proof)
+            }
+            (Body::Batch(import), Role::Main { services }) => services.iter().any(|service| {
+                import.source == service.genesis
+                    && holds(&import.source, &service.validators, &import.proof)
+            }),
+            (Body::Credit(_) | Body::Batch(_), _) => false,
+            _ => true,
+        }
+    }
+
+    fn run<T>(&self, env: &BlockEnv, values: &Values, run: impl FnOnce(Block<'_>) -> T) -> T {
+        assert_eq!(
+            env.chain, self.chain,
+            "a block of another chain reached this ledger"
+        );
+        let prove = |chain: &Hash, validators: &[PublicKey], proof: &[u8]| {
+            self.verifier.final_header(chain, validators, proof)
+        };
+        let context = Context {
+            genesis: &self.genesis,
+            chain: &self.chain,
+            env,
+            prove: &prove,
+            values,
+        };
+        run(Block::new(context))
+    }
+}
+
+impl<V: Verifier> Machine for Ledger<V> {
+    fn genesis(&self) -> BTreeMap<Key, Vec<u8>> {
+        let mut state = BTreeMap::new();
+        for (address, balance) in &self.genesis.balances {
+            let account = Account {
+                balance: *balance,
+                ..Account::default()
+            };
+            if account != Account::default() {
+                state.insert(state::account_key(address), account.to_bytes());
+            }
+        }
+        let (totals, heads) = match &self.genesis.role {
+            Role::Main { services } => {
+                for service in services {
+                    let record = Service {
+                        name: service.name.clone(),
+                        validators: service.validators.clone(),
+                        previous_validators: Vec::new(),
+                        escrow: Amount::ZERO,
+                        funded: 0,
+                        accepted: 0,
+                        credited: 0,
+                        inbox: OutboxHead::empty(self.chain),
+                        height: 0,
+                        state_root: Hash::ZERO,
+                    };
+                    state.insert(state::service_key(&service.genesis), record.to_bytes());
+                }
+                let heads = services
+                    .iter()
+                    .map(|service| OutboxHead::empty(service.genesis))
+                    .collect();
+                let supply = self
+                    .genesis
+                    .supply()
+                    .map_or(0, |supply| supply.ntop().into());
+                let totals = MainTotals {
+                    supply,
+                    balances: supply,
+                    ..MainTotals::default()
+                };
+                (Totals::Main(totals), Heads(heads))
+            }
+            Role::Service { main } => {
+                let link = MainLink {
+                    validators: main.validators.clone(),
+                    inbox: OutboxHead::empty(self.chain),
+                };
+                state.insert(state::main_link_key(), link.to_bytes());
+                state.insert(state::payout_queue_key(), PayoutQueue::default().to_bytes());
+                let heads = Heads(vec![OutboxHead::empty(main.genesis)]);
+                (Totals::Service(ServiceTotals::default()), heads)
+            }
+        };
+        state.insert(state::totals_key(), totals.to_bytes());
+        state.insert(state::heads_key(), heads.to_bytes());
+        state
+    }
+
+    fn admit(&self, bytes: &[u8]) -> Result<Admission, Rejection> {
+        let transaction = self.decode(bytes)?;
+        let claim = match &transaction.body {
+            Body::Claim(claim) => Some(claim),
+            Body::CloseByPayee(close) => close.message.claim.as_ref(),
+            _ => None,
+        };
+        // The signature costs less than a long walk along the token chain.
+        if !self.consents_hold(&transaction.consents()) {
+            return Err(Refusal::SignatureFalse.into());
+        }
+        if claim.is_some_and(|claim| claim.claim.redeemable().is_none()) {
+            return Err(Refusal::TokenFalse.into());
+        }
+        if !self.is_proved(&transaction) {
+            return Err(Refusal::ProofFalse.into());
+        }
+        Ok(admission(&self.genesis, &transaction, bytes))
+    }
+
+    fn signatures_hold(&self, transactions: &[Vec<u8>]) -> bool {
+        let mut consents = Vec::with_capacity(transactions.len());
+        for bytes in transactions {
+            let Ok(transaction) = Transaction::from_bytes(bytes) else {
+                return false;
+            };
+            consents.extend(transaction.consents());
+        }
+        self.consents_hold(&consents)
+    }
+
+    fn reads(&self, env: &BlockEnv, transactions: &[Vec<u8>]) -> Vec<Key> {
+        let transactions: Vec<Transaction> = transactions
+            .iter()
+            .filter_map(|bytes| self.decode(bytes).ok())
+            .collect();
+        known_reads(&self.genesis, env, &transactions)
+    }
+
+    fn build(
+        &self,
+        env: &BlockEnv,
+        candidates: Vec<Vec<u8>>,
+        values: &Values,
+    ) -> Result<Executed, Missing> {
+        self.run(env, values, |mut block| {
+            let mut decoded = Vec::with_capacity(candidates.len());
+            for bytes in candidates {
+                match self.decode(&bytes) {
+                    Ok(transaction) => decoded.push((transaction, bytes)),
+                    Err(refusal) => block.reject(bytes, refusal.into()),
+                }
+            }
+            for (transaction, bytes) in arrange(decoded) {
+                if let Err(refusal) = block.transact(&transaction, &bytes, true) {
+                    block.reject(bytes, refusal.into());
+                }
+            }
+            block.finish()
+        })
+    }
+
+    fn replay(
+        &self,
+        env: &BlockEnv,
+        transactions: &[Vec<u8>],
+        values: &Values,
+    ) -> Result<Result<Executed, Rejection>, Missing> {
+        self.run(env, values, |mut block| {
+            let mut class = None;
+            for bytes in transactions {
+                let outcome = self.decode(bytes).and_then(|transaction| {
+                    let own = Some(transaction.body.class());
+                    if own < class {
+                        return Err(Refusal::ClassOrder);
+                    }
+                    class = own;
+                    block.transact(&transaction, bytes, false)
+                });
+                match outcome {
+                    Ok(()) => {}
+                    // It may only look refused for want of what is missing.
+                    Err(_) if block.is_guess() => {}
+                    Err(refusal) => return Ok(Err(refusal.into())),
+                }
+            }
+            block.finish().map(Ok)
+        })
+    }
+}
+
+/// Puts candidates into the order of a block: by class, otherwise as they came, but each
+/// account's orders by nonce in the places that the account has.
+fn arrange(mut candidates: Vec<(Transaction, Vec<u8>)>) -> Vec<(Transaction, Vec<u8>)> {
+    candidates.sort_by_key(|(transaction, _)| transaction.body.class());
+    let mut orders: BTreeMap<Address, Vec<(u64, usize)>> = BTreeMap::new();
+    for (place, (transaction, _)) in candidates.iter().enumerate() {
+        if let Body::Order(order) = &transaction.body {
+            orders
+                .entry(order.account())
+                .or_default()
+                .push((order.message.nonce, place));
+        }
+    }
+    // For each place, where its candidate stands now.
+    let mut from: Vec<usize> = (0..candidates.len()).collect();
+    for own in orders.into_values() {
+        let mut by_nonce = own.clone();
+        by_nonce.sort_unstable();
+        for ((_, place), (_, stands)) in own.into_iter().zip(by_nonce) {
+            from[place] = stands;
+        }
+    }
+    let mut candidates: Vec<_> = candidates.into_iter().map(Some).collect();
+    from.into_iter()
+        .filter_map(|place| candidates[place].take())
+        .collect()
+}
+
+/// Where a transaction stands in the mempool. Of the claims and closes of one channel and key
+/// one waits at a time, the one that is worth most.
+fn admission(genesis: &Genesis, transaction: &Transaction, bytes: &[u8]) -> Admission {
+    // Orders count by their fee, below what must be made before a deadline.
+    const URGENT: u64 = 1 << 62;
+    let urgent = |worth: Amount| URGENT + worth.ntop().min(URGENT - 1);
+    let worth = |claim: &ClaimBody| claim.claim.redeemable().unwrap_or(Amount::ZERO);
+    let id = transaction_id(bytes);
+    let of_channel =
+        |kind: u8, channel: &ChannelId, key: Option<&PublicKey>, worth: Amount| Admission {
+            id,
+            sender: Some(lane(kind, channel, key)),
+            nonce: 0,
+            priority: urgent(worth),
+        };
+    match &transaction.body {
+        Body::Credit(_) | Body::Batch(_) => Admission {
+            id,
+            sender: None,
+            nonce: 0,
+            priority: u64::MAX,
+        },
+        Body::Order(order) => {
+            let fee = genesis.rules.fees.of(&order.message.action);
+            Admission {
+                id,
+                sender: Some(order.account()),
+                nonce: order.message.nonce,
+                priority: fee.ntop().min(URGENT - 1),
+            }
+        }
+        Body::Claim(claim) => of_channel(0, &claim.channel(), Some(&claim.signer), worth(claim)),
+        Body::CloseByPayee(close) => {
+            let worth = close.message.claim.as_ref().map_or(Amount::ZERO, worth);
+            of_channel(1, &close.message.channel, Some(&close.key), worth)
+        }
+        Body::CloseByPayer(close) => {
+            of_channel(2, &close.message.channel, Some(&close.key), Amount::ZERO)
+        }
+        Body::Expire(channel) => of_channel(3, channel, None, Amount::ZERO),
+        Body::Finalise(channel) => of_channel(4, channel, None, Amount::ZERO),
+    }
+}
+
+/// What the mempool counts a channel's transactions against: kind, channel and the key that
+/// signed, so that nobody can fill another's lane.
+fn lane(kind: u8, channel: &ChannelId, key: Option<&PublicKey>) -> Address {
+    let mut writer = Writer::in_domain(LANE_DOMAIN);
+    writer.u8(kind).raw(channel);
+    if let Some(key) = key {
+        writer.raw(key);
+    }
+    Address(writer.sha256().0)
+}
