@@ -1,8 +1,10 @@
 //! The lanes. Each is a module of its own.
 
+mod token;
+
 use crate::lane::Lane;
 
 /// Every lane, in the order in which they run.
 pub fn all() -> Vec<Box<dyn Lane>> {
-    Vec::new()
+    vec![Box::new(token::TokenLane)]
 }

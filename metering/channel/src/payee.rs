@@ -13,7 +13,7 @@ use topnet_account::{Amount, ChannelId, PublicKey};
 use topnet_unit::{BootId, CreditGrant, Slot, UnitCount, bytes_paid_for, units_owed};
 
 use crate::{
-    Claim, Meter, Offer, PayerMessage, Promise, RefusalCode, Roll, Token, Voucher, walk_back,
+    Claim, Meter, Offer, PayerMessage, Promise, RefusalCode, Roll, Salt, Token, Voucher, walk_back,
 };
 
 /// Slots of one channel whose last word is not journalled yet, at most.
@@ -89,6 +89,8 @@ pub struct Payee {
     /// Oldest first; the last is the newest voucher. Each is followed by one that begins at or
     /// before the last unit it pays.
     pub(crate) promises: Vec<Promise>,
+    /// Salt of the newest voucher: two compressions that every token would pay again.
+    pub(crate) salt: Salt,
     pub(crate) slots: Vec<SlotCount>,
     /// Bytes of slots that are over and forgotten.
     pub(crate) forgotten_bytes: u64,
@@ -107,6 +109,7 @@ impl Payee {
             terms,
             state: PayeeState::Open,
             promises: Vec::new(),
+            salt: [0; 16],
             slots: Vec::new(),
             forgotten_bytes: 0,
             written_off: 0,
@@ -119,6 +122,10 @@ impl Payee {
 
     /// Everything that was read from the journal is durable.
     pub(crate) fn restored(mut self) -> Self {
+        self.salt = self
+            .promises
+            .last()
+            .map_or([0; 16], |best| best.voucher.voucher.salt());
         self.durable = self.totals();
         self.dirty = false;
         self
@@ -278,7 +285,7 @@ impl Payee {
         if ahead > self.terms.offer.window_max.saturating_mul(2) {
             return Err(RefusalCode::TooFarAhead);
         }
-        if walk_back(token.preimage, &voucher.salt(), token.index, best.index) != best.preimage {
+        if walk_back(token.preimage, &self.salt, token.index, best.index) != best.preimage {
             return Err(RefusalCode::WrongPreimage);
         }
         best.index = token.index;
@@ -320,8 +327,8 @@ impl Payee {
         };
         self.check_terms(next)?;
         if let (Some(retired), Some(best)) = (&retired, self.promises.last()) {
-            let salt = best.voucher.voucher.salt();
-            if walk_back(retired.preimage, &salt, retired.index, best.index) != best.preimage {
+            let seen = walk_back(retired.preimage, &self.salt, retired.index, best.index);
+            if seen != best.preimage {
                 return Err(RefusalCode::WrongPreimage);
             }
         }
@@ -417,6 +424,7 @@ impl Payee {
         if let (Some(retired), Some(last)) = (retired, self.promises.last_mut()) {
             *last = retired;
         }
+        self.salt = newest.voucher.voucher.salt();
         self.promises.push(newest);
         self.dirty = true;
         Ok(())
