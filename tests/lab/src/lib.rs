@@ -1,1 +1,17 @@
 //! Runs the whole product in three network namespaces and reconciles it.
+//!
+//! Owns the parts that a scenario is made of: the topology, the programs that nobody here wrote
+//! (wireguard-go, curl, nginx), the product's processes each under its own user, and the report.
+//! Everything that a run makes is removed with it, also when it fails, panics or is interrupted:
+//! each part removes itself when dropped, and nothing waits without asking [`interrupt`].
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod files;
+pub mod interrupt;
+pub mod origin;
+pub mod process;
+pub mod run_dir;
+pub mod topology;
+pub mod transfer;
+pub mod tunnel;

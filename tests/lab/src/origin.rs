@@ -1,0 +1,115 @@
+//! The origin: nginx, which nobody here wrote, with a random file to fetch and a place to put
+//! one.
+
+use crate::files;
+use crate::interrupt::Interrupt;
+use crate::process::{Lifetime, Process, User, as_user};
+use crate::run_dir::RunDir;
+use crate::topology::{ORIGIN, Topology};
+use anyhow::{Context, Result};
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const PORT: u16 = 8080;
+const READY_WAIT: Duration = Duration::from_secs(10);
+/// Room for uploads, with some to spare.
+const UPLOAD_MIB_MAX: u32 = 256;
+
+/// nginx and its files.
+#[derive(Debug)]
+pub struct Origin {
+    process: Process,
+    files: PathBuf,
+}
+
+impl Origin {
+    /// Starts nginx in the origin's namespace.
+    pub fn start(
+        topology: &Topology,
+        run_dir: &RunDir,
+        user: User,
+        lifetime: Lifetime,
+        interrupt: &Interrupt,
+    ) -> Result<Origin> {
+        let home = run_dir.private("origin", user.uid, user.gid)?;
+        let files = home.join("files");
+        for directory in [files.clone(), files.join("upload"), home.join("temporary")] {
+            fs::create_dir(&directory)?;
+            chown(&directory, Some(user.uid), Some(user.gid))?;
+        }
+        let config = home.join("nginx.conf");
+        fs::write(&config, config_text(&home))?;
+        let nginx = Path::new("/usr/sbin/nginx");
+        let mut command = as_user(user, lifetime, nginx);
+        command.arg("-p").arg(&home).arg("-c").arg(&config);
+        command.args(["-e", "stderr"]);
+        let log = run_dir.log("nginx");
+        let mut process = Process::start(&topology.origin, "nginx", command, &log)?;
+        process.wait_ready(interrupt, READY_WAIT, || {
+            let address = SocketAddr::from((ORIGIN, PORT));
+            topology
+                .origin
+                .enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok())
+                .unwrap_or(false)
+        })?;
+        Ok(Origin { process, files })
+    }
+
+    /// Makes a random file to fetch and returns its SHA-256.
+    pub fn offer_random(&self, name: &str, bytes: u64) -> Result<files::Digest> {
+        files::write_random(&self.files.join(name), bytes)
+            .with_context(|| format!("cannot make the origin's file {name}"))
+    }
+
+    /// The SHA-256 and length of what was put.
+    pub fn uploaded(&self, name: &str) -> Result<files::Digest> {
+        files::digest(&self.files.join("upload").join(name))
+            .with_context(|| format!("the upload {name} did not reach the origin"))
+    }
+
+    /// Where to fetch a file.
+    pub fn download_url(name: &str) -> String {
+        format!("http://{ORIGIN}:{PORT}/{name}")
+    }
+
+    /// Where to put a file.
+    pub fn upload_url(name: &str) -> String {
+        format!("http://{ORIGIN}:{PORT}/upload/{name}")
+    }
+
+    /// The process, for whoever keeps or watches it.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+fn config_text(home: &Path) -> String {
+    let home = home.display();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .iter()
+        .map(|kind| format!("    {kind}_temp_path {home}/temporary/{kind};\n"))
+        .collect();
+    format!(
+        "worker_processes 1;
+daemon off;
+pid {home}/nginx.pid;
+error_log stderr notice;
+events {{ worker_connections 64; }}
+http {{
+{temporary}    access_log {home}/access.log;
+    client_max_body_size {UPLOAD_MIB_MAX}m;
+    default_type application/octet-stream;
+    server {{
+        listen {ORIGIN}:{PORT};
+        root {home}/files;
+        location /upload/ {{
+            dav_methods PUT;
+        }}
+    }}
+}}
+"
+    )
+}

@@ -1,0 +1,92 @@
+//! Three machines and two links: client – provider – origin.
+//!
+//! ```text
+//! topnet-client            topnet-provider                 topnet-origin
+//!  uplink 10.77.1.2 ──── 10.77.1.1 clients   uplink 10.77.2.1 ──── 10.77.2.2 access
+//!  (tunnel 10.78.x.y)                                     10.78.0.0/16 via 10.77.2.1
+//! ```
+//!
+//! The client reaches the origin through the tunnel only: it has no other route, and the
+//! provider's kernel does not forward.
+
+use anyhow::Result;
+use std::net::Ipv4Addr;
+use topnet_netns::{Endpoint, Namespace, Offload, Veth};
+
+/// The client's own address.
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 2);
+/// The provider's address towards its clients: WireGuard, payments and RPC.
+pub const PROVIDER: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 1);
+/// The provider's address towards the origin.
+pub const PROVIDER_UPLINK: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 1);
+/// The origin's address.
+pub const ORIGIN: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 2);
+/// Where addresses in the tunnel come from.
+pub const INNER_SUBNET: &str = "10.78.0.0/16";
+/// The provider's interface towards its clients.
+pub const CLIENTS_INTERFACE: &str = "clients";
+/// The provider's interface towards the origin.
+pub const UPLINK_INTERFACE: &str = "uplink";
+
+/// The three namespaces. Removed when dropped.
+#[derive(Debug)]
+pub struct Topology {
+    /// Where wireguard-go, curl and the wallet run.
+    pub client: Namespace,
+    /// Where the product runs.
+    pub provider: Namespace,
+    /// Where nginx runs.
+    pub origin: Namespace,
+}
+
+impl Topology {
+    /// Makes it. `prefix` begins the namespaces' names; two at once need two prefixes.
+    pub fn create(prefix: &str) -> Result<Topology> {
+        let topology = Topology {
+            client: Namespace::create(&format!("{prefix}client"))?,
+            provider: Namespace::create(&format!("{prefix}provider"))?,
+            origin: Namespace::create(&format!("{prefix}origin"))?,
+        };
+        let Topology {
+            client,
+            provider,
+            origin,
+        } = &topology;
+        let links = [
+            [
+                (client, "uplink", CLIENT),
+                (provider, CLIENTS_INTERFACE, PROVIDER),
+            ],
+            [
+                (provider, UPLINK_INTERFACE, PROVIDER_UPLINK),
+                (origin, "access", ORIGIN),
+            ],
+        ];
+        for ends in links {
+            let addresses = ends.map(|(_, _, address)| format!("{address}/24"));
+            let [near, far] = [0, 1].map(|end| Endpoint {
+                namespace: ends[end].0,
+                interface: ends[end].1,
+                address: &addresses[end],
+            });
+            Veth::default().connect(near, far)?;
+            for (namespace, interface, _) in ends {
+                // What goes through XDP must have its checksum, and be one packet each.
+                namespace.offload(interface, Offload::TxChecksum, false)?;
+                namespace.offload(interface, Offload::Gso, false)?;
+                // What XDP redirects into a veth needs NAPI at the other end.
+                namespace.offload(interface, Offload::Gro, true)?;
+            }
+        }
+        origin.route(INNER_SUBNET, &PROVIDER_UPLINK.to_string())?;
+        provider.sysctl("net.ipv4.ip_forward", "0")?;
+        Ok(topology)
+    }
+
+    /// Leaves the namespaces and what runs in them; the next run removes them.
+    pub fn keep(&mut self) {
+        self.client.keep();
+        self.provider.keep();
+        self.origin.keep();
+    }
+}
