@@ -1,0 +1,358 @@
+//! Runs the machine inside consensus: builds blocks, checks those of others, applies final ones.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::pending,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use commonware_consensus::{marshal::ancestry::Ancestry, simplex::scheme::ed25519::Scheme};
+use commonware_cryptography::{Digestible, sha256::Digest};
+use commonware_glue::stateful::{
+    Application as StatefulApplication, Finality, Input, Proposed,
+    db::{DatabaseSet, Merkleized as _},
+};
+use commonware_runtime::Clock as _;
+use commonware_storage::qmdb::sync::Target;
+use commonware_utils::non_empty_range;
+use futures::StreamExt as _;
+use tokio::sync::watch;
+use topnet_account::{Address, Hash};
+use topnet_ledger::machine::{BlockEnv, Executed, Key, Missing, Rejection, Values};
+use tracing::{debug, warn};
+
+use crate::{
+    block::{
+        Block, Context as ConsensusContext, Header, HeaderFields, StateTarget, body_root,
+        public_key_of,
+    },
+    chain::Tip,
+    limits::{BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX, CLOCK_DRIFT_MAX},
+    machine::AnyMachine,
+    mempool::Mempool,
+    pace::Pace,
+    receipts::{Outcome, Receipts},
+    state::{self, Batch, Context, Databases, SealedBatch},
+};
+
+/// What the application works with. Everything that affects execution comes from the block
+/// and the state; the rest is bookkeeping of this node.
+pub(crate) struct Parts {
+    pub chain: Hash,
+    pub machine: Arc<dyn AnyMachine>,
+    pub genesis_block: Block,
+    pub genesis_state: Arc<BTreeMap<Key, Vec<u8>>>,
+    pub mempool: Arc<Mempool>,
+    pub receipts: Receipts,
+    pub pace: Pace,
+    pub tip: watch::Sender<Tip>,
+}
+
+/// The application that the engine drives.
+#[derive(Clone)]
+pub(crate) struct Application {
+    parts: Arc<Parts>,
+    /// What blocks did that were executed in this run and are not yet final.
+    executed: Arc<Mutex<HashMap<Digest, (u64, Outcome)>>>,
+}
+
+impl Application {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            parts: Arc::new(parts),
+            executed: Arc::default(),
+        }
+    }
+
+    /// Executes with more and more values until the machine lacks none. Before the first
+    /// block the state is the machine's genesis, which is not on disk yet.
+    async fn execute<T>(
+        &self,
+        batch: &Batch,
+        env: &BlockEnv,
+        reads: Vec<Key>,
+        mut step: impl FnMut(&Values) -> Result<T, Missing> + Send,
+    ) -> T {
+        let mut values = Values::new();
+        if env.height == 1 {
+            let genesis = self.parts.genesis_state.iter();
+            values.extend(genesis.map(|(key, value)| (key.clone(), Some(value.clone()))));
+        }
+        state::load(batch, reads, &mut values).await;
+        loop {
+            let known = values.len();
+            match step(&values) {
+                Ok(result) => return result,
+                Err(Missing(keys)) => state::load(batch, keys, &mut values).await,
+            }
+            assert!(
+                values.len() > known,
+                "a machine asks only for keys that it was not given"
+            );
+        }
+    }
+
+    /// Applies a block's writes, the genesis state's with those of the first block.
+    async fn seal(&self, batch: Batch, height: u64, executed: &Executed) -> SealedBatch {
+        let mut writes = executed.writes.clone();
+        if height == 1 {
+            for (key, value) in self.parts.genesis_state.iter() {
+                writes
+                    .entry(key.clone())
+                    .or_insert_with(|| Some(value.clone()));
+            }
+            // What the first block deletes of the genesis state never was on disk.
+            writes.retain(|_, value| value.is_some());
+        }
+        state::seal(batch, height, writes).await
+    }
+
+    fn remember(&self, block: Digest, height: u64, executed: Executed) {
+        let outcome = Outcome {
+            receipts: executed.receipts,
+            block_events: executed.block_events,
+        };
+        let mut executed = self.executed.lock().unwrap_or_else(PoisonError::into_inner);
+        executed.insert(block, (height, outcome));
+    }
+
+    /// What a block did that became final; its rivals are forgotten.
+    fn recall(&self, block: Digest, height: u64) -> Outcome {
+        let mut executed = self.executed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, outcome) = executed
+            .remove(&block)
+            .expect("the engine executes a block in this run before it applies it");
+        executed.retain(|_, (other, _)| *other > height);
+        outcome
+    }
+
+    /// Tells the mempool what a proposal could not include. A transaction that stands in a
+    /// block that is about to become final cannot stand twice, which is no fault of it.
+    fn refuse(&self, rejected: Vec<(Vec<u8>, Rejection)>) {
+        for (transaction, reason) in rejected {
+            let Ok(admission) = self.parts.machine.admit(&transaction) else {
+                continue;
+            };
+            let executed = self.executed.lock().unwrap_or_else(PoisonError::into_inner);
+            let stands = executed
+                .values()
+                .flat_map(|(_, outcome)| &outcome.receipts)
+                .any(|receipt| receipt.id == admission.id);
+            drop(executed);
+            if !stands {
+                debug!(id = %admission.id, %reason, "a transaction cannot stand");
+                self.parts.mempool.refused(&admission.id, reason);
+            }
+        }
+    }
+
+    async fn wait_for_turn(&self, runtime: &Context, parent: Digest) {
+        let wait = self.parts.pace.wait(parent, Instant::now());
+        if !wait.is_zero() {
+            runtime.sleep(wait).await;
+        }
+    }
+
+    /// The rules that a vote depends on and that can be told without the state.
+    fn well_formed(&self, block: &Block, parent: &Header) -> Result<(), &'static str> {
+        let header = &block.header;
+        if header.chain() != self.parts.chain {
+            return Err("another chain's block");
+        }
+        if header.height() != parent.height() + 1 {
+            return Err("the height does not follow the parent's");
+        }
+        if header.time_ms() <= parent.time_ms() {
+            return Err("the time does not follow the parent's");
+        }
+        if header.body_root() != body_root(&block.transactions) {
+            return Err("the body root is not the transactions'");
+        }
+        if !block.transactions.is_empty()
+            && !self.parts.machine.signatures_hold(&block.transactions)
+        {
+            return Err("a signature does not hold");
+        }
+        Ok(())
+    }
+
+    /// Executes somebody's block; `None` if it is invalid for good.
+    async fn replay(&self, block: &Block, batch: Batch) -> Option<SealedBatch> {
+        let header = &block.header;
+        let env = header.env();
+        let machine = &self.parts.machine;
+        let reads = machine.reads(&env, &block.transactions);
+        let replayed = self
+            .execute(&batch, &env, reads, |values| {
+                machine.replay(&env, &block.transactions, values)
+            })
+            .await;
+        let executed = match replayed {
+            Ok(executed) => executed,
+            Err(reason) => {
+                warn!(height = header.height(), %reason, "a block holds what cannot stand");
+                return None;
+            }
+        };
+        if executed.outbox != header.outbox() {
+            warn!(
+                height = header.height(),
+                "a block's outbox is not what it leads to"
+            );
+            return None;
+        }
+        let sealed = self.seal(batch, header.height(), &executed).await;
+        self.remember(header.digest(), header.height(), executed);
+        Some(sealed)
+    }
+}
+
+impl StatefulApplication<Context> for Application {
+    type SigningScheme = Scheme;
+    type Context = ConsensusContext;
+    type Block = Block;
+    type Databases = Databases;
+    type Captured = ();
+    type Provider = ();
+    type Input = ();
+
+    fn sync_targets(block: &Block) -> StateTarget {
+        block.header.state().clone()
+    }
+
+    async fn genesis(&mut self) -> Block {
+        self.parts.genesis_block.clone()
+    }
+
+    async fn propose(
+        &mut self,
+        (runtime, context): (Context, ConsensusContext),
+        mut ancestry: impl Ancestry<Block>,
+        batch: Batch,
+        _: Input<(), ()>,
+    ) -> Option<Proposed<Self, Context>> {
+        let parent = ancestry.next().await?;
+        self.wait_for_turn(&runtime, parent.digest()).await;
+        let began = Instant::now();
+
+        let Parts {
+            chain,
+            machine,
+            mempool,
+            ..
+        } = &*self.parts;
+        let parent = &parent.inner().header;
+        let env = BlockEnv {
+            chain: *chain,
+            height: parent.height() + 1,
+            proposer: Address::of(&public_key_of(&context.leader)),
+        };
+        let candidates = mempool.candidates(BLOCK_TRANSACTIONS_MAX, BLOCK_BYTES_MAX);
+        let reads = machine.reads(&env, &candidates);
+        let mut executed = self
+            .execute(&batch, &env, reads, |values| {
+                machine.build(&env, candidates.clone(), values)
+            })
+            .await;
+        self.refuse(std::mem::take(&mut executed.rejected));
+
+        let merkleized = self.seal(batch, env.height, &executed).await;
+        let bounds = merkleized.bounds();
+        let header = Header::new(HeaderFields {
+            chain: *chain,
+            height: env.height,
+            context,
+            time_ms: now_ms().max(parent.time_ms() + 1),
+            body_root: body_root(&executed.included),
+            state: Target::new(
+                merkleized.root(),
+                non_empty_range!(bounds.inactivity_floor, bounds.tip.size),
+            ),
+            outbox: executed.outbox,
+        });
+        let digest = header.digest();
+        let transactions = std::mem::take(&mut executed.included);
+        self.remember(digest, env.height, executed);
+        self.parts.pace.hold(digest, began);
+        let block = Block {
+            header,
+            transactions,
+        };
+        Some(Proposed { block, merkleized })
+    }
+
+    async fn process(
+        &mut self,
+        (runtime, _): (Context, ConsensusContext),
+        mut ancestry: impl Ancestry<Block>,
+        batch: Batch,
+        finality: Finality,
+    ) -> Option<SealedBatch> {
+        // An ancestry that ends early means missing data, which is no verdict.
+        let Some(block) = ancestry.next().await else {
+            return pending().await;
+        };
+        self.parts.pace.hold(block.digest(), Instant::now());
+        if finality == Finality::Finalized {
+            return self.replay(block.inner(), batch).await;
+        }
+        let Some(parent) = ancestry.next().await else {
+            return pending().await;
+        };
+        if let Err(reason) = self.well_formed(block.inner(), &parent.inner().header) {
+            warn!(
+                height = block.inner().header.height(),
+                reason, "a block is invalid"
+            );
+            return None;
+        }
+        let sealed = self.replay(block.inner(), batch).await?;
+        // An early block is not refused, it waits; consensus drops the wait with the view.
+        self.wait_for_turn(&runtime, parent.digest()).await;
+        let time_ms = block.inner().header.time_ms();
+        runtime.sleep(ahead_of_drift(time_ms, now_ms())).await;
+        Some(sealed)
+    }
+
+    async fn capture(
+        &mut self,
+        _: (Context, ConsensusContext),
+        _: &Block,
+        _: &SealedBatch,
+        _: <Databases as DatabaseSet<Context>>::Readers,
+    ) {
+    }
+
+    async fn finalized(
+        &mut self,
+        _: (Context, ConsensusContext),
+        block: &Block,
+        (): (),
+        _: <Databases as DatabaseSet<Context>>::Readers,
+    ) {
+        let header = &block.header;
+        let digest = header.digest();
+        let outcome = self.recall(digest, header.height());
+        self.parts
+            .receipts
+            .keep(header.height(), digest, &outcome)
+            .await;
+        for receipt in &outcome.receipts {
+            self.parts.mempool.included(&receipt.id);
+        }
+        self.parts.tip.send_replace(Tip::of(header));
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// How long a vote for a header of `time_ms` still has to wait.
+fn ahead_of_drift(time_ms: u64, now_ms: u64) -> Duration {
+    Duration::from_millis(time_ms.saturating_sub(now_ms)).saturating_sub(CLOCK_DRIFT_MAX)
+}

@@ -1,0 +1,233 @@
+//! The engine's own thread, on which every chain of a process runs.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use commonware_codec::{Copying, DecodeExt as _};
+use commonware_cryptography::{Signer as _, ed25519};
+use commonware_runtime::{Runner as _, Spawner as _, Supervisor as _, tokio as engine};
+use tokio::sync::{mpsc, oneshot, watch};
+use topnet_account::{Hash, PublicKey};
+use topnet_ledger::machine::Machine;
+use tracing::error;
+
+use crate::{
+    block::public_key_of,
+    chain::Chain,
+    node::{self, NodeConfig},
+    state::Context,
+    verifier::committee,
+};
+
+const WORKER_THREADS: usize = 2;
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// The engine keeps this file locked while it uses the directory.
+const HOLD_FILE: &str = ".hold";
+
+/// A voter of a chain and where it is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validator {
+    /// Its key, for votes and connections.
+    pub key: PublicKey,
+    /// Where the others connect to it. Unused when it is alone.
+    pub address: SocketAddr,
+}
+
+/// What a node must know to run one chain.
+#[derive(Clone)]
+pub struct ChainConfig {
+    /// Name in this process; also the prefix of its files.
+    pub name: String,
+    /// Hash of the chain's genesis: its name in everything that is signed.
+    pub genesis: Hash,
+    /// All voters, this node among them.
+    pub validators: Vec<Validator>,
+    /// Seed of this node's key (RFC 8032), the same that other processes sign with.
+    pub seed: [u8; 32],
+    /// Where this node listens for the other validators. Port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Time between blocks.
+    pub block_interval: Duration,
+}
+
+/// Why a chain could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The storage directory cannot be used.
+    #[error("storage directory {path}: {source}; create it and let this user write to it")]
+    Storage {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process runs on the storage directory.
+    #[error(
+        "storage directory {0} is used by another process; stop it or choose another directory"
+    )]
+    StorageInUse(PathBuf),
+    /// The thread could not be made.
+    #[error("cannot start the thread of the chains: {0}")]
+    Thread(io::Error),
+    /// The configuration contradicts itself.
+    #[error("chain `{chain}`: {problem}")]
+    Config {
+        /// The chain's name.
+        chain: String,
+        /// What is wrong and the mend.
+        problem: &'static str,
+    },
+    /// The engine ended while the chain was starting.
+    #[error("`{0}` ended while it started; the log says why")]
+    Ended(String),
+}
+
+type Job = Box<dyn FnOnce(&Context) + Send>;
+
+/// The thread with the engine's runtime. Chains that are launched on it share its storage
+/// directory and its workers.
+pub struct ChainRuntime {
+    jobs: mpsc::UnboundedSender<Job>,
+    ended: watch::Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+impl ChainRuntime {
+    /// Starts the runtime on `storage`, which no other process may use at the same time.
+    pub fn start(storage: &Path) -> Result<Self, StartError> {
+        claim(storage)?;
+        let config = engine::Config::new()
+            .with_storage_directory(storage)
+            .with_worker_threads(WORKER_THREADS);
+        let (jobs, mut next_job) = mpsc::unbounded_channel::<Job>();
+        let (alive, ended) = watch::channel(());
+        let (running, runs) = std::sync::mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("chains".to_owned())
+            .spawn(move || {
+                // Dropped when the thread ends, by a panic of the engine too.
+                let _alive = alive;
+                engine::Runner::new(config).start(|context| async move {
+                    // Nobody waits any more if the thread could not be waited for.
+                    let _ = running.send(());
+                    while let Some(job) = next_job.recv().await {
+                        job(&context);
+                    }
+                    if context.stop(0, Some(STOP_TIMEOUT)).await.is_err() {
+                        error!("a chain did not stop in time; it recovers at the next start");
+                    }
+                });
+            })
+            .map_err(StartError::Thread)?;
+        // From here on the engine holds the directory.
+        if runs.recv().is_err() {
+            return Err(StartError::Ended("runtime".to_owned()));
+        }
+        Ok(Self {
+            jobs,
+            ended,
+            thread,
+        })
+    }
+
+    /// Runs a validator of a chain; returns when its state is open and it takes part.
+    pub async fn launch(
+        &self,
+        machine: impl Machine,
+        config: ChainConfig,
+    ) -> Result<Chain, StartError> {
+        let name = config.name.clone();
+        let config = check(config)?;
+        let machine = Arc::new(machine);
+        let (ready, started) = oneshot::channel();
+        let job: Job = Box::new(move |context: &Context| {
+            context
+                .child("chain")
+                .with_attribute("chain", &config.name)
+                .spawn(move |context| node::run(context, config, machine, ready));
+        });
+        self.jobs
+            .send(job)
+            .map_err(|_| StartError::Ended(name.clone()))?;
+        started.await.map_err(|_| StartError::Ended(name))
+    }
+
+    /// Resolves when the engine has ended, which it does by itself only after a fault.
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+    }
+
+    /// Stops all chains and waits until nothing of them runs any more.
+    pub fn stop(self) {
+        drop(self.jobs);
+        if self.thread.join().is_err() {
+            error!("the engine ended with a panic");
+        }
+    }
+}
+
+/// Makes the directory and sees that no other process has it; the engine itself would wait.
+fn claim(storage: &Path) -> Result<(), StartError> {
+    let failed = |source| StartError::Storage {
+        path: storage.to_owned(),
+        source,
+    };
+    fs::create_dir_all(storage).map_err(failed)?;
+    let hold = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(storage.join(HOLD_FILE))
+        .map_err(failed)?;
+    match hold.try_lock() {
+        Ok(()) => Ok(()),
+        Err(fs::TryLockError::WouldBlock) => Err(StartError::StorageInUse(storage.to_owned())),
+        Err(fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+fn check(config: ChainConfig) -> Result<NodeConfig, StartError> {
+    let problem = |problem| StartError::Config {
+        chain: config.name.clone(),
+        problem,
+    };
+    let named = !config.name.is_empty()
+        && config
+            .name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if !named {
+        return Err(problem("its name must consist of a-z, 0-9 and _"));
+    }
+    if config.block_interval.is_zero() {
+        return Err(problem("the block interval is zero; 100 ms is usual"));
+    }
+    let keys: Vec<PublicKey> = config
+        .validators
+        .iter()
+        .map(|validator| validator.key)
+        .collect();
+    let committee = committee(&keys)
+        .ok_or_else(|| problem("the validators' keys must be valid and each named once"))?;
+    let key = ed25519::PrivateKey::decode(Copying(&config.seed))
+        .map_err(|_| problem("the seed makes no key"))?;
+    if !keys.contains(&public_key_of(&key.public_key())) {
+        return Err(problem("this node's key is not among the validators"));
+    }
+    Ok(NodeConfig {
+        name: config.name,
+        genesis: config.genesis,
+        validators: config.validators,
+        committee,
+        key,
+        listen: config.listen,
+        block_interval: config.block_interval,
+    })
+}

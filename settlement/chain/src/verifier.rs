@@ -1,0 +1,228 @@
+//! The engine's cryptography as ledgers and light clients see it: one Ed25519 (ZIP-215), and
+//! one check that a header is final.
+
+use commonware_codec::{
+    Buf, Copying, Decode, DecodeExt, EncodeSize, Error as CodecError, Read, ReadExt, Write,
+};
+use commonware_consensus::simplex::{scheme::ed25519::Scheme, types::Finalization};
+use commonware_cryptography::{
+    BatchEntry, BatchVerifier as _, Verifier as _,
+    ed25519::{PublicKey as EngineKey, Signature as EngineSignature},
+    sha256::Digest,
+};
+use commonware_parallel::Sequential;
+use commonware_runtime::BufMut;
+use commonware_utils::{TryFromIterator as _, ordered::Set};
+use topnet_account::{Hash, PublicKey};
+use topnet_ledger::machine::{FinalHeader, Signed, Verifier};
+
+use crate::{
+    block::{Header, engine_key_of},
+    limits::VALIDATORS_MAX,
+};
+
+const CONSENSUS_DOMAIN: &[u8] = b"topnet/consensus/1";
+/// From how many signatures on a batch is worth its preparation.
+const BATCH_MIN: usize = 4;
+
+/// A header and the certificate that it is final.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Proof {
+    pub header: Header,
+    pub finalization: Finalization<Scheme, Digest>,
+}
+
+impl Write for Proof {
+    fn write(&self, buf: &mut impl BufMut) {
+        self.header.write(buf);
+        self.finalization.write(buf);
+    }
+}
+
+impl EncodeSize for Proof {
+    fn encode_size(&self) -> usize {
+        self.header.encode_size() + self.finalization.encode_size()
+    }
+}
+
+impl Read for Proof {
+    /// Number of validators.
+    type Cfg = usize;
+
+    fn read_cfg(buf: &mut impl Buf, validators: &usize) -> Result<Self, CodecError> {
+        Ok(Self {
+            header: Header::read(buf)?,
+            finalization: Finalization::read_cfg(buf, validators)?,
+        })
+    }
+}
+
+/// What consensus votes are signed under: a vote counts on one chain only.
+pub(crate) fn namespace(chain: &Hash) -> Vec<u8> {
+    [CONSENSUS_DOMAIN, chain.as_ref()].concat()
+}
+
+/// A validator set as the engine orders it; `None` if it is empty, too large, names a key
+/// twice, or has bytes that are no key.
+pub(crate) fn committee(validators: &[PublicKey]) -> Option<Set<EngineKey>> {
+    if validators.is_empty() || validators.len() > VALIDATORS_MAX {
+        return None;
+    }
+    let keys: Option<Vec<EngineKey>> = validators.iter().map(engine_key_of).collect();
+    Set::try_from_iter(keys?).ok()
+}
+
+/// The engine's cryptography. It has no state.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EngineVerifier;
+
+/// One signature in the engine's terms.
+struct Entry<'a> {
+    key: EngineKey,
+    namespace: &'a [u8],
+    message: &'a [u8],
+    signature: EngineSignature,
+}
+
+impl<'a> Entry<'a> {
+    /// Splits the signed bytes into namespace and message as the engine joins them. Its length
+    /// prefix is a varint, so a namespace has at most 127 bytes here.
+    fn of(signed: &Signed<'a>) -> Option<Self> {
+        let (length, rest) = signed.bytes.split_first()?;
+        if *length > 127 {
+            return None;
+        }
+        let (namespace, message) = rest.split_at_checked(usize::from(*length))?;
+        Some(Self {
+            key: engine_key_of(signed.key)?,
+            namespace,
+            message,
+            signature: EngineSignature::decode(Copying(&signed.signature.0)).ok()?,
+        })
+    }
+
+    fn holds(&self) -> bool {
+        self.key
+            .verify(self.namespace, self.message, &self.signature)
+    }
+}
+
+impl Verifier for EngineVerifier {
+    fn signatures_hold(&self, signed: &[Signed<'_>]) -> bool {
+        let Some(entries) = signed.iter().map(Entry::of).collect::<Option<Vec<_>>>() else {
+            return false;
+        };
+        if entries.len() < BATCH_MIN {
+            return entries.iter().all(Entry::holds);
+        }
+        EngineKey::verify_batch(
+            &mut rand::rng(),
+            &entries,
+            |_, entry| BatchEntry {
+                namespace: entry.namespace,
+                message: entry.message,
+                public_key: &entry.key,
+                signature: &entry.signature,
+            },
+            &Sequential,
+        )
+    }
+
+    fn final_header(
+        &self,
+        chain: &Hash,
+        validators: &[PublicKey],
+        proof: &[u8],
+    ) -> Option<FinalHeader> {
+        let header = self.prove(chain, validators, proof)?;
+        Some(FinalHeader {
+            height: header.height(),
+            outbox: header.outbox(),
+            state_root: header.state_root(),
+        })
+    }
+}
+
+impl EngineVerifier {
+    /// The whole header that `proof` shows to be final; see [`Verifier::final_header`].
+    pub fn prove(&self, chain: &Hash, validators: &[PublicKey], proof: &[u8]) -> Option<Header> {
+        let committee = committee(validators)?;
+        let proof = Proof::decode_cfg(Copying(proof), &committee.len()).ok()?;
+        let holds = proof.header.chain() == *chain
+            && proof.finalization.proposal.payload == proof.header.digest()
+            && proof.finalization.verify(
+                &mut rand::rng(),
+                &Scheme::verifier(&namespace(chain), committee),
+                &Sequential,
+            );
+        holds.then_some(proof.header)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use topnet_account::Signature;
+    use topnet_channel::SecretKey;
+
+    fn signed_bytes(domain: &[u8], message: &[u8]) -> Vec<u8> {
+        [&[domain.len() as u8], domain, message].concat()
+    }
+
+    #[test]
+    fn what_the_other_processes_sign_holds_alone_and_in_a_batch() {
+        for count in [1, BATCH_MIN - 1, BATCH_MIN, 40] {
+            let keys: Vec<SecretKey> = (0..count)
+                .map(|i| SecretKey::from_seed([i as u8; 32]).unwrap())
+                .collect();
+            let bytes: Vec<Vec<u8>> = (0..count)
+                .map(|i| signed_bytes(b"topnet/test/1", &[i as u8; 100]))
+                .collect();
+            let publics: Vec<PublicKey> = keys.iter().map(SecretKey::public_key).collect();
+            let mut signatures: Vec<Signature> = keys
+                .iter()
+                .zip(&bytes)
+                .map(|(key, bytes)| key.sign(bytes))
+                .collect();
+            let holds = |signatures: &[Signature]| {
+                let signed: Vec<Signed<'_>> = (0..count)
+                    .map(|i| Signed {
+                        key: &publics[i],
+                        bytes: &bytes[i],
+                        signature: &signatures[i],
+                    })
+                    .collect();
+                EngineVerifier.signatures_hold(&signed)
+            };
+            assert!(holds(&signatures), "{count}");
+            signatures[count - 1].0[3] ^= 1;
+            assert!(!holds(&signatures), "{count}, one forged");
+        }
+        assert!(EngineVerifier.signatures_hold(&[]));
+    }
+
+    #[test]
+    fn bytes_without_a_whole_domain_do_not_hold() {
+        let key = SecretKey::from_seed([1; 32]).unwrap();
+        let public = key.public_key();
+        for bytes in [vec![], vec![5, 1, 2], [&[200][..], &[7; 300]].concat()] {
+            let signature = key.sign(&bytes);
+            let signed = Signed {
+                key: &public,
+                bytes: &bytes,
+                signature: &signature,
+            };
+            assert!(!EngineVerifier.signatures_hold(&[signed]), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_committee_names_each_key_once() {
+        let key = SecretKey::from_seed([1; 32]).unwrap().public_key();
+        let other = SecretKey::from_seed([2; 32]).unwrap().public_key();
+        assert!(committee(&[key, other]).is_some());
+        assert!(committee(&[]).is_none());
+        assert!(committee(&[key, key]).is_none());
+        assert!(committee(&vec![key; VALIDATORS_MAX + 1]).is_none());
+    }
+}

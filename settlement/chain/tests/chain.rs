@@ -1,0 +1,325 @@
+//! Chains as the rest of the process sees them: on disk, at their pace, through `kill -9`.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use support::{Add, Adder, GENESIS_SUM, INTERVAL, alone, loopback, public_key, settle, sum};
+use topnet_account::{Hash, PublicKey};
+use topnet_chain::{
+    Chain, ChainConfig, ChainRuntime, EngineVerifier, Standing, StartError, Validator,
+};
+use topnet_ledger::machine::Verifier as _;
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+fn add(account: u8, nonce: u64, amount: u64) -> Add {
+    Add {
+        account,
+        nonce,
+        amount,
+    }
+}
+
+#[test]
+fn a_transaction_becomes_final_and_anybody_can_check_that_it_did() {
+    let storage = tempfile::tempdir().unwrap();
+    let runtime = ChainRuntime::start(storage.path()).unwrap();
+    block_on(async {
+        let chain = runtime.launch(Adder, alone("main", 7)).await.unwrap();
+        assert_eq!(sum(&chain, 0).await, (GENESIS_SUM, 0));
+
+        // The second nonce comes first, and the first one lets both in.
+        let (first, second) = (add(0, 0, 5), add(0, 1, 6));
+        let second_id = chain.submit(second.bytes()).unwrap();
+        assert_eq!(chain.submit(second.bytes()), Ok(second_id));
+        chain.reached(chain.tip().height() + 2).await.unwrap();
+        let Standing::Waiting(Some(reason)) = chain.standing(&second_id) else {
+            panic!()
+        };
+        assert_eq!(reason.code, "nonce_ahead");
+        let first_id = chain.submit(first.bytes()).unwrap();
+        settle(&chain, second).await;
+        assert_eq!(sum(&chain, 0).await, (GENESIS_SUM + 11, 2));
+        assert_eq!(chain.standing(&first_id), Standing::Unknown);
+        assert_eq!(chain.submit(vec![1]).unwrap_err().code, "malformed");
+
+        // What can never stand is dropped and the reason told.
+        let again = chain.submit(add(0, 0, 99).bytes()).unwrap();
+        chain.reached(chain.tip().height() + 2).await.unwrap();
+        let Standing::Dropped(reason) = chain.standing(&again) else {
+            panic!()
+        };
+        assert_eq!(reason.code, "nonce_behind");
+
+        // Blocks form one chain, and their receipts are those of their transactions.
+        let tip = chain.reached(10).await.unwrap();
+        let mut parent = chain.block_at(0).await.unwrap().unwrap().hash;
+        let mut receipts = Vec::new();
+        for height in 1..=tip.height() {
+            let block = chain.block_at(height).await.unwrap().unwrap();
+            assert_eq!(block.header.height(), height);
+            assert_eq!(block.header.parent(), parent);
+            assert_eq!(block.header.hash(), block.hash);
+            assert_eq!(block.transactions.len(), block.receipts.len());
+            assert_eq!(block.block_events.is_empty(), height % 10 != 0);
+            receipts.extend(block.receipts);
+            parent = block.hash;
+        }
+        assert_eq!(receipts.len(), 2);
+        assert_eq!(receipts[0].id, first_id);
+        assert_eq!(receipts[1].events, 6u64.to_be_bytes());
+        assert_eq!(chain.block_at(u64::MAX).await, Ok(None));
+
+        // Whoever knows the validators can check what is final.
+        let proof = chain.proof_from(3).await.unwrap().unwrap();
+        let block = chain.block_at(proof.height).await.unwrap().unwrap();
+        let check = |chain: Hash, validators: &[PublicKey], bytes: &[u8]| {
+            EngineVerifier.final_header(&chain, validators, bytes)
+        };
+        let ours = chain.validators();
+        let proved = check(chain.genesis(), ours, &proof.bytes).unwrap();
+        assert_eq!(proved.height, proof.height);
+        assert_eq!(proved.state_root, block.header.state_root());
+        assert_eq!(proved.outbox, block.header.outbox());
+        assert_eq!(
+            check(Hash([9; 32]), ours, &proof.bytes),
+            None,
+            "another chain"
+        );
+        assert_eq!(
+            check(chain.genesis(), &[public_key(9)], &proof.bytes),
+            None,
+            "others"
+        );
+        let mut more = ours.to_vec();
+        more.push(public_key(9));
+        assert_eq!(
+            check(chain.genesis(), &more, &proof.bytes),
+            None,
+            "one of two is no quorum"
+        );
+        for i in 0..proof.bytes.len() {
+            let mut forged = proof.bytes.clone();
+            forged[i] ^= 1;
+            assert_eq!(check(chain.genesis(), ours, &forged), None, "byte {i}");
+        }
+        assert_eq!(
+            check(chain.genesis(), ours, &[&proof.bytes[..], &[0]].concat()),
+            None
+        );
+    });
+    runtime.stop();
+}
+
+#[test]
+fn two_chains_keep_their_pace_side_by_side() {
+    let storage = tempfile::tempdir().unwrap();
+    let runtime = ChainRuntime::start(storage.path()).unwrap();
+    block_on(async {
+        let main = runtime.launch(Adder, alone("main", 1)).await.unwrap();
+        let vpn = runtime.launch(Adder, alone("vpn", 2)).await.unwrap();
+        settle(&main, add(1, 0, 1)).await;
+        settle(&vpn, add(1, 0, 2)).await;
+        assert_eq!((sum(&main, 1).await.0, sum(&vpn, 1).await.0), (1, 2));
+
+        let began = Instant::now();
+        let from = main.tip().height();
+        main.reached(from + 10).await.unwrap();
+        // Ten intervals; the first of them may have begun before.
+        assert!(began.elapsed() >= 9 * INTERVAL, "{:?}", began.elapsed());
+        for height in from + 1..from + 10 {
+            let time_ms = |block: topnet_chain::FinalBlock| block.header.time_ms();
+            let parent = time_ms(main.block_at(height - 1).await.unwrap().unwrap());
+            let child = time_ms(main.block_at(height).await.unwrap().unwrap());
+            assert!(child > parent, "height {height}");
+        }
+    });
+    runtime.stop();
+}
+
+#[test]
+fn what_cannot_start_says_why() {
+    let storage = tempfile::tempdir().unwrap();
+    let runtime = ChainRuntime::start(storage.path()).unwrap();
+    let again = ChainRuntime::start(storage.path());
+    assert!(matches!(again.err(), Some(StartError::StorageInUse(_))));
+    type Change = fn(&mut ChainConfig);
+    let changes: [(&str, Change); 5] = [
+        ("its name", |config| config.name = "Main!".to_owned()),
+        ("interval", |config| config.block_interval = Duration::ZERO),
+        ("validators' keys", |config| config.validators.clear()),
+        ("validators' keys", |config| {
+            config.validators.push(config.validators[0])
+        }),
+        ("not among", |config| config.seed = [9; 32]),
+    ];
+    block_on(async {
+        for (says, change) in changes {
+            let mut config = alone("main", 1);
+            change(&mut config);
+            let error = runtime
+                .launch(Adder, config)
+                .await
+                .err()
+                .unwrap()
+                .to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    });
+    runtime.stop();
+}
+
+/// The node of [`a_killed_chain_loses_nothing_final`], in a process of its own.
+#[test]
+fn node_process() {
+    let Ok(storage) = env::var("TOPNET_CHAIN_TEST_STORAGE") else {
+        return;
+    };
+    let runtime = ChainRuntime::start(Path::new(&storage)).unwrap();
+    block_on(async {
+        let chain = runtime.launch(Adder, alone("main", 7)).await.unwrap();
+        let (mut total, mut nonce) = sum(&chain, 1).await;
+        println!("final {total} {nonce} {}", chain.tip().height());
+        loop {
+            settle(&chain, add(1, nonce, nonce + 1)).await;
+            (total, nonce) = sum(&chain, 1).await;
+            println!("final {total} {nonce} {}", chain.tip().height());
+        }
+    });
+}
+
+#[test]
+fn a_killed_chain_loses_nothing_final() {
+    let storage = tempfile::tempdir().unwrap();
+    let (mut final_nonce, mut final_height) = (0, 0);
+    for run in 0..4 {
+        let mut node = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "node_process", "--nocapture"])
+            .env("TOPNET_CHAIN_TEST_STORAGE", storage.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(node.stdout.take().unwrap()).lines();
+        let mut heard = 0;
+        for line in lines {
+            let line = line.unwrap();
+            let Some((_, numbers)) = line.split_once("final ") else {
+                continue;
+            };
+            let numbers: Vec<u64> = numbers
+                .split(' ')
+                .map(|number| number.parse().unwrap())
+                .collect();
+            let [total, nonce, height] = numbers[..] else {
+                panic!("{line}")
+            };
+            assert!(
+                nonce >= final_nonce,
+                "run {run}: {line}, after {final_nonce}"
+            );
+            assert!(
+                height >= final_height,
+                "run {run}: {line}, after {final_height}"
+            );
+            // Each nonce was applied once.
+            assert_eq!(total, nonce * (nonce + 1) / 2, "run {run}: {line}");
+            (final_nonce, final_height) = (nonce, height);
+            heard += 1;
+            if heard == 5 {
+                break;
+            }
+        }
+        assert_eq!(heard, 5, "run {run}: the node ended by itself");
+        // At once, in the middle of whatever it does: SIGKILL.
+        node.kill().unwrap();
+        node.wait().unwrap();
+    }
+    assert!(final_nonce >= 12);
+}
+
+/// Ports that were free a moment ago.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners: [TcpListener; N] =
+        std::array::from_fn(|_| TcpListener::bind(loopback(0)).unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+#[test]
+fn four_validators_agree_go_on_without_one_and_take_it_back() {
+    let ports = free_ports::<4>();
+    let validators: Vec<Validator> = (0..4)
+        .map(|i| Validator {
+            key: public_key(i + 1),
+            address: loopback(ports[usize::from(i)]),
+        })
+        .collect();
+    let storage: [_; 4] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+    let config = |i: usize| ChainConfig {
+        name: "main".to_owned(),
+        genesis: Hash([42; 32]),
+        validators: validators.clone(),
+        seed: [i as u8 + 1; 32],
+        listen: validators[i].address,
+        block_interval: INTERVAL,
+    };
+    block_on(async {
+        let start = |i: usize| {
+            let runtime = ChainRuntime::start(storage[i].path()).unwrap();
+            let config = config(i);
+            async move {
+                let chain = runtime.launch(Adder, config).await.unwrap();
+                (runtime, chain)
+            }
+        };
+        let mut nodes: Vec<(ChainRuntime, Chain)> = Vec::new();
+        for i in 0..4 {
+            nodes.push(start(i).await);
+        }
+        // One node's mempool is enough: it proposes when its turn comes.
+        settle(&nodes[2].1, add(1, 0, 7)).await;
+
+        let (runtime, gone) = nodes.pop().unwrap();
+        let left_at = gone.tip().height();
+        runtime.stop();
+        settle(&nodes[0].1, add(1, 1, 8)).await;
+        let height = nodes[0].1.tip().height();
+
+        nodes.push(start(3).await);
+        let back = &nodes[3].1;
+        assert!(back.tip().height() >= left_at);
+        back.reached(height + 2).await.unwrap();
+        assert_eq!(sum(back, 1).await, (15, 2));
+        for height in 1..=height {
+            let hashes: Vec<Hash> = {
+                let mut hashes = Vec::new();
+                for (_, chain) in &nodes {
+                    chain.reached(height).await.unwrap();
+                    hashes.push(chain.block_at(height).await.unwrap().unwrap().hash);
+                }
+                hashes
+            };
+            assert!(
+                hashes.iter().all(|hash| *hash == hashes[0]),
+                "height {height}"
+            );
+        }
+        for (runtime, _) in nodes {
+            runtime.stop();
+        }
+    });
+}
