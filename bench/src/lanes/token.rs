@@ -1,6 +1,6 @@
 //! What it costs to be paid: a token through the payee's own handler, and a voucher.
 
-use std::{collections::HashMap, hint::black_box, rc::Rc};
+use std::{hint::black_box, rc::Rc};
 
 use anyhow::{Result, anyhow, ensure};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -44,11 +44,8 @@ fn token_case() -> Result<Case> {
         let mut payees = payees.clone();
         let tokens = tokens.clone();
         per_second(move || {
-            for token in tokens.iter() {
-                let payee = payees
-                    .get_mut(&token.channel)
-                    .ok_or_else(|| anyhow!("no channel"))?;
-                payee
+            for (place, token) in tokens.iter() {
+                payees[*place]
                     .handle_token(token)
                     .map_err(|code| anyhow!("refused: {code:?}"))?;
             }
@@ -84,7 +81,8 @@ fn hashes(count: u64, hash: impl Fn(&[u8; LINK_BYTES]) -> [u8; 32]) -> Result<Me
         let mut block = [7; LINK_BYTES];
         for _ in 0..count {
             // Each hash waits for the one before it, as along a chain.
-            block[..32].copy_from_slice(&hash(black_box(&block)));
+            let link = hash(black_box(&block));
+            block[..32].copy_from_slice(&link);
         }
         black_box(block);
         Ok(count)
@@ -191,10 +189,11 @@ fn payee(channel: ChannelId, secret: &SecretKey) -> Payee {
 }
 
 /// Every channel with its first voucher, and the tokens of all in the order in which they come:
-/// at random over the channels, in sequence within each.
-fn paid_channels() -> Result<(HashMap<ChannelId, Payee>, Vec<Token>)> {
+/// at random over the channels, in sequence within each. A token is named by its channel's
+/// place, which a payer's connection knows from its hello on.
+fn paid_channels() -> Result<(Vec<Payee>, Vec<(usize, Token)>)> {
     let secret = SecretKey::from_seed([3; 32])?;
-    let mut payees = HashMap::with_capacity(CHANNELS);
+    let mut payees = Vec::with_capacity(CHANNELS);
     let mut chains = Vec::with_capacity(CHANNELS);
     for number in 0..CHANNELS {
         let channel = channel_id(number);
@@ -202,13 +201,14 @@ fn paid_channels() -> Result<(HashMap<ChannelId, Payee>, Vec<Token>)> {
         payee
             .handle_message(&first_roll(channel, &secret))
             .map_err(|code| anyhow!("refused: {code:?}"))?;
-        payees.insert(channel, payee);
+        payees.push(payee);
         chains.push((channel, voucher(channel).chain(&secret), 0_u16));
     }
     let mut random = StdRng::seed_from_u64(1);
     let mut tokens = Vec::with_capacity(CHANNELS * usize::from(TOKENS_PER_CHANNEL));
     while tokens.len() < tokens.capacity() {
-        let (channel, chain, index) = &mut chains[random.random_range(0..CHANNELS)];
+        let place = random.random_range(0..CHANNELS);
+        let (channel, chain, index) = &mut chains[place];
         if *index == TOKENS_PER_VOUCHER_MAX {
             continue;
         }
@@ -217,13 +217,14 @@ fn paid_channels() -> Result<(HashMap<ChannelId, Payee>, Vec<Token>)> {
             .preimage(*index)
             .ok_or_else(|| anyhow!("the chain is short"))?;
         let (channel, index) = (*channel, *index);
-        tokens.push(Token {
+        let token = Token {
             channel,
             seq: 1,
             index,
             preimage,
             own_bytes: 0,
-        });
+        };
+        tokens.push((place, token));
     }
     Ok((payees, tokens))
 }

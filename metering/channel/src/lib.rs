@@ -14,6 +14,7 @@ mod message;
 mod payee;
 mod payer;
 mod payer_record;
+mod promises;
 mod record;
 mod token;
 mod voucher;
@@ -25,11 +26,10 @@ pub use message::{
     MESSAGE_BYTES_MAX, MessageError, Meter, Offer, PROTOCOL_VERSION, PayeeMessage, PayerMessage,
     Promise, RefusalCode, Roll,
 };
-pub use payee::{
-    PROMISES_PER_CHANNEL_MAX, Payee, PayeeState, PayeeTerms, SLOTS_PER_CHANNEL_MAX, SlotUse,
-};
+pub use payee::{Payee, PayeeState, PayeeTerms, SLOTS_PER_CHANNEL_MAX, SlotUse};
 pub use payer::{Durable, Payer, PayerFault, PayerStatus, PayerTerms, Unsaved};
 pub use payer_record::PayerRecord;
+pub use promises::PROMISES_PER_CHANNEL_MAX;
 pub use record::{RecordError, record_channel};
 pub use token::{Preimage, Salt, TOKENS_PER_VOUCHER_MAX, Token, TokenChain, walk_back};
 pub use voucher::{SIGNED_VOUCHER_BYTES, SignedVoucher, VOUCHER_BYTES, Voucher, VoucherError};

@@ -13,14 +13,12 @@ use topnet_account::{Amount, ChannelId, PublicKey};
 use topnet_unit::{BootId, CreditGrant, Slot, UnitCount, bytes_paid_for, units_owed};
 
 use crate::{
-    Claim, Meter, Offer, PayerMessage, Promise, RefusalCode, Roll, Salt, Token, Voucher, walk_back,
+    Claim, Meter, Offer, PayerMessage, Promise, RefusalCode, Roll, Token, Voucher,
+    promises::Promises, walk_back,
 };
 
 /// Slots of one channel whose last word is not journalled yet, at most.
 pub const SLOTS_PER_CHANNEL_MAX: usize = 64;
-/// Vouchers kept for one channel, at most: the newest and those that owed has not passed.
-pub const PROMISES_PER_CHANNEL_MAX: usize = 16;
-
 /// What the chain and the operator fix for a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PayeeTerms {
@@ -86,11 +84,7 @@ struct Totals {
 pub struct Payee {
     pub(crate) terms: PayeeTerms,
     pub(crate) state: PayeeState,
-    /// Oldest first; the last is the newest voucher. Each is followed by one that begins at or
-    /// before the last unit it pays.
-    pub(crate) promises: Vec<Promise>,
-    /// Salt of the newest voucher: two compressions that every token would pay again.
-    pub(crate) salt: Salt,
+    pub(crate) promises: Promises,
     pub(crate) slots: Vec<SlotCount>,
     /// Bytes of slots that are over and forgotten.
     pub(crate) forgotten_bytes: u64,
@@ -108,8 +102,7 @@ impl Payee {
         Self {
             terms,
             state: PayeeState::Open,
-            promises: Vec::new(),
-            salt: [0; 16],
+            promises: Promises::none(terms.channel),
             slots: Vec::new(),
             forgotten_bytes: 0,
             written_off: 0,
@@ -122,10 +115,6 @@ impl Payee {
 
     /// Everything that was read from the journal is durable.
     pub(crate) fn restored(mut self) -> Self {
-        self.salt = self
-            .promises
-            .last()
-            .map_or([0; 16], |best| best.voucher.voucher.salt());
         self.durable = self.totals();
         self.dirty = false;
         self
@@ -148,7 +137,7 @@ impl Payee {
 
     /// The newest promise, for a payer that reconnects; it proves itself.
     pub fn promise(&self) -> Option<Promise> {
-        self.promises.last().copied()
+        self.promises.newest()
     }
 
     /// The chain or the operator changed the terms: a top-up, another price for vouchers to come.
@@ -265,32 +254,8 @@ impl Payee {
     /// before changes nothing.
     pub fn handle_token(&mut self, token: &Token) -> Result<(), RefusalCode> {
         self.takes_promises()?;
-        let Some(best) = self.promises.last_mut() else {
-            return Err(RefusalCode::StaleVoucher);
-        };
-        let voucher = &best.voucher.voucher;
-        if token.channel != voucher.channel {
-            return Err(RefusalCode::UnknownChannel);
-        }
-        if token.seq != voucher.seq {
-            return Err(RefusalCode::StaleVoucher);
-        }
-        if token.index > voucher.tokens {
-            return Err(RefusalCode::BeyondChain);
-        }
-        if token.index <= best.index {
-            return Ok(());
-        }
-        let ahead = u64::from(token.index - best.index);
-        if ahead > self.terms.offer.window_max.saturating_mul(2) {
-            return Err(RefusalCode::TooFarAhead);
-        }
-        if walk_back(token.preimage, &self.salt, token.index, best.index) != best.preimage {
-            return Err(RefusalCode::WrongPreimage);
-        }
-        best.index = token.index;
-        best.preimage = token.preimage;
-        self.dirty = true;
+        let ahead_max = self.terms.offer.window_max.saturating_mul(2);
+        self.dirty |= self.promises.take(token, ahead_max)?;
         Ok(())
     }
 
@@ -298,7 +263,7 @@ impl Payee {
     fn handle_roll(&mut self, roll: &Roll) -> Result<(), RefusalCode> {
         self.takes_promises()?;
         let next = &roll.voucher.voucher;
-        let retired = match self.promises.last() {
+        let retired = match self.promises.newest() {
             // A repeat.
             Some(best) if best.voucher == roll.voucher => return Ok(()),
             Some(best) => {
@@ -326,11 +291,8 @@ impl Payee {
             }
         };
         self.check_terms(next)?;
-        if let (Some(retired), Some(best)) = (&retired, self.promises.last()) {
-            let seen = walk_back(retired.preimage, &self.salt, retired.index, best.index);
-            if seen != best.preimage {
-                return Err(RefusalCode::WrongPreimage);
-            }
+        if retired.is_some_and(|old| !self.promises.is_on_chain(old.preimage, old.index)) {
+            return Err(RefusalCode::WrongPreimage);
         }
         if !roll.voucher.is_signed_by(&self.terms.signer) {
             return Err(RefusalCode::WrongSignature);
@@ -356,7 +318,7 @@ impl Payee {
         let amount = voucher
             .redeemable(promise.index)
             .ok_or(RefusalCode::WrongTotals)?;
-        let held = self.promises.last().copied();
+        let held = self.promises.newest();
         let (held_units, held_amount) = held.map_or((0, Amount::ZERO), |held| {
             let old = &held.voucher.voucher;
             (
@@ -389,9 +351,6 @@ impl Payee {
         if !promise.voucher.is_signed_by(&self.terms.signer) {
             return Err(RefusalCode::WrongSignature);
         }
-        if held.is_some_and(|held| held.voucher == promise.voucher) {
-            self.promises.pop();
-        }
         self.keep(None, *promise)
     }
 
@@ -417,15 +376,7 @@ impl Payee {
     }
 
     fn keep(&mut self, retired: Option<Promise>, newest: Promise) -> Result<(), RefusalCode> {
-        if self.promises.len() == PROMISES_PER_CHANNEL_MAX {
-            // The payer is thousands of units ahead of what it uses.
-            return Err(RefusalCode::TooFarAhead);
-        }
-        if let (Some(retired), Some(last)) = (retired, self.promises.last_mut()) {
-            *last = retired;
-        }
-        self.salt = newest.voucher.voucher.salt();
-        self.promises.push(newest);
+        self.promises.push(retired, newest)?;
         self.dirty = true;
         Ok(())
     }
@@ -446,12 +397,7 @@ impl Payee {
             return;
         };
         self.durable = totals;
-        // A voucher is superseded for good once its successor begins at or before what is owed.
-        let passed = self
-            .promises
-            .iter()
-            .rposition(|promise| promise.voucher.voucher.cumulative_units <= self.durable.owed);
-        self.promises.drain(..passed.unwrap_or(0));
+        self.promises.forget_before(self.durable.owed);
     }
 
     /// True if everything that has happened is on disk.
@@ -532,10 +478,11 @@ impl Payee {
     /// durable state alone.
     pub fn claim(&self) -> Option<Claim> {
         let owed = self.durable.owed;
+        let begins = |promise: &Promise| promise.voucher.voucher.cumulative_units;
         let promise = self
             .promises
             .iter()
-            .rfind(|promise| promise.voucher.voucher.cumulative_units <= owed)?;
+            .rfind(|promise| begins(promise) <= owed)?;
         let voucher = &promise.voucher.voucher;
         let due = owed - voucher.cumulative_units;
         let index = u16::try_from(due).map_or(promise.index, |due| due.min(promise.index));
@@ -563,7 +510,7 @@ impl Payee {
     fn totals(&self) -> Totals {
         let accepted = self
             .promises
-            .last()
+            .newest()
             .and_then(|best| best.voucher.voucher.units(best.index))
             .unwrap_or(0);
         Totals {

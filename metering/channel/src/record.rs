@@ -9,7 +9,8 @@ use topnet_unit::{BootId, Slot};
 use crate::{
     MessageError, Payee, PayeeState, PayeeTerms,
     message::{Fields, promise_bytes},
-    payee::{PROMISES_PER_CHANNEL_MAX, SLOTS_PER_CHANNEL_MAX, SlotCount, SlotUse},
+    payee::{SLOTS_PER_CHANNEL_MAX, SlotCount, SlotUse},
+    promises::PROMISES_PER_CHANNEL_MAX,
 };
 
 /// Version of the record's layout; its first byte.
@@ -55,9 +56,9 @@ impl Payee {
             bytes.extend(slot.usage_bytes.to_le_bytes());
             bytes.push(u8::from(slot.over));
         }
-        bytes.extend((self.promises.len() as u16).to_le_bytes());
-        for promise in &self.promises {
-            bytes.extend(promise_bytes(promise));
+        bytes.extend((self.promises.iter().count() as u16).to_le_bytes());
+        for promise in self.promises.iter() {
+            bytes.extend(promise_bytes(&promise));
         }
         bytes
     }
@@ -102,7 +103,10 @@ impl Payee {
         }
         for _ in 0..bounded(fields.u16()?, PROMISES_PER_CHANNEL_MAX)? {
             let promise = fields.one_promise()?;
-            payee.promises.push(promise);
+            payee
+                .promises
+                .push(None, promise)
+                .map_err(|_| MessageError::Range)?;
         }
         Ok(fields.end(payee)?.restored())
     }
