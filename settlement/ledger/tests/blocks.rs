@@ -1,0 +1,257 @@
+//! Blocks: order, admission, and what consensus may rely on.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::{World, address, claim_body, claim_worth, ntop, rules, secret};
+use topnet_ledger::{
+    Transaction,
+    machine::{BlockEnv, Machine, Values},
+    outbox::commitment,
+    transaction::{Action, Body, CloseByPayee},
+};
+
+const PAYER: u8 = 1;
+const PAYEE: u8 = 2;
+
+fn world() -> World {
+    World::new(&rules(), &[(PAYER, 1_000_000), (PAYEE, 1_000_000)])
+        .funded(&[(PAYER, 100_000), (PAYEE, 100_000)])
+}
+
+#[test]
+fn a_proposer_orders_by_class_and_each_account_by_nonce() {
+    let service = world().service;
+    let transfer = |seed, nonce| {
+        let action = Action::Transfer {
+            to: address(9),
+            amount: ntop(10 + nonce),
+        };
+        service.order_with(seed, nonce, action)
+    };
+    let (open, channel) = service.open(PAYER, PAYEE, 10_000);
+    let claim = service.claim(claim_worth(PAYER, channel, 5_000));
+    let close = service.close_by_payee(
+        PAYEE,
+        CloseByPayee {
+            channel,
+            claim: None,
+        },
+    );
+    let candidates = [
+        &close,
+        &transfer(PAYEE, 1),
+        &claim,
+        &transfer(PAYER, 2),
+        &transfer(PAYEE, 0),
+        &open,
+        &transfer(PAYER, 1),
+    ];
+    let candidates = candidates.map(Transaction::to_bytes);
+    let built = service.clone().build(candidates.to_vec());
+    assert_eq!(built.rejected, []);
+    let expected = [
+        &transfer(PAYEE, 0),
+        &open,
+        &transfer(PAYEE, 1),
+        &transfer(PAYER, 1),
+        &transfer(PAYER, 2),
+        &claim,
+        &close,
+    ];
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|transaction| transaction.to_bytes())
+        .collect();
+    assert_eq!(built.included, expected);
+}
+
+#[test]
+fn a_block_out_of_order_is_invalid() {
+    let mut world = world();
+    let (open, channel) = world.service.open(PAYER, PAYEE, 10_000);
+    world.service.block(&[open]);
+    let service = &world.service;
+    let transfer = service.transfer(PAYEE, 9, 100).to_bytes();
+    let claim = service.claim(claim_worth(PAYER, channel, 5_000)).to_bytes();
+    let close = service.close_by_payer(PAYER, channel).to_bytes();
+    let cases: [(&[&Vec<u8>], &str); 6] = [
+        (&[&transfer, &claim, &close], "ok"),
+        (&[&claim, &transfer], "class_order"),
+        (&[&close, &claim], "class_order"),
+        (&[&transfer, &transfer], "nonce_behind"),
+        (&[&close, &close], "channel_closing"),
+        (&[&vec![1, 2, 3]], "malformed"),
+    ];
+    for (transactions, code) in cases {
+        let transactions: Vec<_> = transactions.iter().map(|bytes| bytes.to_vec()).collect();
+        let outcome = service.replay(&transactions);
+        assert_eq!(
+            outcome.map_or_else(|rejection| rejection.code, |_| "ok"),
+            code
+        );
+    }
+}
+
+#[test]
+fn what_cannot_stand_is_left_out_and_named() {
+    let mut world = world();
+    let service = world.service.clone();
+    let good = service.transfer(PAYER, 9, 100).to_bytes();
+    let bad = [
+        (vec![0; 10], "malformed"),
+        (
+            service
+                .order_with(PAYER, 5, Action::Withdraw { amount: ntop(100) })
+                .to_bytes(),
+            "nonce_ahead",
+        ),
+        (world.main.transfer(PAYER, 9, 100).to_bytes(), "other_chain"),
+    ];
+    let mut candidates: Vec<_> = bad.iter().map(|(bytes, _)| bytes.clone()).collect();
+    candidates.push(good.clone());
+    let built = world.service.build(candidates);
+    assert_eq!(built.included, [good]);
+    for (bytes, code) in bad {
+        let (_, rejection) = built
+            .rejected
+            .iter()
+            .find(|(other, _)| *other == bytes)
+            .unwrap();
+        assert_eq!(rejection.code, code);
+        assert_eq!(rejection.is_temporary(), code == "nonce_ahead");
+    }
+}
+
+#[test]
+fn admission_checks_every_signature() {
+    let mut world = world();
+    let (open, channel) = world.service.open(PAYER, PAYEE, 10_000);
+    world.service.block(&[open]);
+    let service = &world.service;
+    let claim = claim_body(PAYER, channel, 0, 100, 50);
+    let close = CloseByPayee {
+        channel,
+        claim: Some(claim),
+    };
+    let transactions = [
+        service.transfer(PAYER, 9, 1),
+        service.claim(claim),
+        service.close_by_payee(PAYEE, close),
+        service.close_by_payer(PAYER, channel),
+    ];
+    for transaction in &transactions {
+        let bytes = transaction.to_bytes();
+        service.ledger.admit(&bytes).unwrap();
+        assert!(service.ledger.signatures_hold(std::slice::from_ref(&bytes)));
+        // Version, chain and kind come first; every byte after them is bound by a signature,
+        // by the token's chain, or is the claim's log root, which nobody signs.
+        let unbound = match transaction.body {
+            Body::Claim(_) => bytes.len() - 32..bytes.len(),
+            _ => 0..0,
+        };
+        for place in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[place] ^= 1;
+            let admitted = service.ledger.admit(&changed).is_ok();
+            assert_eq!(
+                admitted,
+                unbound.contains(&place),
+                "byte {place} of {transaction:?}"
+            );
+        }
+    }
+    let all: Vec<_> = transactions.iter().map(Transaction::to_bytes).collect();
+    assert!(service.ledger.signatures_hold(&all));
+    let mut one_false = all.clone();
+    *one_false[3].last_mut().unwrap() ^= 1;
+    assert!(!service.ledger.signatures_hold(&one_false));
+    assert!(!service.ledger.signatures_hold(&[vec![1]]));
+    assert!(service.ledger.signatures_hold(&[]));
+}
+
+/// A claim may not be brought under a key that merely signed it: the key must be the channel's.
+#[test]
+fn a_voucher_of_the_wrong_key_is_admitted_but_never_executed() {
+    let mut world = world();
+    let (open, channel) = world.service.open(PAYER, PAYEE, 10_000);
+    world.service.block(&[open]);
+    let claim = world.service.claim(claim_worth(9, channel, 5_000));
+    assert!(world.service.ledger.admit(&claim.to_bytes()).is_ok());
+    assert_eq!(world.service.code(&claim), "not_the_signer");
+}
+
+/// Nobody can take the mempool's place of another's claim, and a better claim takes a worse
+/// one's.
+#[test]
+fn admissions_of_one_channel() {
+    let world = world();
+    let service = &world.service;
+    let (_, channel) = service.open(PAYER, PAYEE, 10_000);
+    let admit = |transaction: &Transaction| service.ledger.admit(&transaction.to_bytes()).unwrap();
+    let poor = admit(&service.claim(claim_worth(PAYER, channel, 400)));
+    let rich = admit(&service.claim(claim_worth(PAYER, channel, 500)));
+    let foreign = admit(&service.claim(claim_worth(9, channel, 600)));
+    let transfer = admit(&service.transfer(PAYER, 9, 1));
+    assert_eq!((poor.sender, poor.nonce), (rich.sender, rich.nonce));
+    assert!(rich.priority > poor.priority);
+    assert!(poor.priority > transfer.priority);
+    assert_ne!(foreign.sender, rich.sender);
+    assert_eq!(transfer.sender, Some(address(PAYER)));
+    assert_ne!(rich.sender, transfer.sender);
+}
+
+#[test]
+fn the_header_commits_to_the_outboxes() {
+    let mut world = world();
+    let (fund, idle) = (world.fund(PAYER, 100), world.main.outbox);
+    let heads = world.main.heads();
+    assert_eq!(commitment(&heads.0), idle);
+    world.main.block(&[fund]);
+    assert_eq!(commitment(&world.main.heads().0), world.main.outbox);
+    assert_ne!(world.main.outbox, idle);
+}
+
+/// Reading ahead saves rounds: with all that `reads` names, orders need no second one.
+#[test]
+fn reads_name_what_orders_need() {
+    let world = world();
+    let service = &world.service;
+    let (open, _) = service.open(PAYER, PAYEE, 10_000);
+    let transactions = vec![open.to_bytes(), service.transfer(PAYEE, 9, 5).to_bytes()];
+    let env = service.env();
+    let values: Values = service
+        .ledger
+        .reads(&env, &transactions)
+        .into_iter()
+        .map(|key| (key.clone(), service.state.get(&key).cloned()))
+        .collect();
+    assert!(
+        service
+            .ledger
+            .replay(&env, &transactions, &values)
+            .unwrap()
+            .is_ok()
+    );
+}
+
+#[test]
+#[should_panic(expected = "another chain")]
+fn a_block_of_another_chain_stops_the_ledger() {
+    let world = world();
+    let env = BlockEnv {
+        chain: world.main.id(),
+        ..world.service.env()
+    };
+    let _ = world.service.ledger.replay(&env, &[], &Values::new());
+}
+
+#[test]
+fn a_key_signs_for_one_account_only() {
+    let world = world();
+    let transfer = world.service.transfer(PAYER, 9, 1);
+    let Body::Order(order) = transfer.body else {
+        panic!()
+    };
+    assert_eq!(order.account(), secret(PAYER).address());
+}

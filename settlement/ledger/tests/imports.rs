@@ -1,0 +1,462 @@
+//! Between chains: exactly once, in order, and only what is final there.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::{Chain, SERVICE_VALIDATOR, VALIDATOR, World, address, ntop, rules, secret};
+use topnet_account::{Amount, Hash};
+use topnet_ledger::{
+    Transaction,
+    event::Event,
+    machine::Machine,
+    outbox::{
+        Batch, FUNDS_OUTSTANDING_MAX, FUNDS_PER_BLOCK_MAX, Import, OutboxHead, Payout, commitment,
+    },
+    state::{self, Heads, Record, Service},
+    transaction::{Action, Body},
+};
+
+const RICH: u8 = 1;
+
+fn world() -> World {
+    World::new(&rules(), &[(RICH, 1_000_000_000)])
+}
+
+fn credit_of(transaction: &Transaction) -> Import<topnet_ledger::outbox::Fund> {
+    match &transaction.body {
+        Body::Credit(import) => import.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn batch_of(transaction: &Transaction) -> Import<Batch> {
+    match &transaction.body {
+        Body::Batch(import) => import.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_fund_is_credited_once() {
+    let mut world = world();
+    let fund = world.fund(RICH, 5_000);
+    world.main.block(&[fund]);
+    let credit = world.credit().unwrap();
+    assert_eq!(world.service.code(&credit), "ok");
+    let events = world.service.block(std::slice::from_ref(&credit));
+    let credited = Event::Credited {
+        seq: 0,
+        beneficiary: address(RICH),
+        amount: ntop(5_000),
+    };
+    assert_eq!(events, [credited]);
+    assert_eq!(world.service.balance(RICH), 5_000);
+    assert_eq!(world.service.code(&credit), "sequence_behind");
+    assert_eq!(world.credit(), None);
+    world.check();
+}
+
+#[test]
+fn a_credit_is_refused_for_every_flaw() {
+    let mut world = world();
+    for amount in [100, 200, 300] {
+        let fund = world.fund(RICH, amount);
+        world.main.block(&[fund]);
+    }
+    let good = credit_of(&world.credit().unwrap());
+    type Flaw = fn(&mut Import<topnet_ledger::outbox::Fund>);
+    let flaws: &[(&str, Flaw, &str)] = &[
+        ("none", |_| {}, "ok"),
+        ("first too high", |i| i.first = 1, "sequence_ahead"),
+        (
+            "amount",
+            |i| i.entries[0].amount = ntop(101),
+            "outbox_other",
+        ),
+        (
+            "beneficiary",
+            |i| i.entries[1].beneficiary = address(9),
+            "outbox_other",
+        ),
+        (
+            "one left out",
+            |i| i.entries = vec![i.entries[0], i.entries[2]],
+            "outbox_other",
+        ),
+        ("last left out", |i| i.entries.truncate(2), "outbox_other"),
+        ("one more", |i| i.entries.push(i.entries[0]), "outbox_other"),
+        ("order", |i| i.entries.swap(0, 1), "outbox_other"),
+        ("heads", |i| i.heads.clear(), "outbox_other"),
+        (
+            "head's root",
+            |i| i.heads[0].root = Hash::ZERO,
+            "outbox_other",
+        ),
+        ("source", |i| i.source = Hash([3; 32]), "source_unknown"),
+        ("no proof", |i| i.proof.clear(), "proof_false"),
+        ("header", |i| i.proof[8] ^= 1, "proof_false"),
+        ("signature", |i| i.proof[80] ^= 1, "proof_false"),
+    ];
+    for (name, flaw, code) in flaws {
+        let mut import = good.clone();
+        flaw(&mut import);
+        let transaction = Transaction {
+            chain: world.service.id(),
+            body: Body::Credit(import),
+        };
+        assert_eq!(world.service.code(&transaction), *code, "{name}");
+        let admitted = world.service.ledger.admit(&transaction.to_bytes());
+        assert_eq!(
+            admitted.is_ok(),
+            !matches!(*code, "proof_false" | "source_unknown"),
+            "{name}"
+        );
+    }
+    // Signed, but not by main's validators.
+    let proof = world.main.proof(&[SERVICE_VALIDATOR]);
+    let body = Body::Credit(Import { proof, ..good });
+    let transaction = Transaction {
+        chain: world.service.id(),
+        body,
+    };
+    assert_eq!(world.service.code(&transaction), "proof_false");
+}
+
+#[test]
+fn epochs_send_batches_even_when_empty() {
+    let mut world = world();
+    for epoch in 0..3 {
+        world.service.empty_blocks(9);
+        assert_eq!(world.batch(), None);
+        let events = world.service.block(&[]);
+        let cut = Event::BatchCut {
+            seq: epoch,
+            payouts: 0,
+            total: Amount::ZERO,
+            burn: Amount::ZERO,
+        };
+        assert_eq!(events, [cut]);
+        let batch = world.batch().unwrap();
+        world.main.block(std::slice::from_ref(&batch));
+        assert_eq!(world.main.code(&batch), "sequence_behind");
+        let record = world.main.service(&world.service.id());
+        assert_eq!(
+            (record.inbox.next, record.height),
+            (epoch + 1, world.service.height)
+        );
+    }
+}
+
+#[test]
+fn several_batches_come_in_one_import() {
+    let mut world = world().funded(&[(RICH, 10_000)]);
+    for _ in 0..3 {
+        let withdraw = world.service.order(
+            RICH,
+            Action::Withdraw {
+                amount: ntop(1_000),
+            },
+        );
+        world.service.block(&[withdraw]);
+        world.service.empty_blocks(10 - world.service.height % 10);
+    }
+    let batch = world.batch().unwrap();
+    assert_eq!(batch_of(&batch).entries.len(), 3);
+    let before = world.main.balance(RICH);
+    world.main.block(&[batch]);
+    assert_eq!(world.main.balance(RICH), before + 3_000);
+    world.check();
+}
+
+#[test]
+fn a_batch_is_refused_for_every_flaw() {
+    let mut world = world().funded(&[(RICH, 10_000)]);
+    let withdraw = world.service.order(
+        RICH,
+        Action::Withdraw {
+            amount: ntop(1_000),
+        },
+    );
+    world.service.block(&[withdraw]);
+    world.service.empty_blocks(10 - world.service.height % 10);
+    let good = batch_of(&world.batch().unwrap());
+    let flaws: &[(&str, fn(&mut Import<Batch>), &str)] = &[
+        ("none", |_| {}, "ok"),
+        ("first too high", |i| i.first = 1, "sequence_ahead"),
+        (
+            "payout",
+            |i| i.entries[0].payouts[0].amount = ntop(1_001),
+            "outbox_other",
+        ),
+        (
+            "account",
+            |i| i.entries[0].payouts[0].account = address(9),
+            "outbox_other",
+        ),
+        ("burn", |i| i.entries[0].burn = Amount::ZERO, "outbox_other"),
+        (
+            "acknowledgement",
+            |i| i.entries[0].credited = 0,
+            "outbox_other",
+        ),
+        ("source", |i| i.source = Hash([3; 32]), "service_unknown"),
+        ("proof", |i| i.proof[8] ^= 1, "proof_false"),
+    ];
+    for (name, flaw, code) in flaws {
+        let mut import = good.clone();
+        flaw(&mut import);
+        let transaction = Transaction {
+            chain: world.main.id(),
+            body: Body::Batch(import),
+        };
+        assert_eq!(world.main.code(&transaction), *code, "{name}");
+    }
+    let proof = world.service.proof(&[VALIDATOR]);
+    let body = Body::Batch(Import { proof, ..good });
+    let transaction = Transaction {
+        chain: world.main.id(),
+        body,
+    };
+    assert_eq!(world.main.code(&transaction), "proof_false");
+}
+
+/// A batch that the service's validators certify, though the service's rules forbid it.
+fn forged(world: &World, batch: Batch) -> Transaction {
+    let mut service: Chain = world.service.clone();
+    let record = world.main.service(&service.id());
+    let head = OutboxHead {
+        destination: world.main.id(),
+        ..record.inbox
+    };
+    let heads = vec![
+        head.push(&topnet_ledger::outbox::OutboxEntry::to_bytes(&batch))
+            .unwrap(),
+    ];
+    service.outbox = commitment(&heads);
+    let import = Import {
+        source: service.id(),
+        first: head.next,
+        entries: vec![batch],
+        heads,
+        proof: service.proof(&[SERVICE_VALIDATOR]),
+    };
+    Transaction {
+        chain: world.main.id(),
+        body: Body::Batch(import),
+    }
+}
+
+/// A service whose validators lie can lose its own escrow and nothing else.
+#[test]
+fn a_lying_service_gets_no_more_than_its_escrow() {
+    let mut world = world().funded(&[(RICH, 10_000)]);
+    let payouts = |amounts: &[u64]| {
+        amounts
+            .iter()
+            .map(|n| Payout {
+                account: address(9),
+                amount: ntop(*n),
+            })
+            .collect()
+    };
+    let honest = Batch {
+        height: 9,
+        credited: 1,
+        burn: ntop(0),
+        payouts: Vec::new(),
+    };
+    let cases = [
+        (
+            "all",
+            Batch {
+                payouts: payouts(&[10_000]),
+                ..honest.clone()
+            },
+            "ok",
+        ),
+        (
+            "too much",
+            Batch {
+                payouts: payouts(&[10_000, 1]),
+                ..honest.clone()
+            },
+            "escrow_short",
+        ),
+        (
+            "burn too much",
+            Batch {
+                payouts: payouts(&[10_000]),
+                burn: ntop(1),
+                ..honest.clone()
+            },
+            "escrow_short",
+        ),
+        (
+            "more than there can be",
+            Batch {
+                payouts: payouts(&[u64::MAX, 1]),
+                ..honest.clone()
+            },
+            "overflow",
+        ),
+        (
+            "fewer funds",
+            Batch {
+                credited: 0,
+                ..honest.clone()
+            },
+            "ok",
+        ),
+        (
+            "more funds",
+            Batch {
+                credited: 2,
+                ..honest.clone()
+            },
+            "acknowledgement_false",
+        ),
+    ];
+    for (name, batch, code) in cases {
+        assert_eq!(world.main.code(&forged(&world, batch)), code, "{name}");
+    }
+    let acknowledges = forged(&world, honest.clone());
+    world.main.block(&[acknowledges]);
+    let takes_back = forged(
+        &world,
+        Batch {
+            credited: 0,
+            ..honest
+        },
+    );
+    assert_eq!(world.main.code(&takes_back), "acknowledgement_false");
+}
+
+#[test]
+fn the_previous_validators_still_prove_a_batch() {
+    let mut world = world();
+    world.service.empty_blocks(10);
+    let batch = world.batch().unwrap();
+    let id = world.service.id();
+    let mut set = |change: fn(&mut Service)| {
+        let mut record = world.main.service(&id);
+        change(&mut record);
+        world
+            .main
+            .state
+            .insert(state::service_key(&id), record.to_bytes());
+        world.main.code(&batch)
+    };
+    let rotate: fn(&mut Service) = |record| {
+        let next = vec![secret(77).public_key()];
+        record.previous_validators = std::mem::replace(&mut record.validators, next);
+    };
+    assert_eq!(set(rotate), "ok");
+    assert_eq!(set(rotate), "proof_false");
+}
+
+/// What is over a batch's cap waits for the next one, in order.
+#[test]
+fn a_full_batch_leaves_the_rest_for_the_next() {
+    let mut world = world().funded(&[(RICH, 100_000)]);
+    let nonce = world.service.account(&address(RICH)).nonce;
+    for (place, seed) in (10..16).enumerate() {
+        let action = Action::Transfer {
+            to: address(seed),
+            amount: ntop(1_004),
+        };
+        let transfer = world.service.order_with(RICH, nonce + place as u64, action);
+        let withdraw = {
+            let action = Action::Withdraw {
+                amount: ntop(1_000),
+            };
+            world.service.order_with(seed, 0, action)
+        };
+        world.service.block(&[transfer, withdraw]);
+    }
+    world.settle();
+    assert_eq!(
+        (10..16).map(|seed| world.main.balance(seed)).sum::<u64>(),
+        4_000
+    );
+    assert_eq!(world.main.balance(13), 1_000);
+    assert_eq!(world.main.balance(14), 0);
+    assert_eq!(world.service.balance(14), 1_000);
+    world.settle();
+    assert_eq!(
+        (10..16).map(|seed| world.main.balance(seed)).sum::<u64>(),
+        6_000
+    );
+    assert_eq!(world.service.balance(14), 0);
+}
+
+/// What is marked to go home can be spent until the batch is cut, and is spent last.
+#[test]
+fn money_on_its_way_home_is_spent_last() {
+    let mut world = world().funded(&[(RICH, 10_000)]);
+    let withdraw = world.service.order(
+        RICH,
+        Action::Withdraw {
+            amount: ntop(2_000),
+        },
+    );
+    world.service.block(&[withdraw]);
+    assert_eq!(world.service.account(&address(RICH)).homeward, ntop(2_000));
+    // 9,996 are left, 7,996 of them unmarked.
+    let transfer = world.service.transfer(RICH, 2, 7_994);
+    world.service.block(&[transfer]);
+    assert_eq!(world.service.account(&address(RICH)).homeward, ntop(2_000));
+    let transfer = world.service.transfer(RICH, 2, 498);
+    world.service.block(&[transfer]);
+    assert_eq!(world.service.account(&address(RICH)).homeward, ntop(1_500));
+    let before = world.main.balance(RICH);
+    world.settle();
+    assert_eq!(world.main.balance(RICH), before + 1_500);
+    assert_eq!(world.service.balance(RICH), 0);
+
+    // An account that spends its mark away leaves the queue empty-handed, and may come again.
+    let withdraw = world.service.order(
+        2,
+        Action::Withdraw {
+            amount: ntop(8_000),
+        },
+    );
+    world.service.block(&[withdraw]);
+    let balance = world.service.balance(2);
+    let transfer = world.service.transfer(2, RICH, balance - 2);
+    world.service.block(&[transfer]);
+    world.settle();
+    assert_eq!(world.main.balance(2), 0);
+    assert!(!world.service.account(&address(2)).queued);
+}
+
+#[test]
+fn funds_are_bounded_per_block_and_until_acknowledged() {
+    let mut world = world();
+    let (service, beneficiary) = (world.service.id(), address(RICH));
+    let fund = Action::Fund {
+        service,
+        amount: ntop(1),
+        beneficiary,
+    };
+    let count = FUNDS_PER_BLOCK_MAX + 1;
+    let all: Vec<_> = (0..count)
+        .map(|nonce| world.main.order_with(RICH, nonce, fund).to_bytes())
+        .collect();
+    let built = world.main.build(all);
+    assert_eq!(built.included.len() as u64, FUNDS_PER_BLOCK_MAX);
+    assert_eq!(built.rejected.len(), 1);
+    assert_eq!(built.rejected[0].1.code, "block_full");
+    assert!(built.rejected[0].1.is_temporary());
+    // Any header of main ends an import that fits.
+    let credit = world.credit().unwrap();
+    assert!(credit.to_bytes().len() <= topnet_ledger::transaction::TRANSACTION_BYTES_MAX);
+    world.service.block(&[credit]);
+
+    let mut heads: Heads = world.main.heads();
+    heads.0[0].next = FUNDS_OUTSTANDING_MAX;
+    world
+        .main
+        .state
+        .insert(state::heads_key(), heads.to_bytes());
+    assert_eq!(world.main.code(&world.fund(RICH, 1)), "service_behind");
+}

@@ -1,0 +1,76 @@
+//! The design's worked example: fund 100, open 60, claim 10 with fee 1, the payee closes, the
+//! epoch's batch goes to main.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::{SERVICE_VALIDATOR, World, address, claim_worth, ntop};
+use topnet_account::NTOP_PER_TOP as TOP;
+use topnet_ledger::{
+    conservation::{MainTotals, ServiceTotals, Totals},
+    genesis::{Fees, Rules},
+    transaction::CloseByPayee,
+};
+
+const PAYER: u8 = 1;
+const PAYEE: u8 = 2;
+
+#[test]
+fn worked_example() {
+    let rules = Rules {
+        fees: Fees {
+            claim: ntop(TOP),
+            ..Fees::FREE
+        },
+        dust: ntop(TOP),
+        allocation_min: ntop(TOP),
+        claim_payout_min: ntop(2 * TOP),
+        close_window_min: 1,
+        ..Rules::default()
+    };
+    let mut world = World::new(&rules, &[(PAYER, 100 * TOP)]).funded(&[(PAYER, 100 * TOP)]);
+    assert_eq!(world.main.balance(PAYER), 0);
+    assert_eq!(world.service.balance(PAYER), 100 * TOP);
+
+    let (open, channel) = world.service.open(PAYER, PAYEE, 60 * TOP);
+    let claim = world.service.claim(claim_worth(PAYER, channel, 10 * TOP));
+    world.service.block(&[open, claim]);
+    let close = CloseByPayee {
+        channel,
+        claim: None,
+    };
+    world
+        .service
+        .block(&[world.service.close_by_payee(PAYEE, close)]);
+    world.settle();
+
+    // 40 + 0.5 stay on the service: the payer's balance and the proposer's half.
+    assert_eq!(world.service.balance(PAYER), 40 * TOP);
+    assert_eq!(world.service.balance(PAYEE), 0);
+    assert_eq!(
+        world.service.account(&address(SERVICE_VALIDATOR)).balance,
+        ntop(TOP / 2)
+    );
+    assert_eq!(
+        world.service.service_totals(),
+        ServiceTotals {
+            credited: u128::from(100 * TOP),
+            batched: u128::from(59 * TOP + TOP / 2),
+            balances: u128::from(40 * TOP + TOP / 2),
+            allocations: 0,
+            burn: 0,
+        }
+    );
+    // 59 + 0.5 leave: the payee's 9, the payer's refund of 50, the burned half.
+    assert_eq!(world.main.balance(PAYEE), 9 * TOP);
+    assert_eq!(world.main.balance(PAYER), 50 * TOP);
+    assert_eq!(
+        world.main.totals(),
+        Totals::Main(MainTotals {
+            supply: u128::from(100 * TOP),
+            balances: u128::from(59 * TOP),
+            escrow: u128::from(40 * TOP + TOP / 2),
+            burned: u128::from(TOP / 2),
+        })
+    );
+}
