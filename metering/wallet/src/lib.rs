@@ -1,1 +1,20 @@
 //! Opens a channel and pays for what it counted itself.
+//!
+//! The shell around the payer's state machine in `topnet-channel`: the encrypted key
+//! ([`key_file`]), the [`Journal`] that a promise must be in before it leaves, the payer's own
+//! count ([`ByteCounter`]), the conversation with the payee ([`pay`]), and the provider's
+//! public RPC for what happens on chain ([`chain`]).
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod chain;
+mod counter;
+mod journal;
+pub mod key_file;
+mod pay;
+mod status;
+
+pub use counter::{ByteCounter, Counted, OwnCount, Reading, Readings, WireguardCounter};
+pub use journal::{Journal, JournalError, Remembered};
+pub use pay::{PayError, PayTerms, pay, probe};
+pub use status::{PayState, PayStatus};
