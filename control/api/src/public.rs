@@ -40,6 +40,8 @@ pub struct Offer {
     pub headroom_units_min: u64,
     /// Where WireGuard packets go.
     pub wireguard_endpoint: SocketAddr,
+    /// The gateway's WireGuard key.
+    pub wireguard_public_key: WireguardPublicKey,
     /// Where payments go.
     pub payment: PaymentEndpoint,
     /// The chains that the provider answers for.

@@ -1,0 +1,85 @@
+//! The `topnet` command: what RPC does, from a shell, and what only a shell can do.
+//!
+//! Every word prints for people, or with `--json` the values of [`topnet_api`] for programs.
+//! An error goes to standard error, with `--json` as `{"error": {"code", "what", "mend"}}`, and
+//! the command ends with 1.
+
+mod arguments;
+mod channel;
+mod client;
+mod error;
+mod init;
+mod output;
+mod passphrase;
+mod provider;
+mod run;
+mod session;
+mod text;
+mod wallet;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use error::CliError;
+use output::Output;
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output {
+        json: arguments.json,
+    };
+    match execute(arguments, output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(arguments: Arguments, output: Output) -> Result<(), CliError> {
+    let Arguments {
+        options,
+        command,
+        json: _,
+    } = arguments;
+    // These need no runtime; the first replaces this process.
+    let command = match command {
+        Command::Run { process } => return run::run(&options, process),
+        Command::Init(init) => return init::init(init, output),
+        Command::CheckConfig => return run::check_config(&options, output),
+        command => command,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| {
+            CliError::new(
+                "runtime",
+                format!("cannot start the runtime: {error}"),
+                "raise the limit on threads (`ulimit -u`)",
+            )
+        })?;
+    runtime.block_on(async {
+        match command {
+            Command::Run { .. } | Command::Init(_) | Command::CheckConfig => Ok(()),
+            Command::Status => provider::status(&options, output).await,
+            Command::Sessions => provider::sessions(&options, output).await,
+            Command::Channels => provider::channels(&options, output).await,
+            Command::Channel(command) => channel::execute(&options, command, output).await,
+            Command::Offers => provider::offers(&options, output).await,
+            Command::Account { address, chain } => {
+                provider::account(&options, chain, address, output).await
+            }
+            Command::Tx(command) => provider::transaction(&options, command, output).await,
+            Command::Chain { chain } => provider::chain(&options, chain, output).await,
+            Command::Service { chain } => provider::service(&options, chain, output).await,
+            Command::Session(command) => session::execute(&options, command, output).await,
+            Command::Wallet(command) => wallet::execute(&options, command, output).await,
+        }
+    })
+}

@@ -1,0 +1,369 @@
+//! The command's words.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use topnet_account::{Address, Amount, ChannelId, Hash};
+use topnet_api::{ChainName, HexBytes, WireguardPublicKey};
+use topnet_config::{Ipv4Subnet, Process};
+
+/// Sells and buys traffic, paid unit by unit.
+#[derive(Debug, Parser)]
+#[command(name = "topnet", version, propagate_version = true)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) options: Options,
+    /// Print values for programs.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What every command may be told.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The configuration.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        default_value = "/etc/topnet/topnet.toml"
+    )]
+    pub(super) config: PathBuf,
+    /// RPC to ask, instead of the one that the configuration names.
+    #[arg(long, global = true, value_name = "URL")]
+    pub(super) rpc: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run one of the processes: dataplane, metering, settlement or control.
+    Run {
+        /// Which.
+        process: Process,
+    },
+    /// Make a directory with keys, a configuration and, for a provider, new chains.
+    Init(Init),
+    /// Say what is wrong with the configuration and this machine, and the mend.
+    CheckConfig,
+    /// Show the provider at a glance.
+    Status,
+    /// List the provider's sessions.
+    Sessions,
+    /// List the channels that pay the provider.
+    Channels,
+    /// Show or close one channel.
+    #[command(subcommand)]
+    Channel(ChannelCommand),
+    /// List what the provider offers.
+    Offers,
+    /// Show an account on a chain.
+    Account {
+        /// The account's address.
+        address: Address,
+        /// The chain.
+        #[arg(long, default_value = "main")]
+        chain: ChainName,
+    },
+    /// Submit a signed transaction, or show what became of one.
+    #[command(subcommand)]
+    Tx(TxCommand),
+    /// Show the chains and where they are.
+    Chain {
+        /// Only this one.
+        chain: Option<ChainName>,
+    },
+    /// Show a service as the main chain knows it.
+    Service {
+        /// The service's chain.
+        #[arg(default_value = "vpn")]
+        chain: ChainName,
+    },
+    /// Start or stop a session with the provider.
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Hold money, open channels and pay.
+    #[command(subcommand)]
+    Wallet(WalletCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ChannelCommand {
+    /// Show a channel on its chain and with the payee.
+    Show {
+        /// The channel.
+        channel: ChannelId,
+    },
+    /// Close a channel as its payee, with its last claim.
+    Close {
+        /// The channel.
+        channel: ChannelId,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+/// How long to wait for a chain.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Wait {
+    /// Wait until it is final, with progress.
+    #[arg(long)]
+    pub(super) wait: bool,
+    /// Give up after this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(super) timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TxCommand {
+    /// Hand a signed transaction to a chain.
+    Submit {
+        /// Its bytes: 0x and hex.
+        transaction: HexBytes,
+        /// The chain.
+        #[arg(long, default_value = "main")]
+        chain: ChainName,
+    },
+    /// Show what became of a transaction.
+    Show {
+        /// Its id.
+        id: Hash,
+        /// The chain.
+        #[arg(long, default_value = "main")]
+        chain: ChainName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SessionCommand {
+    /// Let a WireGuard key have service that a channel pays for, and print its configuration.
+    Start {
+        #[command(flatten)]
+        session: SessionArguments,
+        /// For which of WireGuard's own tools.
+        #[arg(long, value_enum, default_value_t = ConfigFormat::WgQuick)]
+        format: ConfigFormat,
+        /// The client's private key, to be put into the configuration here on this machine.
+        #[arg(long, value_name = "FILE")]
+        private_key_file: Option<PathBuf>,
+        /// Write the configuration here, readable by its owner only, instead of printing it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Take a WireGuard key its service.
+    Stop {
+        #[command(flatten)]
+        session: SessionArguments,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct SessionArguments {
+    /// The channel that pays.
+    #[arg(long)]
+    pub(super) channel: ChannelId,
+    /// The client's public key, as `wg pubkey` prints it.
+    #[arg(long, value_name = "KEY")]
+    pub(super) wg_public_key: WireguardPublicKey,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum ConfigFormat {
+    /// `wg-quick`: address, MTU and resolvers too.
+    WgQuick,
+    /// `wg setconf`: the peer alone.
+    Wg,
+}
+
+/// What `init` makes.
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    /// The directory; it must not hold a configuration yet.
+    pub(super) dir: PathBuf,
+    /// File with the passphrase for the new keys. The configuration refers to it; without it
+    /// the passphrase comes from TOPNET_PASSPHRASE or a prompt, now and at each start.
+    #[arg(long, value_name = "FILE")]
+    pub(super) passphrase_file: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(super) role: InitRole,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum InitRole {
+    /// A provider: all processes on this machine.
+    Provider(Box<InitProvider>),
+    /// A client: a wallet.
+    Wallet(InitWallet),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InitProvider {
+    /// Interface on which clients' WireGuard packets arrive.
+    #[arg(long, value_name = "NAME")]
+    pub(super) client_interface: String,
+    /// Interface towards what clients want to reach.
+    #[arg(long, value_name = "NAME")]
+    pub(super) uplink_interface: String,
+    /// Address at which clients reach this machine.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) public_address: IpAddr,
+    /// Price of 512 KiB.
+    #[arg(long, value_name = "AMOUNT", default_value = "26000")]
+    pub(super) unit_price: Amount,
+    /// Where clients' inner addresses come from.
+    #[arg(long, value_name = "SUBNET", default_value = "10.78.0.0/16")]
+    pub(super) inner_subnet: Ipv4Subnet,
+    /// What the provider calls itself.
+    #[arg(long, default_value = "")]
+    pub(super) name: String,
+    /// Where it is: an ISO 3166 country.
+    #[arg(long, default_value = "")]
+    pub(super) region: String,
+    /// Where the processes' Unix sockets are.
+    #[arg(long, value_name = "DIR", default_value = "/run/topnet")]
+    pub(super) runtime_dir: PathBuf,
+    /// What must survive a reboot.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/topnet")]
+    pub(super) data_dir: PathBuf,
+    #[command(flatten)]
+    pub(super) chains: InitChains,
+}
+
+/// New chains, with this machine as their only validator.
+#[derive(Debug, Args)]
+pub(super) struct InitChains {
+    /// An account that has money from the start, as ADDRESS=AMOUNT; may be repeated. Without any
+    /// the payee has a million TOP.
+    #[arg(long = "balance", value_name = "ADDRESS=AMOUNT", value_parser = parse_balance)]
+    pub(super) balances: Vec<(Address, Amount)>,
+    /// Milliseconds between blocks.
+    #[arg(long, value_name = "MS", default_value_t = 100)]
+    pub(super) block_interval_ms: u64,
+    /// Blocks between batches from the service's chain to main.
+    #[arg(long, value_name = "BLOCKS", default_value_t = 600)]
+    pub(super) epoch_blocks: u64,
+    /// The shortest close window, on the chain and in the offer.
+    #[arg(long, value_name = "BLOCKS", default_value_t = 6_000)]
+    pub(super) close_window_min: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InitWallet {
+    /// The provider's public RPC: http://203.0.113.1:8545.
+    #[arg(long, value_name = "URL")]
+    pub(super) provider: String,
+    /// The most that 512 KiB may cost.
+    #[arg(long, value_name = "AMOUNT")]
+    pub(super) unit_price_max: Amount,
+    /// What the wallet promised to whom.
+    #[arg(long, value_name = "DIR", default_value = "wallet")]
+    pub(super) state_dir: PathBuf,
+}
+
+fn parse_balance(text: &str) -> Result<(Address, Amount), String> {
+    let (address, amount) = text.split_once('=').ok_or("expected ADDRESS=AMOUNT")?;
+    let address = address.parse().map_err(|error| format!("{error}"))?;
+    let amount = amount.parse().map_err(|error| format!("{error}"))?;
+    Ok((address, amount))
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum WalletCommand {
+    /// Make a key.
+    Create,
+    /// Show the wallet's address and public key.
+    Address,
+    /// Show what the wallet has, on main and on the service's chain.
+    Balance,
+    /// Move money from main to the wallet's account on the service's chain.
+    Fund {
+        /// How much.
+        amount: Amount,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Send money from the service's chain home to main, with the next batch.
+    Withdraw {
+        /// How much.
+        amount: Amount,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Move money to another account of the same chain.
+    Transfer {
+        /// Whose account.
+        to: Address,
+        /// How much.
+        amount: Amount,
+        /// The chain.
+        #[arg(long, default_value = "main")]
+        chain: ChainName,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Open a channel to the provider, once its payment endpoint has proved the offer's key.
+    Open(WalletOpen),
+    /// Add to a channel's allocation.
+    TopUp {
+        /// The channel.
+        channel: ChannelId,
+        /// How much.
+        amount: Amount,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Pay for a session's traffic, unit by unit, until stopped.
+    Pay(WalletPay),
+    /// Show the wallet's channels, and how paying on them stands.
+    Status {
+        /// Only this one.
+        channel: Option<ChannelId>,
+    },
+    /// Start a channel's close window as its payer.
+    Close {
+        /// The channel.
+        channel: ChannelId,
+        #[command(flatten)]
+        patience: Patience,
+    },
+}
+
+/// How long to wait until a transaction is final.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Patience {
+    /// Do not wait until it is final.
+    #[arg(long)]
+    pub(super) no_wait: bool,
+    /// Give up waiting after this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(super) timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WalletOpen {
+    /// The most that the channel can pay.
+    pub(super) allocation: Amount,
+    /// Blocks between a close by the wallet and its end; the least that the offer takes if left
+    /// out.
+    #[arg(long, value_name = "BLOCKS")]
+    pub(super) close_window: Option<u32>,
+    /// Blocks after which anybody may close the channel: a week at 100 ms.
+    #[arg(long, value_name = "BLOCKS", default_value_t = 6_048_000)]
+    pub(super) expiry_blocks: u64,
+    #[command(flatten)]
+    pub(super) patience: Patience,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WalletPay {
+    /// The channel.
+    #[arg(long)]
+    pub(super) channel: ChannelId,
+    /// WireGuard's interface, in whose counters the wallet sees what it used.
+    #[arg(long, value_name = "NAME")]
+    pub(super) interface: String,
+    /// Where to keep how paying stands; `CHANNEL.json` in the wallet's directory if left out.
+    #[arg(long, value_name = "FILE")]
+    pub(super) status_file: Option<PathBuf>,
+}

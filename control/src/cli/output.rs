@@ -1,0 +1,43 @@
+//! Where results go: text for people, JSON for programs.
+
+use serde::Serialize;
+
+use super::{error::CliError, text::Text};
+
+/// How to print.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Output {
+    pub(super) json: bool,
+}
+
+impl Output {
+    /// Prints a result.
+    pub(super) fn print<T: Serialize + Text + ?Sized>(self, value: &T) {
+        if self.json {
+            println!("{}", to_json(value));
+        } else {
+            print!("{}", value.text());
+        }
+    }
+
+    /// Says what is happening, to people only.
+    pub(super) fn progress(self, words: &str) {
+        if !self.json {
+            eprintln!("{words}");
+        }
+    }
+
+    /// Prints why the command failed.
+    pub(super) fn error(self, error: &CliError) {
+        if self.json {
+            eprintln!("{}", serde_json::json!({ "error": error.0 }));
+        } else {
+            eprintln!("topnet: {}\n  {}", error.0.what, error.0.mend);
+        }
+    }
+}
+
+fn to_json<T: Serialize + ?Sized>(value: &T) -> String {
+    // Values of ours always have a JSON form; if one had not, its place would say so.
+    serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("\"{error}\""))
+}

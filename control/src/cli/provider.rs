@@ -1,0 +1,87 @@
+//! What a provider's RPC tells.
+
+use topnet_account::Address;
+use topnet_api::ChainName;
+
+use super::{
+    arguments::{Options, TxCommand},
+    client::Rpc,
+    error::CliError,
+    output::Output,
+};
+use crate::rpc::{OperatorClient, PublicClient};
+
+pub(super) async fn status(options: &Options, output: Output) -> Result<(), CliError> {
+    let rpc = Rpc::operator(options)?;
+    output.print(&rpc.check(rpc.client.status().await)?);
+    Ok(())
+}
+
+pub(super) async fn sessions(options: &Options, output: Output) -> Result<(), CliError> {
+    let rpc = Rpc::operator(options)?;
+    output.print(rpc.check(rpc.client.sessions().await)?.as_slice());
+    Ok(())
+}
+
+pub(super) async fn channels(options: &Options, output: Output) -> Result<(), CliError> {
+    let rpc = Rpc::operator(options)?;
+    output.print(rpc.check(rpc.client.provider_channels().await)?.as_slice());
+    Ok(())
+}
+
+pub(super) async fn offers(options: &Options, output: Output) -> Result<(), CliError> {
+    let rpc = Rpc::public(options)?;
+    output.print(rpc.check(rpc.client.offers().await)?.as_slice());
+    Ok(())
+}
+
+pub(super) async fn account(
+    options: &Options,
+    chain: ChainName,
+    address: Address,
+    output: Output,
+) -> Result<(), CliError> {
+    let rpc = Rpc::public(options)?;
+    output.print(&rpc.check(rpc.client.account(chain, address).await)?);
+    Ok(())
+}
+
+pub(super) async fn transaction(
+    options: &Options,
+    command: TxCommand,
+    output: Output,
+) -> Result<(), CliError> {
+    let rpc = Rpc::public(options)?;
+    match command {
+        TxCommand::Submit { transaction, chain } => {
+            output.print(&rpc.check(rpc.client.submit(chain, transaction).await)?);
+        }
+        TxCommand::Show { id, chain } => {
+            output.print(&rpc.check(rpc.client.transaction(chain, id).await)?);
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn chain(
+    options: &Options,
+    chain: Option<ChainName>,
+    output: Output,
+) -> Result<(), CliError> {
+    let rpc = Rpc::public(options)?;
+    match chain {
+        Some(chain) => output.print(&rpc.check(rpc.client.chain(chain).await)?),
+        None => output.print(rpc.check(rpc.client.chains().await)?.as_slice()),
+    }
+    Ok(())
+}
+
+pub(super) async fn service(
+    options: &Options,
+    chain: ChainName,
+    output: Output,
+) -> Result<(), CliError> {
+    let rpc = Rpc::public(options)?;
+    output.print(&rpc.check(rpc.client.service(chain).await)?);
+    Ok(())
+}

@@ -1,0 +1,356 @@
+//! Results as people read them.
+
+use std::fmt::Write;
+
+use topnet_account::Amount;
+use topnet_api::{
+    AccountView, ChainReport, ChannelReport, ChannelState, ChannelStatus, ChannelView,
+    CloseProgress, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionStopped,
+    SubmittedTransaction, TransactionStatus,
+};
+
+/// Something that a person can read. Ends with a line break, if it is not empty.
+pub(super) trait Text {
+    fn text(&self) -> String;
+}
+
+/// One after another, with an empty line between.
+impl<T: Text> Text for [T] {
+    fn text(&self) -> String {
+        if self.is_empty() {
+            return "none\n".to_owned();
+        }
+        self.iter().map(Text::text).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Names and values in two columns.
+pub(super) struct Table(String);
+
+impl Table {
+    pub(super) fn new(title: impl std::fmt::Display) -> Self {
+        Self(format!("{title}\n"))
+    }
+
+    pub(super) fn row(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "  {name:<18} {value}");
+        self
+    }
+
+    pub(super) fn row_if(self, name: &str, value: Option<impl std::fmt::Display>) -> Self {
+        match value {
+            Some(value) => self.row(name, value),
+            None => self,
+        }
+    }
+
+    pub(super) fn end(self) -> String {
+        self.0
+    }
+}
+
+/// Bytes as people say them.
+pub(super) fn bytes(count: u64) -> String {
+    const STEPS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match STEPS.iter().find(|(_, size)| count >= *size) {
+        Some((unit, size)) => format!("{:.2} {unit}", count as f64 / *size as f64),
+        None => format!("{count} B"),
+    }
+}
+
+impl Text for Offer {
+    fn text(&self) -> String {
+        let name = if self.name.is_empty() {
+            "(no name)"
+        } else {
+            &self.name
+        };
+        let per_gb = self
+            .unit_price
+            .checked_mul(1_000_000_000)
+            .map(|price| Amount::from_ntop(price.ntop() / self.unit_bytes.max(1)));
+        Table::new(format_args!("{name} {}", self.region))
+            .row("service", &self.service)
+            .row(
+                "price",
+                format_args!("{} per {}", self.unit_price, bytes(self.unit_bytes)),
+            )
+            .row_if("price per GB", per_gb)
+            .row("payee", self.payee)
+            .row(
+                "payment",
+                format_args!("{} key {}", self.payment.address, self.payment.key),
+            )
+            .row(
+                "wireguard",
+                format_args!(
+                    "{} key {}",
+                    self.wireguard_endpoint, self.wireguard_public_key
+                ),
+            )
+            .row(
+                "window",
+                format_args!("{} units at most", self.window_units_max),
+            )
+            .row(
+                "count may differ",
+                format_args!("{} %", f64::from(self.epsilon_ppm) / 10_000.0),
+            )
+            .row(
+                "close window",
+                format_args!("{} blocks at least", self.close_window_blocks_min),
+            )
+            .end()
+    }
+}
+
+impl Text for ChainReport {
+    fn text(&self) -> String {
+        let parameters = &self.parameters;
+        Table::new(&parameters.chain)
+            .row("height", self.height)
+            .row("tip", self.tip)
+            .row("genesis", parameters.genesis)
+            .row(
+                "block interval",
+                format_args!("{} ms", parameters.block_interval_ms),
+            )
+            .row("epoch", format_args!("{} blocks", parameters.epoch_blocks))
+            .row("closing fee", parameters.closing_fee)
+            .row(
+                "allocation",
+                format_args!("{} at least", parameters.allocation_min),
+            )
+            .row(
+                "close window",
+                format_args!("{} blocks at least", parameters.close_window_min),
+            )
+            .end()
+    }
+}
+
+impl Text for AccountView {
+    fn text(&self) -> String {
+        Table::new(self.address)
+            .row("balance", self.balance)
+            .row("nonce", self.nonce)
+            .end()
+    }
+}
+
+impl Text for ServiceView {
+    fn text(&self) -> String {
+        Table::new(&self.chain)
+            .row("escrow", self.escrow)
+            .row("batches", self.batches)
+            .end()
+    }
+}
+
+impl Text for SubmittedTransaction {
+    fn text(&self) -> String {
+        format!("{}\n", self.id)
+    }
+}
+
+impl Text for TransactionStatus {
+    fn text(&self) -> String {
+        let state = match &self.block {
+            Some(block) => format!("in block {} of {}", block.height, block.chain),
+            None => "waiting for a block".to_owned(),
+        };
+        let table = Table::new(self.id).row("state", state);
+        self.events
+            .iter()
+            .fold(table, |table, event| table.row("did", event))
+            .end()
+    }
+}
+
+impl Text for ChannelView {
+    fn text(&self) -> String {
+        on_chain(Table::new(self.id), self).end()
+    }
+}
+
+fn on_chain(table: Table, view: &ChannelView) -> Table {
+    let state = match view.state {
+        ChannelState::Open => "open".to_owned(),
+        ChannelState::Closing { deadline } => format!("closing, final at block {deadline}"),
+        ChannelState::Closed => "closed".to_owned(),
+    };
+    table
+        .row("state", state)
+        .row("chain", &view.chain)
+        .row("payer", view.payer)
+        .row("payee", view.payee)
+        .row("signer", view.signer)
+        .row("allocation", view.allocation)
+        .row("paid", view.paid)
+        .row("close window", format_args!("{} blocks", view.close_window))
+        .row("expiry", format_args!("block {}", view.expiry))
+}
+
+fn with_payee(table: Table, status: &ChannelStatus) -> Table {
+    let state = match &status.reason {
+        Some(reason) => format!("{}: {reason}", status.state),
+        None => status.state.clone(),
+    };
+    table
+        .row("metering", state)
+        .row(
+            "payer",
+            if status.connected {
+                "connected"
+            } else {
+                "not connected"
+            },
+        )
+        .row("metered", bytes(status.metered_bytes))
+        .row("owed", format_args!("{} units", status.owed_units))
+        .row("accepted", format_args!("{} units", status.accepted_units))
+        .row(
+            "written off",
+            format_args!("{} units", status.written_off_units),
+        )
+        .row(
+            "window",
+            format_args!("{} units at most", status.window_units_max),
+        )
+        .row("redeemable", status.redeemable)
+        .row("unpaid", bytes(status.unpaid_bytes))
+}
+
+impl Text for ChannelReport {
+    fn text(&self) -> String {
+        let mut table = Table::new(self.channel);
+        if let Some(view) = &self.chain {
+            table = on_chain(table, view);
+        }
+        if let Some(status) = &self.metering {
+            table = with_payee(table, status);
+        }
+        table = self
+            .sessions
+            .iter()
+            .fold(table, |table, session| table.row("session", session));
+        match &self.close {
+            Some(progress) => closing(table, progress).end(),
+            None => table.end(),
+        }
+    }
+}
+
+impl Text for CloseProgress {
+    fn text(&self) -> String {
+        closing(Table::new(self.channel), self).end()
+    }
+}
+
+fn closing(table: Table, progress: &CloseProgress) -> Table {
+    let block = |block: &topnet_api::BlockRef| format!("{} {}", block.height, block.hash);
+    table
+        .row("close", progress.transaction)
+        .row_if("service block", progress.service_block.as_ref().map(block))
+        .row_if("main block", progress.main_block.as_ref().map(block))
+        .row_if("redeemed", progress.redeemed)
+        .row_if("payee's fees", progress.payee_fees)
+        .row_if("refund", progress.refund)
+}
+
+impl Text for SessionReport {
+    fn text(&self) -> String {
+        let table = Table::new(self.session)
+            .row("channel", self.channel)
+            .row("inner address", self.inner_address)
+            .row_if("refused", self.refused.as_ref());
+        let Some(traffic) = &self.traffic else {
+            return table.row("data plane", "not installed").end();
+        };
+        let left = traffic
+            .slot_limit_bytes
+            .saturating_sub(traffic.slot_usage_bytes);
+        table
+            .row_if("endpoint", traffic.endpoint)
+            .row("up", bytes(traffic.up_bytes))
+            .row("down", bytes(traffic.down_bytes))
+            .row_if(
+                "handshake",
+                traffic.handshake_age_s.map(|age| format!("{age} s ago")),
+            )
+            .row(
+                "slot",
+                format_args!("{} generation {}", traffic.slot, traffic.generation),
+            )
+            .row("credit left", bytes(left))
+            .end()
+    }
+}
+
+impl Text for SessionGrant {
+    fn text(&self) -> String {
+        self.wireguard.to_wg_quick(None)
+    }
+}
+
+impl Text for SessionStopped {
+    fn text(&self) -> String {
+        let state = if self.stopped {
+            "stopped"
+        } else {
+            "was not there"
+        };
+        format!("session {} {state}\n", self.session)
+    }
+}
+
+impl Text for ProviderStatus {
+    fn text(&self) -> String {
+        let mut table = Table::new("provider").row_if("payee", self.payee);
+        for process in &self.processes {
+            let state = match &process.error {
+                Some(error) => error.to_string(),
+                None => "answers".to_owned(),
+            };
+            table = table.row(&process.process, state);
+        }
+        if let Some(dataplane) = &self.dataplane {
+            let io = &dataplane.io;
+            let dropped: u64 = dataplane.drops.iter().map(|drop| drop.packets).sum();
+            table = table
+                .row(
+                    "io",
+                    format_args!("{} {} ({})", io.backend, io.mode, io.reason),
+                )
+                .row("interfaces", io.interfaces.join(", "))
+                .row("dropped", format_args!("{dropped} packets"));
+            let reasons = dataplane.drops.iter().filter(|drop| drop.packets > 0);
+            table = reasons.fold(table, |table, drop| {
+                table.row("", format_args!("{} {}", drop.packets, drop.reason))
+            });
+        }
+        if let Some(metering) = &self.metering {
+            table = table
+                .row("payers", format_args!("{} connected", metering.connections))
+                .row("tokens", metering.tokens)
+                .row_if("frozen", metering.frozen.as_ref());
+        }
+        for chain in &self.chains {
+            table = table.row(
+                &format!("chain {}", chain.parameters.chain),
+                format_args!("height {}", chain.height),
+            );
+        }
+        table = table
+            .row(
+                "sessions",
+                format_args!("{} (revision {})", self.sessions, self.revision),
+            )
+            .row("unpaid", bytes(self.unpaid_bytes));
+        self.closing
+            .iter()
+            .fold(table, |table, channel| table.row("closing", channel))
+            .end()
+    }
+}

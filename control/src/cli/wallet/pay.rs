@@ -1,0 +1,114 @@
+//! `topnet wallet pay`: pays as long as it runs.
+
+use std::{fs, os::unix::fs::DirBuilderExt};
+
+use tokio::signal::unix::{SignalKind, signal};
+use topnet_account::Amount;
+use topnet_api::ChannelState;
+use topnet_channel::PayerTerms;
+use topnet_wallet::{Journal, PayTerms, WireguardCounter, pay as pay_until};
+use tracing_subscriber::EnvFilter;
+
+use super::{OpenWallet, report::status_file};
+use crate::cli::{arguments::WalletPay, error::CliError, output::Output};
+
+/// Pays until SIGINT or SIGTERM, or until the payee has finished the channel.
+pub(super) async fn pay(
+    wallet: &OpenWallet,
+    arguments: WalletPay,
+    output: Output,
+) -> Result<(), CliError> {
+    let filter = EnvFilter::try_from_env("TOPNET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let stop = stop_signal()?;
+    let offer = wallet.offer().await?;
+    let channel = wallet.rpc.channel(arguments.channel).await?;
+    let own = wallet.secret.public_key();
+    let lack = if channel.signer != own {
+        Some((
+            "its vouchers are signed by another key",
+            "pay with the wallet that opened it",
+        ))
+    } else if channel.payee != offer.payee {
+        Some((
+            "it pays another provider",
+            "set [wallet] rpc_url to that provider's",
+        ))
+    } else if channel.state == ChannelState::Closed {
+        Some(("it is closed", "open another with `topnet wallet open`"))
+    } else {
+        None
+    };
+    if let Some((what, mend)) = lack {
+        let what = format!("channel {} cannot be paid on: {what}", channel.id);
+        return Err(CliError::new("channel", what, mend));
+    }
+    let config = &wallet.config;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&config.state_dir)
+        .map_err(|error| CliError::file(&config.state_dir, error))?;
+    let journal = Journal::open(&config.state_dir, channel.id).map_err(|error| {
+        CliError::new(
+            "journal",
+            error.to_string(),
+            "see [wallet] state_dir; one `pay` runs at a time",
+        )
+    })?;
+    let terms = PayTerms {
+        address: offer.payment.address,
+        payee: offer.payment.key,
+        payer: PayerTerms {
+            channel: channel.id,
+            allocation: channel.allocation,
+            unit_price_max: config.unit_price_max(),
+            window_max: config.window_units_max,
+        },
+        epsilon_ppm_max: config.epsilon_ppm_max,
+        hourly_spend_max: config.hourly_spend_ntop_max.map(Amount::from_ntop),
+        status_file: Some(
+            arguments
+                .status_file
+                .unwrap_or_else(|| status_file(wallet, channel.id)),
+        ),
+    };
+    let counter = WireguardCounter::new(&arguments.interface, offer.wireguard_public_key.0);
+    output.progress(&format!(
+        "paying {} on channel {}",
+        offer.payment.address, channel.id
+    ));
+    let status = pay_until(&wallet.secret, terms, journal, Box::new(counter), stop)
+        .await
+        .map_err(|error| {
+            CliError::new(
+                "pay",
+                error.to_string(),
+                "see `topnet wallet status`; what is promised is kept in [wallet] state_dir",
+            )
+        })?;
+    output.print(&status);
+    Ok(())
+}
+
+/// Ready when the wallet is told to stop. Registered before anything is paid.
+fn stop_signal() -> Result<impl Future<Output = ()>, CliError> {
+    let refused = |error: std::io::Error| {
+        CliError::new(
+            "signal",
+            format!("cannot wait for signals: {error}"),
+            "try again",
+        )
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(refused)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(refused)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,177 @@
+//! The other processes, as control talks to them: connected when needed, reconnected when they
+//! come back, and never waited for longer than a deadline.
+
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use futures::future::BoxFuture;
+use tarpc::{client::RpcError, context};
+use tokio::sync::Mutex;
+use topnet_api::{
+    ApiError, ConnectError, DataplaneClient, MeteringClient, SettlementClient, SocketName, connect,
+};
+use topnet_config::Process;
+
+/// Requests to one process that may wait at once; more are refused by waiting in line.
+const PENDING_REQUESTS_MAX: usize = 256;
+/// Longest wait for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// All of them.
+#[derive(Debug)]
+pub struct Processes {
+    /// The fast path.
+    pub dataplane: Peer<DataplaneClient>,
+    /// The payee.
+    pub metering: Peer<MeteringClient>,
+    /// The chains.
+    pub settlement: Peer<SettlementClient>,
+}
+
+impl Processes {
+    /// Those whose sockets are in `runtime_dir`. Nothing is connected yet.
+    pub fn below(runtime_dir: &Path) -> Self {
+        Self {
+            dataplane: Peer::new(
+                Process::Dataplane,
+                SocketName::Dataplane.below(runtime_dir),
+                |path| {
+                    Box::pin(async move {
+                        Ok(DataplaneClient::new(limits(), connect(&path).await?).spawn())
+                    })
+                },
+            ),
+            metering: Peer::new(
+                Process::Metering,
+                SocketName::Metering.below(runtime_dir),
+                |path| {
+                    Box::pin(async move {
+                        Ok(MeteringClient::new(limits(), connect(&path).await?).spawn())
+                    })
+                },
+            ),
+            settlement: Peer::new(
+                Process::Settlement,
+                SocketName::Settlement.below(runtime_dir),
+                |path| {
+                    Box::pin(async move {
+                        Ok(SettlementClient::new(limits(), connect(&path).await?).spawn())
+                    })
+                },
+            ),
+        }
+    }
+}
+
+type Connector<C> = fn(PathBuf) -> BoxFuture<'static, Result<C, ConnectError>>;
+
+/// One other process.
+pub struct Peer<C> {
+    process: Process,
+    path: PathBuf,
+    connector: Connector<C>,
+    client: Mutex<Option<C>>,
+}
+
+impl<C> std::fmt::Debug for Peer<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peer")
+            .field("process", &self.process)
+            .field("path", &self.path)
+            .finish()
+    }
+}
+
+impl<C: Clone> Peer<C> {
+    fn new(process: Process, path: PathBuf, connector: Connector<C>) -> Self {
+        Self {
+            process,
+            path,
+            connector,
+            client: Mutex::new(None),
+        }
+    }
+
+    /// Sends a request. It may be sent twice, if the process went away after the last one:
+    /// every request between processes may be repeated.
+    pub async fn ask<T, F>(&self, request: impl Fn(C, context::Context) -> F) -> Result<T, ApiError>
+    where
+        F: Future<Output = Result<T, RpcError>>,
+    {
+        let kept = self.client.lock().await.clone();
+        if let Some(client) = kept {
+            match request(client, within_timeout()).await {
+                Ok(answer) => return Ok(answer),
+                Err(RpcError::Server(error)) => return Err(self.failed(&error.to_string())),
+                Err(RpcError::DeadlineExceeded) => {
+                    self.forget().await;
+                    return Err(self.failed("it did not answer in time"));
+                }
+                // The connection is gone, and with it perhaps the process that it led to.
+                Err(RpcError::Shutdown | RpcError::Send(_) | RpcError::Channel(_)) => {
+                    self.forget().await;
+                }
+            }
+        }
+        let client = self.connect().await?;
+        let answer = request(client, within_timeout()).await;
+        if answer.is_err() {
+            self.forget().await;
+        }
+        answer.map_err(|error| self.failed(&error.to_string()))
+    }
+
+    async fn connect(&self) -> Result<C, ApiError> {
+        let mut kept = self.client.lock().await;
+        if let Some(client) = kept.as_ref() {
+            return Ok(client.clone());
+        }
+        let client = (self.connector)(self.path.clone()).await.map_err(|error| {
+            ApiError::new(
+                "process_unreachable",
+                error.to_string(),
+                format!(
+                    "start it with `topnet run {}`, or wait until it is back",
+                    self.process
+                ),
+            )
+        })?;
+        *kept = Some(client.clone());
+        Ok(client)
+    }
+
+    async fn forget(&self) {
+        *self.client.lock().await = None;
+    }
+
+    fn failed(&self, error: &str) -> ApiError {
+        ApiError::new(
+            "process_failed",
+            format!(
+                "{} at {} failed a request: {error}",
+                self.process,
+                self.path.display()
+            ),
+            format!(
+                "look at the log of topnet-{}; the request may be repeated",
+                self.process
+            ),
+        )
+    }
+}
+
+fn limits() -> tarpc::client::Config {
+    let mut config = tarpc::client::Config::default();
+    config.max_in_flight_requests = PENDING_REQUESTS_MAX;
+    config.pending_request_buffer = PENDING_REQUESTS_MAX;
+    config
+}
+
+fn within_timeout() -> context::Context {
+    let mut context = context::current();
+    context.deadline = Instant::now() + ANSWER_TIMEOUT;
+    context
+}

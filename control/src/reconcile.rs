@@ -1,0 +1,193 @@
+//! What control repeats until the world is as the book says.
+//!
+//! One task has the data plane install the desired set: at once after a change, again when the
+//! data plane has another boot id, and every second while it does not agree. Another carries
+//! closes on to the main chain, and asks for the close of every channel whose payer has begun
+//! to close it: whoever is paid must have claimed before the deadline.
+
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+
+use tokio::task::JoinSet;
+use topnet_api::{
+    ApiError, ChannelState, DataplaneClient, InstallReport, SessionId, WireguardPublicKey,
+};
+
+use crate::provider::{Installed, Provider};
+
+/// How often everything is looked at without a reason.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Both tasks; they end when this is dropped.
+#[derive(Debug)]
+pub struct Reconciler(JoinSet<()>);
+
+impl Reconciler {
+    /// Starts both.
+    pub fn start(provider: &Arc<Provider>) -> Self {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(keep_installed(Arc::clone(provider)));
+        tasks.spawn(keep_closing(Arc::clone(provider)));
+        Self(tasks)
+    }
+
+    /// Ends both and waits until they have ended.
+    pub async fn stop(mut self) {
+        self.0.shutdown().await;
+    }
+}
+
+/// Says of a repeated failure once, and once when it is over.
+#[derive(Debug, Default)]
+struct Trouble {
+    error: Option<String>,
+}
+
+impl Trouble {
+    fn note<T>(&mut self, what: &str, result: Result<T, ApiError>) -> Option<T> {
+        match result {
+            Ok(value) => {
+                if self.error.take().is_some() {
+                    tracing::info!("{what}: works again");
+                }
+                Some(value)
+            }
+            Err(error) => {
+                let words = error.to_string();
+                if self.error.as_ref() != Some(&words) {
+                    tracing::warn!("{what}: {words}");
+                    self.error = Some(words);
+                }
+                None
+            }
+        }
+    }
+}
+
+async fn keep_installed(provider: Arc<Provider>) {
+    let mut trouble = Trouble::default();
+    loop {
+        let result = install(&provider).await;
+        if trouble.note("installing sessions", result).is_none() {
+            // Nobody may believe what a data plane confirmed that is not there any more.
+            provider
+                .installed()
+                .send_modify(|installed| installed.revision = None);
+        }
+        // A change wakes this at once; otherwise it looks again after a while.
+        let _ = tokio::time::timeout(TICK, provider.book_changed()).await;
+    }
+}
+
+/// Brings the data plane to the desired set, if it is not there.
+async fn install(provider: &Provider) -> Result<(), ApiError> {
+    let book = provider.book().await;
+    let status = ask(provider, |client, context| async move {
+        client.status(context).await
+    })
+    .await?;
+    let agrees = {
+        let installed = provider.installed().borrow();
+        installed.revision == Some(book.revision())
+            && installed.boot == status.boot
+            && status.revision == book.revision()
+            && installed.refused.is_empty()
+    };
+    if agrees {
+        return Ok(());
+    }
+    if status.revision > book.revision() {
+        let seen = status.revision;
+        tracing::warn!(
+            seen,
+            ours = book.revision(),
+            "the data plane has seen a later revision: ours rises above it"
+        );
+        provider
+            .change_book(move |book| {
+                book.rise_above(seen);
+                Ok(())
+            })
+            .await?;
+    }
+    let desired = provider.book().await.desired();
+    let revision = desired.revision;
+    let report: InstallReport = ask(provider, |client, context| {
+        let desired = desired.clone();
+        async move { client.install(context, desired).await }
+    })
+    .await??;
+    let refused: BTreeMap<SessionId, ApiError> = report
+        .refused
+        .into_iter()
+        .filter_map(|(key, error)| {
+            let key = key.try_into().ok()?;
+            Some((SessionId(WireguardPublicKey(key)), error))
+        })
+        .collect();
+    let before = provider.installed().send_replace(Installed {
+        revision: Some(revision),
+        boot: report.boot.clone(),
+        refused: refused.clone(),
+    });
+    if before.boot != report.boot || before.revision != Some(revision) {
+        tracing::info!(
+            boot = report.boot,
+            revision,
+            installed = report.installed.len(),
+            refused = refused.len(),
+            "sessions installed"
+        );
+    }
+    Ok(())
+}
+
+async fn ask<T, F>(
+    provider: &Provider,
+    request: impl Fn(DataplaneClient, tarpc::context::Context) -> F,
+) -> Result<T, ApiError>
+where
+    F: Future<Output = Result<T, tarpc::client::RpcError>>,
+{
+    provider.processes().dataplane.ask(request).await
+}
+
+async fn keep_closing(provider: Arc<Provider>) {
+    let mut trouble = Trouble::default();
+    loop {
+        trouble.note("closing channels", close_what_must_be(&provider).await);
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+async fn close_what_must_be(provider: &Provider) -> Result<(), ApiError> {
+    let book = provider.book().await;
+    // A channel that cannot be closed now must not keep the others waiting.
+    let mut first_error = Ok(());
+    for channel in book.closing() {
+        let advanced = provider.advance_close(channel).await.map(|_| ());
+        first_error = first_error.and(advanced);
+    }
+    let payee = provider.payee().await?;
+    for channel in provider.channels_of(payee).await? {
+        let closing = matches!(channel.state, ChannelState::Closing { .. });
+        if closing && !book.is_closing(&channel.id) {
+            tracing::info!(channel = %channel.id, "the payer closes: claiming what is owed");
+            first_error = first_error.and(provider.close_channel(channel.id).await.map(|_| ()));
+        }
+        // Whatever closed it, a closed channel pays for no session.
+        let has_sessions = book
+            .sessions()
+            .any(|(_, session)| session.channel == channel.id);
+        if channel.state == ChannelState::Closed && has_sessions {
+            let id = channel.id;
+            provider
+                .change_book(move |book| {
+                    book.begin_close(id);
+                    book.end_close(id);
+                    Ok(())
+                })
+                .await?;
+        }
+    }
+    first_error
+}

@@ -1,0 +1,118 @@
+//! JSON-RPC 2.0 over HTTP and WebSocket: the methods, and the two listeners.
+//!
+//! Whoever reaches the operator's listener is the operator, so it listens on loopback only,
+//! and takes no request that a web page sends. The public listener has the public methods alone.
+//!
+//! An error's `message` says what is wrong; its `data` is an [`ApiError`]: a stable code, what,
+//! and the mend. `control/README.md` lists the methods with their values.
+
+mod listeners;
+mod methods;
+
+use jsonrpsee::{proc_macros::rpc, types::ErrorObjectOwned};
+use topnet_account::{Address, ChannelId, Hash};
+use topnet_api::{
+    AccountView, ApiError, ChainName, ChainReport, ChannelReport, ChannelView, CloseProgress,
+    HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionRequest,
+    SessionStopped, SubmittedTransaction, TransactionStatus,
+};
+
+pub use listeners::{ListenError, Listeners};
+
+/// JSON-RPC's code of every error that has an [`ApiError`] as its data.
+pub const REFUSED: i32 = -32_000;
+
+/// What anybody may ask.
+#[rpc(server, client)]
+pub trait Public {
+    /// What this provider offers.
+    #[method(name = "offers")]
+    async fn offers(&self) -> Result<Vec<Offer>, ErrorObjectOwned>;
+
+    /// The chains that this provider answers for, with their tips.
+    #[method(name = "chains")]
+    async fn chains(&self) -> Result<Vec<ChainReport>, ErrorObjectOwned>;
+
+    /// One of them.
+    #[method(name = "chain")]
+    async fn chain(&self, chain: ChainName) -> Result<ChainReport, ErrorObjectOwned>;
+
+    /// Hands a signed transaction to a chain.
+    #[method(name = "submit")]
+    async fn submit(
+        &self,
+        chain: ChainName,
+        transaction: HexBytes,
+    ) -> Result<SubmittedTransaction, ErrorObjectOwned>;
+
+    /// What became of a transaction.
+    #[method(name = "transaction")]
+    async fn transaction(
+        &self,
+        chain: ChainName,
+        id: Hash,
+    ) -> Result<TransactionStatus, ErrorObjectOwned>;
+
+    /// An account as of a chain's newest final block.
+    #[method(name = "account")]
+    async fn account(
+        &self,
+        chain: ChainName,
+        address: Address,
+    ) -> Result<AccountView, ErrorObjectOwned>;
+
+    /// A channel as of its chain's newest final block.
+    #[method(name = "channel")]
+    async fn channel(&self, id: ChannelId) -> Result<ChannelView, ErrorObjectOwned>;
+
+    /// The channels that an account pays or is paid by.
+    #[method(name = "channels")]
+    async fn channels(&self, party: Address) -> Result<Vec<ChannelView>, ErrorObjectOwned>;
+
+    /// A service as the main chain knows it.
+    #[method(name = "service")]
+    async fn service(&self, chain: ChainName) -> Result<ServiceView, ErrorObjectOwned>;
+
+    /// Starts a session, with the consent of the channel's signer key.
+    #[method(name = "session_start")]
+    async fn session_start(
+        &self,
+        request: SessionRequest,
+    ) -> Result<SessionGrant, ErrorObjectOwned>;
+
+    /// Stops a session, with the consent of the channel's signer key.
+    #[method(name = "session_stop")]
+    async fn session_stop(
+        &self,
+        request: SessionRequest,
+    ) -> Result<SessionStopped, ErrorObjectOwned>;
+}
+
+/// What only the operator may ask.
+#[rpc(server, client)]
+pub trait Operator {
+    /// The provider at a glance.
+    #[method(name = "status")]
+    async fn status(&self) -> Result<ProviderStatus, ErrorObjectOwned>;
+
+    /// Every session.
+    #[method(name = "sessions")]
+    async fn sessions(&self) -> Result<Vec<SessionReport>, ErrorObjectOwned>;
+
+    /// Every channel that pays this provider.
+    #[method(name = "provider_channels")]
+    async fn provider_channels(&self) -> Result<Vec<ChannelReport>, ErrorObjectOwned>;
+
+    /// One of them.
+    #[method(name = "provider_channel")]
+    async fn provider_channel(&self, id: ChannelId) -> Result<ChannelReport, ErrorObjectOwned>;
+
+    /// Ends a channel's sessions, and closes it on its chain with its last claim. Asking again
+    /// gives the progress.
+    #[method(name = "channel_close")]
+    async fn channel_close(&self, id: ChannelId) -> Result<CloseProgress, ErrorObjectOwned>;
+}
+
+fn refused(error: ApiError) -> ErrorObjectOwned {
+    ErrorObjectOwned::owned(REFUSED, error.to_string(), Some(error))
+}

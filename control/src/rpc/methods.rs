@@ -1,0 +1,107 @@
+//! The methods, answered by [`Provider`].
+
+use std::sync::Arc;
+
+use jsonrpsee::{core::async_trait, types::ErrorObjectOwned};
+use topnet_account::{Address, ChannelId, Hash};
+use topnet_api::{
+    AccountView, ChainName, ChainReport, ChannelReport, ChannelView, CloseProgress, HexBytes,
+    Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionRequest,
+    SessionStopped, SubmittedTransaction, TransactionStatus,
+};
+
+use super::{OperatorServer, PublicServer, refused};
+use crate::provider::Provider;
+
+/// Answers both kinds of method.
+#[derive(Clone, Debug)]
+pub(super) struct Methods(pub(super) Arc<Provider>);
+
+#[async_trait]
+impl PublicServer for Methods {
+    async fn offers(&self) -> Result<Vec<Offer>, ErrorObjectOwned> {
+        let offer = self.0.offer().await.map_err(refused)?;
+        Ok(vec![offer])
+    }
+
+    async fn chains(&self) -> Result<Vec<ChainReport>, ErrorObjectOwned> {
+        self.0.chains().await.map_err(refused)
+    }
+
+    async fn chain(&self, chain: ChainName) -> Result<ChainReport, ErrorObjectOwned> {
+        self.0.chain(chain).await.map_err(refused)
+    }
+
+    async fn submit(
+        &self,
+        chain: ChainName,
+        transaction: HexBytes,
+    ) -> Result<SubmittedTransaction, ErrorObjectOwned> {
+        self.0.submit(chain, transaction).await.map_err(refused)
+    }
+
+    async fn transaction(
+        &self,
+        chain: ChainName,
+        id: Hash,
+    ) -> Result<TransactionStatus, ErrorObjectOwned> {
+        self.0.transaction(chain, id).await.map_err(refused)
+    }
+
+    async fn account(
+        &self,
+        chain: ChainName,
+        address: Address,
+    ) -> Result<AccountView, ErrorObjectOwned> {
+        self.0.account(chain, address).await.map_err(refused)
+    }
+
+    async fn channel(&self, id: ChannelId) -> Result<ChannelView, ErrorObjectOwned> {
+        self.0.channel(id).await.map_err(refused)
+    }
+
+    async fn channels(&self, party: Address) -> Result<Vec<ChannelView>, ErrorObjectOwned> {
+        self.0.channels_of(party).await.map_err(refused)
+    }
+
+    async fn service(&self, chain: ChainName) -> Result<ServiceView, ErrorObjectOwned> {
+        self.0.service(chain).await.map_err(refused)
+    }
+
+    async fn session_start(
+        &self,
+        request: SessionRequest,
+    ) -> Result<SessionGrant, ErrorObjectOwned> {
+        self.0.start_session(request).await.map_err(refused)
+    }
+
+    async fn session_stop(
+        &self,
+        request: SessionRequest,
+    ) -> Result<SessionStopped, ErrorObjectOwned> {
+        self.0.stop_session(request).await.map_err(refused)
+    }
+}
+
+#[async_trait]
+impl OperatorServer for Methods {
+    async fn status(&self) -> Result<ProviderStatus, ErrorObjectOwned> {
+        Ok(self.0.status().await)
+    }
+
+    async fn sessions(&self) -> Result<Vec<SessionReport>, ErrorObjectOwned> {
+        Ok(self.0.session_reports().await)
+    }
+
+    async fn provider_channels(&self) -> Result<Vec<ChannelReport>, ErrorObjectOwned> {
+        self.0.channel_reports().await.map_err(refused)
+    }
+
+    async fn provider_channel(&self, id: ChannelId) -> Result<ChannelReport, ErrorObjectOwned> {
+        self.0.channel_report(id).await.map_err(refused)
+    }
+
+    async fn channel_close(&self, id: ChannelId) -> Result<CloseProgress, ErrorObjectOwned> {
+        self.0.close_channel(id).await.map_err(refused)
+    }
+}

@@ -1,0 +1,245 @@
+//! The `topnet` command, run as a person runs it.
+#![allow(clippy::unwrap_used)]
+
+mod stand_ins;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+use stand_ins::{Setup, channel, signer};
+use topnet_wallet::key_file::{self, Cost};
+
+fn topnet(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_topnet"))
+        .args(arguments)
+        .env("TOPNET_PASSPHRASE", "open sesame")
+        .output()
+        .unwrap()
+}
+
+fn succeed(arguments: &[&str]) -> String {
+    let output = topnet(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let arguments = [arguments, &["--json"]].concat();
+    serde_json::from_str(&succeed(&arguments)).unwrap()
+}
+
+fn fail(arguments: &[&str]) -> Value {
+    let output = topnet(&[arguments, &["--json"]].concat());
+    assert!(!output.status.success(), "{arguments:?}");
+    let error: Value = serde_json::from_slice(&output.stderr)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    error["error"].clone()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn init_makes_a_provider_that_checks_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = dir.path().join("provider");
+    let arguments = [
+        "init",
+        text(&provider),
+        "provider",
+        "--client-interface",
+        "lo",
+        "--uplink-interface",
+        "lo",
+        "--public-address",
+        "127.0.0.1",
+        "--block-interval-ms",
+        "50",
+        "--close-window-min",
+        "20",
+        "--name",
+        "A \"quoted\" name",
+    ];
+    let made = json(&arguments);
+    assert!(
+        made["payee"].as_str().unwrap().starts_with("top1"),
+        "{made}"
+    );
+    let config = provider.join("topnet.toml");
+    assert_eq!(
+        json(&["check-config", "--config", text(&config)])["ok"],
+        true
+    );
+
+    let mode = |name: &str| {
+        let path = provider.join("keys").join(name);
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    };
+    for key in ["wireguard.key", "payment.key", "payee.key", "validator.key"] {
+        assert_eq!(mode(key), 0o600, "{key}");
+    }
+    let main: topnet_ledger::Genesis =
+        serde_json::from_slice(&fs::read(provider.join("genesis/main.json")).unwrap()).unwrap();
+    main.validate().unwrap();
+    assert_eq!(
+        main.hash().to_string(),
+        made["main_genesis"].as_str().unwrap()
+    );
+    let vpn: topnet_ledger::Genesis =
+        serde_json::from_slice(&fs::read(provider.join("genesis/vpn.json")).unwrap()).unwrap();
+    vpn.validate().unwrap();
+    assert_eq!(vpn.rules.close_window_min, 20);
+
+    // What stands is never overwritten.
+    assert_eq!(fail(&arguments)["code"], "exists");
+}
+
+#[test]
+fn init_makes_a_wallet_and_it_has_an_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let wallet = dir.path().join("wallet");
+    let made = json(&[
+        "init",
+        text(&wallet),
+        "wallet",
+        "--provider",
+        "http://127.0.0.1:8545",
+        "--unit-price-max",
+        "0.0001TOP",
+    ]);
+    let config = wallet.join("topnet.toml");
+    let address = json(&["wallet", "address", "--config", text(&config)]);
+    assert_eq!(address["address"], made["address"]);
+    assert_eq!(
+        fail(&["wallet", "create", "--config", text(&config)])["code"],
+        "key_file"
+    );
+}
+
+#[test]
+fn mistakes_are_named_with_the_mend() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("topnet.toml");
+    let missing = fail(&["status", "--config", text(&config)]);
+    assert!(
+        missing["what"].as_str().unwrap().contains("topnet init"),
+        "{missing}"
+    );
+
+    fs::write(&config, "[metering]\nprice = 3\n").unwrap();
+    let output = topnet(&["check-config", "--config", text(&config)]);
+    let words = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        words.contains("topnet.toml:2: metering") && words.contains("`price`"),
+        "{words}"
+    );
+    assert!(!output.status.success());
+
+    let nobody = fail(&["offers", "--rpc", "http://127.0.0.1:9"]);
+    assert_eq!(nobody["code"], "rpc_unreachable");
+    assert!(
+        nobody["mend"]
+            .as_str()
+            .unwrap()
+            .contains("topnet run control"),
+        "{nobody}"
+    );
+
+    let lost = dir.path().join("topnet");
+    fs::copy(env!("CARGO_BIN_EXE_topnet"), &lost).unwrap();
+    let output = Command::new(&lost)
+        .args(["run", "metering"])
+        .output()
+        .unwrap();
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        words.contains("install topnet-metering beside topnet"),
+        "{words}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_word_speaks_with_a_provider() {
+    let setup = Setup::start().await;
+    let id = setup.world.put(channel(9)).to_string();
+    setup.world.chain().settles = true;
+    let operator = format!("http://{}", setup.listeners().operator_address);
+    let public = format!("http://{}", setup.listeners().public_address);
+    let key = setup.dir.path().join("wallet.key");
+    key_file::write(
+        &key,
+        &signer(),
+        b"open sesame",
+        Cost {
+            memory_kib: 64,
+            passes: 1,
+            lanes: 1,
+        },
+    )
+    .unwrap();
+    let config = setup.dir.path().join("wallet.toml");
+    let lines = [
+        "[wallet]".to_owned(),
+        format!("rpc_url = \"{public}\""),
+        "key_file = \"wallet.key\"".to_owned(),
+        "unit_price_ntop_max = 1000".to_owned(),
+    ];
+    fs::write(&config, lines.join("\n")).unwrap();
+    let (config, out) = (text(&config).to_owned(), setup.dir.path().join("wg.conf"));
+
+    tokio::task::spawn_blocking(move || {
+        let ask = |arguments: &[&str]| {
+            let with_rpc = [arguments, &["--rpc", operator.as_str()]].concat();
+            succeed(&with_rpc);
+            json(&with_rpc)
+        };
+        assert_eq!(ask(&["status"])["processes"][0]["answers"], true);
+        assert_eq!(ask(&["offers"])[0]["name"], "Test");
+        assert_eq!(ask(&["chain"]).as_array().unwrap().len(), 2);
+        assert_eq!(ask(&["chain", "vpn"])["chain"], "vpn");
+        assert_eq!(ask(&["service"])["batches"], 2);
+        let payee = stand_ins::payee().to_string();
+        assert_eq!(ask(&["account", &payee])["nonce"], 3);
+        let transaction = ask(&["tx", "submit", "0x0102"])["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert_eq!(
+            ask(&["tx", "show", &transaction])["events"][0],
+            "transferred"
+        );
+
+        let wg_key = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
+        let session = [
+            "--channel",
+            &id,
+            "--wg-public-key",
+            wg_key,
+            "--config",
+            &config,
+        ];
+        let start = [&["session", "start", "--out", text(&out)][..], &session].concat();
+        assert_eq!(json(&start)["wireguard"]["address"], "10.78.0.2");
+        let written = fs::read_to_string(&out).unwrap();
+        assert!(
+            written.contains("Address = 10.78.0.2/32") && written.contains("[Peer]"),
+            "{written}"
+        );
+        assert_eq!(ask(&["sessions"])[0]["session"], wg_key);
+        assert_eq!(ask(&["channels"])[0]["sessions"][0], wg_key);
+        let stop = [&["session", "stop"][..], &session].concat();
+        assert_eq!(json(&stop)["stopped"], true);
+        assert_eq!(ask(&["channel", "show", &id])["chain"]["state"], "open");
+        let closed = json(&["channel", "close", &id, "--wait", "--rpc", &operator]);
+        assert_eq!(closed["redeemed"], "100");
+    })
+    .await
+    .unwrap();
+}
