@@ -91,9 +91,18 @@ pub struct Payee {
     pub(crate) written_off: UnitCount,
     /// The highest value so far; a write-off does not lower it.
     pub(crate) owed: UnitCount,
+    /// Uses of slots that are over for good, newest last: a late word of one must not count again.
+    forgotten: Vec<SlotUse>,
     dirty: bool,
-    writing: Option<Totals>,
-    durable: Totals,
+    writing: Option<Snapshot>,
+    durable: Snapshot,
+}
+
+/// What a record on disk says.
+#[derive(Clone, Debug)]
+struct Snapshot {
+    totals: Totals,
+    promises: Promises,
 }
 
 impl Payee {
@@ -107,15 +116,19 @@ impl Payee {
             forgotten_bytes: 0,
             written_off: 0,
             owed: 0,
+            forgotten: Vec::new(),
             dirty: true,
             writing: None,
-            durable: Totals::default(),
+            durable: Snapshot {
+                totals: Totals::default(),
+                promises: Promises::none(terms.channel),
+            },
         }
     }
 
     /// Everything that was read from the journal is durable.
     pub(crate) fn restored(mut self) -> Self {
-        self.durable = self.totals();
+        self.durable = self.snapshot();
         self.dirty = false;
         self
     }
@@ -135,9 +148,9 @@ impl Payee {
         self.terms.offer
     }
 
-    /// The newest promise, for a payer that reconnects; it proves itself.
+    /// The newest durable promise, for a payer that reconnects; it proves itself.
     pub fn promise(&self) -> Option<Promise> {
-        self.promises.newest()
+        self.durable.promises.newest()
     }
 
     /// The chain or the operator changed the terms: a top-up, another price for vouchers to come.
@@ -167,7 +180,8 @@ impl Payee {
     /// A use of a slot that counts for this channel from now on; a known one changes nothing.
     /// False if there are too many: ask again when some are forgotten.
     pub fn handle_slot(&mut self, slot_use: SlotUse, base_bytes: u64) -> bool {
-        if self.slots.iter().any(|slot| slot.slot_use == slot_use) {
+        let known = self.slots.iter().any(|slot| slot.slot_use == slot_use);
+        if known || self.forgotten.contains(&slot_use) {
             return true;
         }
         if self.slots.len() == SLOTS_PER_CHANNEL_MAX {
@@ -220,6 +234,10 @@ impl Payee {
             let slot = self.slots.remove(place);
             // In range: the sum over all slots was checked when the usage came.
             self.forgotten_bytes = self.forgotten_bytes.saturating_add(slot.bytes());
+            if self.forgotten.len() == SLOTS_PER_CHANNEL_MAX {
+                self.forgotten.remove(0);
+            }
+            self.forgotten.push(slot_use);
             self.dirty = true;
         }
     }
@@ -307,41 +325,35 @@ impl Payee {
         )
     }
 
-    /// The payer's last promise, on a new connection. It is taken if it is worth more than what
-    /// is held and follows on it without a gap.
+    /// The payer's last promise, on a new connection. Further tokens of the voucher that is held
+    /// are taken like others, up to the end of the chain. Another voucher is left to the roll that
+    /// proves the chain before it, which the payer sends when it hears what is held; only where
+    /// nothing is held is it taken as it stands, if it pays for every unit that it counts.
     fn handle_resume(&mut self, promise: &Promise) -> Result<(), RefusalCode> {
         self.takes_promises()?;
         let voucher = &promise.voucher.voucher;
-        let units = voucher
-            .units(promise.index)
-            .ok_or(RefusalCode::WrongTotals)?;
-        let amount = voucher
-            .redeemable(promise.index)
-            .ok_or(RefusalCode::WrongTotals)?;
-        let held = self.promises.newest();
-        let (held_units, held_amount) = held.map_or((0, Amount::ZERO), |held| {
-            let old = &held.voucher.voucher;
-            (
-                old.units(held.index).unwrap_or(UnitCount::MAX),
-                old.redeemable(held.index).unwrap_or(Amount::MAX),
-            )
-        });
-        let held_seq = held.map_or(0, |held| held.voucher.voucher.seq);
-        if (amount, voucher.seq) <= (held_amount, held_seq) {
+        if let Some(held) = self.promises.newest() {
+            if held.voucher != promise.voucher {
+                return Ok(());
+            }
+            let token = Token {
+                channel: voucher.channel,
+                seq: voucher.seq,
+                index: promise.index,
+                preimage: promise.preimage,
+                own_bytes: 0,
+            };
+            self.dirty |= self.promises.take(&token, u64::from(voucher.tokens))?;
             return Ok(());
         }
-        if held.is_some() && voucher.cumulative_units > held_units {
-            // The roll between the two was lost. The payer rolls again from what it is told we
-            // hold; taking this one now would leave units that no kept voucher pays.
-            return Ok(());
-        }
-        if units < held_units {
-            return Err(RefusalCode::WrongTotals);
-        }
-        // Units without their money would be credit for nothing.
-        let price = self.terms.offer.unit_price.checked_mul(units - held_units);
-        let paid = price.and_then(|price| held_amount.checked_add(price));
-        if paid.is_none_or(|paid| amount < paid) {
+        // Where the voucher begins decides, not where it ends: until the first token is due, a
+        // claim is worth what the voucher says of the units before it, and no more.
+        let price = self
+            .terms
+            .offer
+            .unit_price
+            .checked_mul(voucher.cumulative_units);
+        if price.is_none_or(|price| voucher.cumulative_amount < price) {
             return Err(RefusalCode::PriceTooLow);
         }
         self.check_terms(voucher)?;
@@ -386,18 +398,20 @@ impl Payee {
         if self.writing.is_some() || !self.dirty {
             return None;
         }
-        self.writing = Some(self.totals());
+        self.writing = Some(self.snapshot());
         self.dirty = false;
         Some(self.to_record())
     }
 
     /// The record last polled is on disk.
     pub fn handle_durable(&mut self) {
-        let Some(totals) = self.writing.take() else {
+        let Some(durable) = self.writing.take() else {
             return;
         };
-        self.durable = totals;
-        self.promises.forget_before(self.durable.owed);
+        self.durable = durable;
+        let owed = self.durable.totals.owed;
+        self.promises.forget_before(owed);
+        self.durable.promises.forget_before(owed);
     }
 
     /// True if everything that has happened is on disk.
@@ -412,7 +426,7 @@ impl Payee {
             owed,
             accepted,
             ..
-        } = self.durable;
+        } = self.durable.totals;
         let credit_bytes = self.paid_bytes().saturating_sub(channel_bytes);
         Meter {
             channel_bytes,
@@ -429,7 +443,7 @@ impl Payee {
 
     /// Units forgiven, durable.
     pub fn written_off(&self) -> UnitCount {
-        self.durable.written_off
+        self.durable.totals.written_off
     }
 
     /// Bytes that were forwarded beyond what was paid for.
@@ -477,9 +491,10 @@ impl Payee {
     /// The claim for exactly what is owed, as far as it is paid; `None` if nothing is. Rests on
     /// durable state alone.
     pub fn claim(&self) -> Option<Claim> {
-        let owed = self.durable.owed;
+        let owed = self.durable.totals.owed;
         let begins = |promise: &Promise| promise.voucher.voucher.cumulative_units;
         let promise = self
+            .durable
             .promises
             .iter()
             .rfind(|promise| begins(promise) <= owed)?;
@@ -496,7 +511,14 @@ impl Payee {
     }
 
     fn paid_bytes(&self) -> u64 {
-        bytes_paid_for(self.durable.accepted, self.durable.written_off).unwrap_or(0)
+        {
+            let Totals {
+                accepted,
+                written_off,
+                ..
+            } = self.durable.totals;
+            bytes_paid_for(accepted, written_off).unwrap_or(0)
+        }
     }
 
     fn checked_channel_bytes(&self) -> Option<u64> {
@@ -505,6 +527,13 @@ impl Payee {
             .try_fold(self.forgotten_bytes, |sum, slot| {
                 sum.checked_add(slot.bytes())
             })
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            totals: self.totals(),
+            promises: self.promises.clone(),
+        }
     }
 
     fn totals(&self) -> Totals {

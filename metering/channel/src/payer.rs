@@ -235,6 +235,13 @@ impl Payer {
             .cumulative_units
             .checked_sub(old.cumulative_units)?;
         let retired_index = u16::try_from(retired).ok()?;
+        // A voucher of another lineage (the journal was lost, and the payee hid it) gets none of
+        // its tokens: they would pay a second time.
+        let follows = old.seq.checked_add(1) == Some(voucher.voucher.seq)
+            && old.redeemable(retired_index) == Some(voucher.voucher.cumulative_amount);
+        if !follows {
+            return None;
+        }
         let retired_preimage = old.chain(&self.secret).preimage(retired_index)?;
         Some(Roll {
             voucher,

@@ -39,7 +39,6 @@ impl Payee {
         let mut bytes = vec![RECORD_VERSION];
         bytes.extend(self.terms.channel.as_bytes());
         bytes.push(match self.state {
-            // Frozen follows from the chain and is found out anew.
             PayeeState::Open | PayeeState::Frozen => OPEN,
             PayeeState::Finished => FINISHED,
             PayeeState::Broken => BROKEN,
@@ -63,7 +62,8 @@ impl Payee {
         bytes
     }
 
-    /// The channel as it stood when `record` was written.
+    /// The channel as it stood when `record` was written, frozen until
+    /// [`handle_frozen`](Self::handle_frozen) says that the chain still has it open.
     pub fn from_record(terms: PayeeTerms, record: &[u8]) -> Result<Self, RecordError> {
         let mut fields = Fields::new(record)?;
         if fields.message_type() != RECORD_VERSION {
@@ -76,7 +76,8 @@ impl Payee {
         let mut payee = Self::new(terms);
         let [state] = fields.bytes()?;
         payee.state = match state {
-            OPEN => PayeeState::Open,
+            // Until the chain has been heard anew, nobody knows that the channel still pays.
+            OPEN => PayeeState::Frozen,
             FINISHED => PayeeState::Finished,
             BROKEN => PayeeState::Broken,
             _ => return Err(MessageError::Range.into()),

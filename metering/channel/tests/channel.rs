@@ -284,18 +284,6 @@ fn every_bad_promise_is_refused_and_changes_nothing() {
             RefusalCode::WrongPreimage,
         ),
         ("forged", forged(roll(next, 4)), RefusalCode::WrongSignature),
-        (
-            "resume: fewer units",
-            resume(
-                Voucher {
-                    cumulative_units: 1,
-                    cumulative_amount: ntop(1_000),
-                    ..next
-                },
-                0,
-            ),
-            RefusalCode::WrongTotals,
-        ),
     ];
     for (name, message, refusal) in cases {
         let mut payee = paid(good, 3);
@@ -303,16 +291,26 @@ fn every_bad_promise_is_refused_and_changes_nothing() {
         assert!(payee.is_durable(), "{name}: refused, so nothing to write");
         assert_eq!(payee.meter().accepted, 3, "{name}");
     }
-    let gap = Voucher {
-        cumulative_units: 5,
-        cumulative_amount: ntop(125),
+    let mut payee = paid(good, 3);
+    // Every other voucher is left to the roll that proves the chain before it, also one that
+    // promises more in the end but begins with less.
+    let back_loaded = Voucher {
+        cumulative_units: 3,
+        unit_price: ntop(100),
+        tokens: 1,
         ..next
     };
-    let mut payee = paid(good, 3);
-    payee.handle_message(&resume(gap, 0)).unwrap();
+    let back_loaded = Voucher {
+        cumulative_amount: ntop(0),
+        ..back_loaded
+    };
+    payee.handle_message(&resume(back_loaded, 1)).unwrap();
+    payee.handle_message(&resume(next, 0)).unwrap();
+    assert!(payee.is_durable(), "nothing was taken");
+    payee.handle_message(&resume(good, 4)).unwrap();
     assert!(
-        payee.is_durable(),
-        "a gap is left to the roll that closes it"
+        !payee.is_durable(),
+        "further tokens of the same voucher are"
     );
     payee.handle_message(&roll(next, 4)).unwrap();
     payee.handle_message(&roll(next, 4)).unwrap();
@@ -322,20 +320,57 @@ fn every_bad_promise_is_refused_and_changes_nothing() {
 
 #[test]
 fn units_without_their_money_are_never_credited() {
-    let mut payee = Payee::new(payee_terms(10_000));
-    let cheap = Voucher {
-        seq: 2,
-        cumulative_units: 1_000,
-        cumulative_amount: Amount::from_ntop(1_000),
-        ..voucher(8)
-    };
-    let promise = Promise {
-        voucher: cheap.sign(&secret()),
-        index: 0,
-        preimage: cheap.chain(&secret()).root(),
-    };
-    let resume = PayerMessage::Resume(Some(promise));
-    assert_eq!(payee.handle_message(&resume), Err(RefusalCode::PriceTooLow));
+    let ntop = Amount::from_ntop;
+    let cases = [
+        ("too cheap all along", 1_000, 1_000, 25, 8, 0, false),
+        ("back-loaded on one token", 0, 10, 275, 1, 1, false),
+        ("back-loaded by one nTOP", 249, 10, 26, 1, 1, false),
+        ("paid from the start", 250, 10, 25, 8, 8, true),
+    ];
+    for (name, amount, units, price, tokens, index, taken) in cases {
+        let mut payee = Payee::new(payee_terms(100_000));
+        let voucher = Voucher {
+            seq: 2,
+            cumulative_units: units,
+            cumulative_amount: ntop(amount),
+            unit_price: ntop(price),
+            ..voucher(tokens)
+        };
+        let promise = Promise {
+            voucher: voucher.sign(&secret()),
+            index,
+            preimage: voucher.chain(&secret()).preimage(index).unwrap(),
+        };
+        let result = payee.handle_message(&PayerMessage::Resume(Some(promise)));
+        persist(&mut payee);
+        assert_eq!(result.is_ok(), taken, "{name}");
+        assert_eq!(payee.meter().accepted > 0, taken, "{name}");
+    }
+}
+
+#[test]
+fn claim_and_resume_rest_on_durable_promises() {
+    let mut payee = paid(voucher(8), 2);
+    payee.handle_slot(slot(1), 0);
+    payee.handle_usage(slot(1), 5 * UNIT_BYTES);
+    persist(&mut payee);
+    payee.handle_token(&token(&voucher(8), 5)).unwrap();
+    assert_eq!(payee.claim().unwrap().units(), Some(2));
+    assert_eq!(payee.promise().unwrap().index, 2);
+    persist(&mut payee);
+    assert_eq!(payee.claim().unwrap().units(), Some(5));
+    assert_eq!(payee.promise().unwrap().index, 5);
+}
+
+#[test]
+fn a_restart_gives_no_credit_before_the_chain_is_heard() {
+    let mut payee = paid(voucher(8), 2);
+    payee.handle_slot(slot(1), 0);
+    let record = payee.poll_record().unwrap();
+    let mut payee = Payee::from_record(payee_terms(10_000), &record).unwrap();
+    assert!(payee.grants().all(|(_, grant)| grant.is_none()));
+    payee.handle_frozen(false);
+    assert!(payee.grants().all(|(_, grant)| grant.is_some()));
 }
 
 #[test]
@@ -397,6 +432,8 @@ fn a_new_slot_gets_credit_only_when_the_old_one_has_had_its_last_word() {
     assert_eq!(grants[0].0, slot(2));
     assert_eq!(grants[0].1.unwrap().limit_bytes, 3 * UNIT_BYTES - 10);
     payee.handle_slot_forgotten(slot(1));
+    payee.handle_usage(slot(1), 1 << 40);
+    payee.handle_slot(slot(1), 0);
     payee.handle_usage(slot(1), 1 << 40);
     assert_eq!(payee.channel_bytes(), UNIT_BYTES + 10);
 }
@@ -514,6 +551,7 @@ impl World {
             Some(record) => Payee::from_record(terms, record).unwrap(),
             None => Payee::new(terms),
         };
+        self.payee.handle_frozen(false);
         self.reconnect();
     }
 
