@@ -162,9 +162,9 @@ pub enum AuditError {
     )]
     Differ {
         /// The totals with the sums that were counted.
-        counted: Totals,
+        counted: Box<Totals>,
         /// The totals as the state has them.
-        noted: Totals,
+        noted: Box<Totals>,
     },
     /// The totals contradict themselves.
     #[error("the totals do not add up: {0:?}")]
@@ -208,7 +208,10 @@ pub fn audit<'a>(
         }),
     };
     if counted != noted {
-        return Err(AuditError::Differ { counted, noted });
+        return Err(AuditError::Differ {
+            counted: Box::new(counted),
+            noted: Box::new(noted),
+        });
     }
     if !noted.hold() {
         return Err(AuditError::Unbalanced(noted));
@@ -220,4 +223,88 @@ fn sum(parts: &[u128]) -> Option<u128> {
     parts
         .iter()
         .try_fold(0_u128, |sum, part| sum.checked_add(*part))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use topnet_account::{Address, Hash};
+
+    use super::*;
+    use crate::state::{account_key, heads_key, totals_key};
+
+    #[test]
+    fn an_audit_finds_what_is_wrong() {
+        let account = |ntop| Account {
+            balance: Amount::from_ntop(ntop),
+            ..Account::default()
+        };
+        let totals = |balances, burned| {
+            Totals::Main(MainTotals {
+                supply: 10,
+                balances,
+                escrow: 0,
+                burned,
+            })
+        };
+        let sound = BTreeMap::from([
+            (account_key(&Address([1; 32])), account(3).to_bytes()),
+            (account_key(&Address([2; 32])), account(5).to_bytes()),
+            (heads_key(), vec![0, 0]),
+            (totals_key(), totals(8, 2).to_bytes()),
+        ]);
+        let check = |key: &Key, value: Option<Vec<u8>>| {
+            let mut state = sound.clone();
+            match value {
+                Some(value) => state.insert(key.clone(), value),
+                None => state.remove(key),
+            };
+            audit(state.iter().map(|(key, value)| (key, value.as_slice())))
+        };
+        let key = account_key(&Address([1; 32]));
+        assert_eq!(check(&heads_key(), None), Ok(totals(8, 2)));
+        assert_eq!(check(&totals_key(), None), Err(AuditError::NoTotals));
+        let (counted, noted) = (Box::new(totals(9, 2)), Box::new(totals(8, 2)));
+        let richer = Some(account(4).to_bytes());
+        assert_eq!(
+            check(&key, richer),
+            Err(AuditError::Differ { counted, noted })
+        );
+        let unbalanced = totals(8, 1);
+        assert_eq!(
+            check(&totals_key(), Some(unbalanced.to_bytes())),
+            Err(AuditError::Unbalanced(unbalanced))
+        );
+        assert!(matches!(
+            check(&key, Some(vec![1])),
+            Err(AuditError::Damaged { .. })
+        ));
+    }
+
+    #[test]
+    fn a_service_never_has_more_than_main_gave() {
+        let on_main = Service {
+            name: "vpn".to_owned(),
+            validators: Vec::new(),
+            previous_validators: Vec::new(),
+            escrow: Amount::from_ntop(6),
+            funded: 10,
+            accepted: 4,
+            credited: 0,
+            inbox: crate::outbox::OutboxHead::empty(Hash::ZERO),
+            height: 0,
+            state_root: Hash::ZERO,
+        };
+        for (credited, batched, holds) in
+            [(10, 4, true), (0, 4, true), (11, 4, false), (10, 3, false)]
+        {
+            let on_service = ServiceTotals {
+                credited,
+                batched,
+                ..ServiceTotals::default()
+            };
+            assert_eq!(holds_between(&on_main, &on_service), holds);
+        }
+    }
 }

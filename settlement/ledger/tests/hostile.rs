@@ -85,7 +85,7 @@ fn samples() -> (World, Vec<Vec<u8>>) {
         world.credit().unwrap(),
         fund,
     ];
-    world.service.block(&transactions[..4].to_vec());
+    world.service.block(&transactions[..4]);
     world.service.empty_blocks(10);
     transactions.push(world.batch().unwrap());
     let mut samples: Vec<_> = transactions.iter().map(Transaction::to_bytes).collect();

@@ -10,10 +10,11 @@ use topnet_ledger::{
     event::Event,
     machine::Machine,
     outbox::{
-        Batch, FUNDS_OUTSTANDING_MAX, FUNDS_PER_BLOCK_MAX, Import, OutboxHead, Payout, commitment,
+        Batch, FUNDS_OUTSTANDING_MAX, FUNDS_PER_BLOCK_MAX, Fund, Import, OutboxEntry, OutboxHead,
+        Payout, commitment,
     },
     state::{self, Heads, Record, Service},
-    transaction::{Action, Body},
+    transaction::{Action, Body, CloseByPayee},
 };
 
 const RICH: u8 = 1;
@@ -22,7 +23,7 @@ fn world() -> World {
     World::new(&rules(), &[(RICH, 1_000_000_000)])
 }
 
-fn credit_of(transaction: &Transaction) -> Import<topnet_ledger::outbox::Fund> {
+fn credit_of(transaction: &Transaction) -> Import<Fund> {
     match &transaction.body {
         Body::Credit(import) => import.clone(),
         other => panic!("{other:?}"),
@@ -64,7 +65,15 @@ fn a_credit_is_refused_for_every_flaw() {
         world.main.block(&[fund]);
     }
     let good = credit_of(&world.credit().unwrap());
-    type Flaw = fn(&mut Import<topnet_ledger::outbox::Fund>);
+    type Flaw = fn(&mut Import<Fund>);
+    /// Heads that lead to the entries, instead of those that the header commits to.
+    fn fitting_heads<E: OutboxEntry>(import: &mut Import<E>) {
+        let start = OutboxHead::empty(import.heads[0].destination);
+        import.heads[0] = import
+            .entries
+            .iter()
+            .fold(start, |head, entry| head.push(&entry.to_bytes()).unwrap());
+    }
     let flaws: &[(&str, Flaw, &str)] = &[
         ("none", |_| {}, "ok"),
         ("first too high", |i| i.first = 1, "sequence_ahead"),
@@ -93,6 +102,14 @@ fn a_credit_is_refused_for_every_flaw() {
             "outbox_other",
         ),
         ("source", |i| i.source = Hash([3; 32]), "source_unknown"),
+        (
+            "amount and heads",
+            |i| {
+                i.entries[0].amount = ntop(1_000_000);
+                fitting_heads(i);
+            },
+            "outbox_other",
+        ),
         ("no proof", |i| i.proof.clear(), "proof_false"),
         ("header", |i| i.proof[8] ^= 1, "proof_false"),
         ("signature", |i| i.proof[80] ^= 1, "proof_false"),
@@ -180,7 +197,8 @@ fn a_batch_is_refused_for_every_flaw() {
     world.service.block(&[withdraw]);
     world.service.empty_blocks(10 - world.service.height % 10);
     let good = batch_of(&world.batch().unwrap());
-    let flaws: &[(&str, fn(&mut Import<Batch>), &str)] = &[
+    type Flaw = fn(&mut Import<Batch>);
+    let flaws: &[(&str, Flaw, &str)] = &[
         ("none", |_| {}, "ok"),
         ("first too high", |i| i.first = 1, "sequence_ahead"),
         (
@@ -228,10 +246,7 @@ fn forged(world: &World, batch: Batch) -> Transaction {
         destination: world.main.id(),
         ..record.inbox
     };
-    let heads = vec![
-        head.push(&topnet_ledger::outbox::OutboxEntry::to_bytes(&batch))
-            .unwrap(),
-    ];
+    let heads = vec![head.push(&batch.to_bytes()).unwrap()];
     service.outbox = commitment(&heads);
     let import = Import {
         source: service.id(),
@@ -459,4 +474,38 @@ fn funds_are_bounded_per_block_and_until_acknowledged() {
         .state
         .insert(state::heads_key(), heads.to_bytes());
     assert_eq!(world.main.code(&world.fund(RICH, 1)), "service_behind");
+}
+
+/// Payouts of dust wait on the service, to be spent or to become more.
+#[test]
+fn dust_stays_on_the_service() {
+    for (payout, goes) in [(50, false), (51, true)] {
+        let mut world = world().funded(&[(RICH, 10_000)]);
+        let (open, channel) = world.service.open(RICH, 2, 1_000);
+        let claim = support::claim_worth(RICH, channel, payout + 20);
+        let close = CloseByPayee {
+            channel,
+            claim: Some(claim),
+        };
+        let close = world.service.close_by_payee(2, close);
+        world.service.block(&[open, close]);
+        assert_eq!(world.service.balance(2), payout);
+        assert_eq!(world.service.account(&address(2)).queued, goes);
+        world.settle();
+        let (stays, went) = if goes { (0, payout) } else { (payout, 0) };
+        assert_eq!(world.service.balance(2), stays);
+        assert_eq!(world.main.balance(2), went);
+    }
+    // What was queued and is spent down to dust stays as well.
+    let mut world = world().funded(&[(RICH, 102)]);
+    let withdraw = world
+        .service
+        .order(RICH, Action::Withdraw { amount: ntop(60) });
+    world.service.block(&[withdraw]);
+    let transfer = world.service.transfer(RICH, 2, 46);
+    world.service.block(&[transfer]);
+    assert_eq!(world.service.account(&address(RICH)).homeward, ntop(50));
+    world.settle();
+    assert_eq!(world.service.balance(RICH), 50);
+    assert_eq!(world.service.account(&address(RICH)).homeward, ntop(50));
 }

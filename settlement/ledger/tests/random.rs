@@ -585,20 +585,17 @@ impl Race {
     /// Ends every channel and brings all that is marked home.
     fn wind_up(&mut self) {
         let ids: Vec<_> = self.oracle.channels.keys().copied().collect();
-        for step in [0, 1] {
+        for finalise in [false, true] {
             // Above every expiry and deadline.
-            while self.world.service.height % 150 != 0
-                || step == 0 && self.world.service.height == 0
-            {
+            for _ in 0..40 {
                 self.service_block(&[]);
             }
-            self.service_block(&[]);
-            for id in &ids {
-                let (op, transaction) = match step {
-                    0 => (Op::Expire { id: *id }, self.world.service.expire(*id)),
-                    _ => (Op::Finalise { id: *id }, self.world.service.finalise(*id)),
+            for id in ids.iter().copied() {
+                let ends = match finalise {
+                    false => (Op::Expire { id }, self.world.service.expire(id)),
+                    true => (Op::Finalise { id }, self.world.service.finalise(id)),
                 };
-                self.service_block(&[(op, transaction)]);
+                self.service_block(&[ends]);
             }
         }
         while !self.oracle.queue.is_empty() || !self.world.service.height.is_multiple_of(10) {

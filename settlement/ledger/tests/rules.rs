@@ -455,7 +455,7 @@ fn a_closing_channel() {
     };
     assert_eq!(deadline, stage.world.service.height + 5);
     let finalise = stage.world.service.finalise(stage.channel);
-    while stage.world.service.height + 1 <= deadline {
+    while stage.world.service.height < deadline {
         assert_eq!(stage.world.service.code(&finalise), "too_early");
         stage.world.service.block(&[]);
     }

@@ -285,3 +285,96 @@ fn decode<R: Record>(key: &Key, bytes: &[u8]) -> R {
         panic!("the state is damaged under {key:?}: {error}; rebuild it from the chain")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use topnet_account::Hash;
+
+    use super::*;
+    use crate::{
+        conservation::ServiceTotals,
+        genesis::{Counterpart, Genesis, Role, Rules},
+        machine::{BlockEnv, Values},
+    };
+
+    /// The last defence: a rule that made or lost money would not get past the end of its step.
+    #[test]
+    fn a_step_that_makes_or_loses_money_does_not_happen() {
+        let genesis = Genesis {
+            name: "vpn".to_owned(),
+            block_interval_ms: 1,
+            epoch_blocks: 1,
+            validators: Vec::new(),
+            rules: Rules::default(),
+            role: Role::Service {
+                main: Counterpart {
+                    name: "main".to_owned(),
+                    genesis: Hash::ZERO,
+                    validators: Vec::new(),
+                },
+            },
+            balances: BTreeMap::new(),
+        };
+        let (rich, poor) = (Address([1; 32]), Address([2; 32]));
+        let ten = Amount::from_ntop(10);
+        let account = Account {
+            balance: ten,
+            ..Account::default()
+        };
+        let totals = Totals::Service(ServiceTotals {
+            credited: 10,
+            balances: 10,
+            ..ServiceTotals::default()
+        });
+        let values = Values::from([
+            (state::account_key(&rich), Some(account.to_bytes())),
+            (state::account_key(&poor), None),
+            (state::totals_key(), Some(totals.to_bytes())),
+        ]);
+        let context = Context {
+            genesis: &genesis,
+            chain: &Hash::ZERO,
+            env: &BlockEnv {
+                chain: Hash::ZERO,
+                height: 1,
+                proposer: poor,
+            },
+            prove: &|_, _, _| None,
+            values: &values,
+        };
+        type Moves = fn(&mut Step<'_>, Address, Address, Amount) -> Result<(), Stop>;
+        let cases: [(&str, Moves, bool); 5] = [
+            ("nothing", |_, _, _, _| Ok(()), true),
+            (
+                "move",
+                |step, rich, poor, ten| {
+                    step.spend(&rich, ten)?;
+                    step.receive(&poor, ten)
+                },
+                true,
+            ),
+            (
+                "spend as a fee",
+                |step, rich, _, ten| {
+                    step.spend(&rich, ten)?;
+                    step.charge(ten)
+                },
+                true,
+            ),
+            ("make", |step, _, poor, ten| step.receive(&poor, ten), false),
+            ("lose", |step, rich, _, ten| step.spend(&rich, ten), false),
+        ];
+        for (name, moves, stands) in cases {
+            let before = Writes::new();
+            let mut step = Step::new(&context, &before);
+            moves(&mut step, rich, poor, ten).unwrap();
+            match step.finish() {
+                Ok(_) => assert!(stands, "{name}"),
+                Err(stop) => {
+                    assert!(!stands, "{name}");
+                    assert_eq!(stop, Stop::Refused(Refusal::Conservation));
+                }
+            }
+        }
+    }
+}
