@@ -109,6 +109,8 @@ pub(super) fn top_up(
 pub(super) fn claim(step: &mut Step<'_>, body: &ClaimBody) -> Result<(), Stop> {
     let id = body.channel();
     let mut channel = step.channel(&id)?;
+    // What is missing is asked for before the hashes are walked, which may be many.
+    step.need([state::account_key(&channel.payee)])?;
     let rules = &step.context().genesis.rules;
     let mut payout = payable(&channel, body)?;
     let mut fee = rules
@@ -134,6 +136,7 @@ pub(super) fn close_by_payee(
         return Err(Refusal::NotThePayee.into());
     }
     must_not_be_closed(&channel)?;
+    step.need([&channel.payee, &channel.payer].map(state::account_key))?;
     if let Some(body) = &claim {
         if body.channel() != id {
             return Err(Refusal::ClaimOfOtherChannel.into());
