@@ -3,18 +3,19 @@
 //! A change of the book is on disk before anybody hears of it. The data plane learns of it
 //! through [`crate::reconcile`], which is woken here and repeats itself until they agree.
 
+mod chains;
+mod reports;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::{Mutex, Notify, watch};
-use topnet_account::{Address, ChannelId, Hash};
+use topnet_account::{Address, ChannelId};
 use topnet_api::{
-    AccountView, ApiError, ChainName, ChainParameters, ChainReport, ChainTip, ChannelReport,
-    ChannelState, ChannelView, CloseProgress, DataplaneReport, HexBytes, MeteringStatus, Offer,
-    PaymentEndpoint, ProcessReport, ProviderStatus, ServiceView, SessionAction, SessionGrant,
-    SessionId, SessionReport, SessionRequest, SessionStopped, SessionTraffic, SubmittedTransaction,
-    TransactionStatus, WireguardConfig, WireguardPublicKey,
+    ApiError, ChainName, ChainParameters, ChannelState, ChannelView, CloseProgress, MeteringStatus,
+    Offer, PaymentEndpoint, SessionAction, SessionGrant, SessionId, SessionRequest, SessionStopped,
+    WireguardConfig, WireguardPublicKey,
 };
-use topnet_config::{Config, ConfigError, Process};
+use topnet_config::{Config, ConfigError};
 use topnet_unit::UNIT_BYTES;
 
 use crate::{
@@ -195,104 +196,6 @@ impl Provider {
         })
     }
 
-    /// Hands a signed transaction to a chain.
-    pub async fn submit(
-        &self,
-        chain: ChainName,
-        transaction: HexBytes,
-    ) -> Result<SubmittedTransaction, ApiError> {
-        let ask = |client: topnet_api::SettlementClient, context| {
-            let (chain, bytes) = (chain.clone(), transaction.0.clone());
-            async move { client.submit(context, chain, bytes).await }
-        };
-        self.processes.settlement.ask(ask).await?
-    }
-
-    /// What became of a transaction.
-    pub async fn transaction(
-        &self,
-        chain: ChainName,
-        id: Hash,
-    ) -> Result<TransactionStatus, ApiError> {
-        let ask = |client: topnet_api::SettlementClient, context| {
-            let chain = chain.clone();
-            async move { client.transaction(context, chain, id).await }
-        };
-        self.processes.settlement.ask(ask).await?
-    }
-
-    /// An account on a chain.
-    pub async fn account(
-        &self,
-        chain: ChainName,
-        address: Address,
-    ) -> Result<AccountView, ApiError> {
-        let ask = |client: topnet_api::SettlementClient, context| {
-            let chain = chain.clone();
-            async move { client.account(context, chain, address).await }
-        };
-        self.processes.settlement.ask(ask).await?
-    }
-
-    /// A channel on its chain.
-    pub async fn channel(&self, id: ChannelId) -> Result<ChannelView, ApiError> {
-        let ask = |client: topnet_api::SettlementClient, context| async move {
-            client.channel(context, id).await
-        };
-        self.processes.settlement.ask(ask).await?
-    }
-
-    /// The channels that an account pays or is paid by.
-    pub async fn channels_of(&self, party: Address) -> Result<Vec<ChannelView>, ApiError> {
-        let ask = |client: topnet_api::SettlementClient, context| async move {
-            client.channels(context, party).await
-        };
-        self.processes.settlement.ask(ask).await?
-    }
-
-    /// A service as the main chain knows it.
-    pub async fn service(&self, chain: ChainName) -> Result<ServiceView, ApiError> {
-        let ask = |client: topnet_api::SettlementClient, context| {
-            let chain = chain.clone();
-            async move { client.service(context, chain).await }
-        };
-        self.processes.settlement.ask(ask).await?
-    }
-
-    /// All chains, with their tips.
-    pub async fn chains(&self) -> Result<Vec<ChainReport>, ApiError> {
-        let mut reports = Vec::new();
-        for parameters in self.chain_parameters().await? {
-            let tip = self.tip(parameters.chain.clone()).await?;
-            reports.push(ChainReport {
-                parameters,
-                height: tip.block.height,
-                tip: tip.block.hash,
-                time_ms: tip.time_ms,
-            });
-        }
-        Ok(reports)
-    }
-
-    /// One chain, with its tip.
-    pub async fn chain(&self, name: ChainName) -> Result<ChainReport, ApiError> {
-        let chains = self.chains().await?;
-        let names: Vec<String> = chains
-            .iter()
-            .map(|chain| chain.parameters.chain.to_string())
-            .collect();
-        chains
-            .into_iter()
-            .find(|chain| chain.parameters.chain == name)
-            .ok_or_else(|| {
-                ApiError::new(
-                    "chain_unknown",
-                    format!("there is no chain `{name}` here"),
-                    format!("use one of {}", names.join(", ")),
-                )
-            })
-    }
-
     /// Asks for a channel's last claim and has the payee's close submitted with it. The rest
     /// happens in the background, also after a restart; asking again gives the progress.
     pub async fn close_channel(&self, channel: ChannelId) -> Result<CloseProgress, ApiError> {
@@ -339,187 +242,36 @@ impl Provider {
             let claim = claim.clone();
             async move { client.close(context, id, claim).await }
         };
-        let progress: CloseProgress = self.processes.settlement.ask(close).await??;
+        let answer: Result<CloseProgress, ApiError> = self.processes.settlement.ask(close).await?;
+        let progress = match answer {
+            Ok(progress) => progress,
+            Err(error) => {
+                // Somebody else's close was final first: there is nothing left to do.
+                if error.code == "channel_closed" {
+                    self.end_close(id).await?;
+                }
+                return Err(error);
+            }
+        };
         // From here on the chain holds what is owed; settlement alone carries it to main.
         if progress.service_block.is_some() {
-            let was_closing = self
-                .change_book(move |book| {
-                    let was_closing = book.is_closing(&id);
-                    book.end_close(id);
-                    Ok(was_closing)
-                })
-                .await?;
-            if was_closing {
-                tracing::info!(channel = %id, "channel closed on its chain");
-            }
+            self.end_close(id).await?;
         }
         Ok(progress)
     }
 
-    /// A channel as everybody sees it.
-    pub async fn channel_report(&self, id: ChannelId) -> Result<ChannelReport, ApiError> {
-        let chain = self.channel(id).await;
-        let ask = |client: topnet_api::MeteringClient, context| async move {
-            client.channel(context, id).await
-        };
-        let metering = self
-            .processes
-            .metering
-            .ask(ask)
-            .await
-            .and_then(|status| status);
-        let (sessions, closing) = {
-            let kept = self.book.lock().await;
-            (sessions_of(&kept.book, id), kept.book.is_closing(&id))
-        };
-        if let (Err(error), Err(_)) = (&chain, &metering) {
-            return Err(error.clone());
+    async fn end_close(&self, id: ChannelId) -> Result<(), ApiError> {
+        let was_closing = self
+            .change_book(move |book| {
+                let was_closing = book.is_closing(&id);
+                book.end_close(id);
+                Ok(was_closing)
+            })
+            .await?;
+        if was_closing {
+            tracing::info!(channel = %id, "channel closed on its chain");
         }
-        let closed = chain
-            .as_ref()
-            .is_ok_and(|view| view.state == ChannelState::Closed);
-        // Not every close is the payee's; of others there is no progress to tell.
-        let close = if closing || closed {
-            self.advance_close(id).await.ok()
-        } else {
-            None
-        };
-        Ok(ChannelReport {
-            channel: id,
-            chain: chain.ok(),
-            metering: metering.ok(),
-            sessions,
-            close,
-        })
-    }
-
-    /// Every channel that pays this provider.
-    pub async fn channel_reports(&self) -> Result<Vec<ChannelReport>, ApiError> {
-        let payee = self.payee().await?;
-        let on_chain = self.channels_of(payee).await?;
-        let ask = |client: topnet_api::MeteringClient, context| async move {
-            client.channels(context).await
-        };
-        // Without metering the list is still worth having.
-        let metered = self.processes.metering.ask(ask).await.unwrap_or_default();
-        let mut metered: BTreeMap<ChannelId, _> = metered
-            .into_iter()
-            .map(|status| (status.channel, status))
-            .collect();
-        let book = self.book.lock().await.book.clone();
-        let report = |channel, chain, metering| ChannelReport {
-            channel,
-            chain,
-            metering,
-            sessions: sessions_of(&book, channel),
-            close: None,
-        };
-        let mut reports: Vec<ChannelReport> = on_chain
-            .into_iter()
-            .map(|view| {
-                let id = view.id;
-                report(id, Some(view), metered.remove(&id))
-            })
-            .collect();
-        reports.extend(
-            metered
-                .into_iter()
-                .map(|(id, status)| report(id, None, Some(status))),
-        );
-        Ok(reports)
-    }
-
-    /// Every session, wanted and had.
-    pub async fn session_reports(&self) -> Vec<SessionReport> {
-        let ask = |client: topnet_api::DataplaneClient, context| async move {
-            client.status(context).await
-        };
-        let had = self
-            .processes
-            .dataplane
-            .ask(ask)
-            .await
-            .map(|status| status.sessions);
-        let mut traffic: BTreeMap<SessionId, SessionTraffic> = had
-            .unwrap_or_default()
-            .into_iter()
-            .map(|session| {
-                let traffic = SessionTraffic {
-                    endpoint: session.endpoint,
-                    up_bytes: session.up_bytes,
-                    down_bytes: session.down_bytes,
-                    handshake_age_s: session.handshake_age_s,
-                    slot: session.slot,
-                    generation: session.generation,
-                    slot_usage_bytes: session.slot_usage_bytes,
-                    slot_limit_bytes: session.slot_limit_bytes,
-                };
-                (
-                    SessionId(WireguardPublicKey(session.wireguard_public_key)),
-                    traffic,
-                )
-            })
-            .collect();
-        let refused = self.installed.borrow().refused.clone();
-        let kept = self.book.lock().await;
-        kept.book
-            .sessions()
-            .map(|(id, session)| SessionReport {
-                session: id,
-                channel: session.channel,
-                inner_address: session.inner_address,
-                refused: refused.get(&id).cloned(),
-                traffic: traffic.remove(&id),
-            })
-            .collect()
-    }
-
-    /// The provider at a glance. It never fails: what does not answer is said so.
-    pub async fn status(&self) -> ProviderStatus {
-        let dataplane = self
-            .processes
-            .dataplane
-            .ask(|client, context| async move { client.status(context).await })
-            .await;
-        let metering = self.metering_status().await;
-        let channels = self
-            .processes
-            .metering
-            .ask(|client, context| async move { client.channels(context).await })
-            .await
-            .unwrap_or_default();
-        let chains = self.chains().await;
-        let processes = [
-            (Process::Dataplane, dataplane.as_ref().err()),
-            (Process::Metering, metering.as_ref().err()),
-            (Process::Settlement, chains.as_ref().err()),
-            (Process::Control, None),
-        ];
-        let kept = self.book.lock().await;
-        ProviderStatus {
-            payee: self.known.lock().await.payee,
-            processes: processes
-                .map(|(process, error)| ProcessReport {
-                    process: process.to_string(),
-                    answers: error.is_none(),
-                    error: error.cloned(),
-                })
-                .into(),
-            dataplane: dataplane.ok().map(|status| DataplaneReport {
-                boot: status.boot,
-                uptime_s: status.uptime_s,
-                io: status.io,
-                revision: status.revision,
-                drops: status.drops,
-                ring_overflows: status.ring_overflows,
-            }),
-            metering: metering.ok(),
-            chains: chains.unwrap_or_default(),
-            sessions: kept.book.sessions().count() as u64,
-            revision: kept.book.revision(),
-            closing: kept.book.closing().collect(),
-            unpaid_bytes: channels.iter().map(|channel| channel.unpaid_bytes).sum(),
-        }
+        Ok(())
     }
 
     pub(crate) fn processes(&self) -> &Processes {
@@ -575,19 +327,6 @@ impl Provider {
         Ok(answer)
     }
 
-    /// The account that channels pay to.
-    pub(crate) async fn payee(&self) -> Result<Address, ApiError> {
-        if let Some(payee) = self.known.lock().await.payee {
-            return Ok(payee);
-        }
-        let ask = |client: topnet_api::SettlementClient, context| async move {
-            client.payee(context).await
-        };
-        let payee = self.processes.settlement.ask(ask).await?;
-        self.known.lock().await.payee = Some(payee);
-        Ok(payee)
-    }
-
     async fn terms(&self) -> Result<Terms, ApiError> {
         let (Ok(metering), Ok(control)) = (self.config.metering(), self.config.control()) else {
             return Err(not_configured());
@@ -599,27 +338,6 @@ impl Provider {
             headroom_units_min: control.offer.headroom_units_min,
             close_window_blocks_min: metering.close_window_blocks_min,
         })
-    }
-
-    async fn tip(&self, chain: ChainName) -> Result<ChainTip, ApiError> {
-        let ask = |client: topnet_api::SettlementClient, context| {
-            let chain = chain.clone();
-            async move { client.tip(context, chain).await }
-        };
-        self.processes.settlement.ask(ask).await?
-    }
-
-    async fn chain_parameters(&self) -> Result<Vec<ChainParameters>, ApiError> {
-        let known = self.known.lock().await.chains.clone();
-        if !known.is_empty() {
-            return Ok(known);
-        }
-        let ask = |client: topnet_api::SettlementClient, context| async move {
-            client.chains(context).await
-        };
-        let chains = self.processes.settlement.ask(ask).await?;
-        self.known.lock().await.chains.clone_from(&chains);
-        Ok(chains)
     }
 
     /// The gateway's key. It is on disk, so a restart of the data plane does not change it.
@@ -667,13 +385,6 @@ impl Provider {
         let reached = installed.wait_for(|installed| installed.revision >= Some(revision));
         matches!(tokio::time::timeout(INSTALL_WAIT, reached).await, Ok(Ok(_)))
     }
-}
-
-fn sessions_of(book: &SessionBook, channel: ChannelId) -> Vec<SessionId> {
-    let of_channel = book
-        .sessions()
-        .filter(|(_, session)| session.channel == channel);
-    of_channel.map(|(id, _)| id).collect()
 }
 
 fn check_signature(

@@ -336,6 +336,20 @@ async fn channel_that_never_paid_closes_without_a_claim() {
 }
 
 #[tokio::test]
+async fn close_that_others_finished_is_not_tried_for_ever() {
+    let setup = Setup::start().await;
+    let id = setup.world.put(channel(9));
+    setup.operator().channel_close(id).await.unwrap();
+    assert_eq!(setup.operator().status().await.unwrap().closing, [id]);
+    setup.world.chain().closed_by_others = true;
+    assert_eq!(
+        code(setup.operator().channel_close(id).await),
+        "channel_closed"
+    );
+    assert!(setup.operator().status().await.unwrap().closing.is_empty());
+}
+
+#[tokio::test]
 async fn payers_close_is_answered_with_the_claim() {
     let setup = Setup::start().await;
     let id = setup.world.put(channel(9));

@@ -78,10 +78,11 @@ pub struct MeteringStatus {
 pub trait Metering {
     /// All channels in the journal.
     async fn channels() -> Vec<ChannelStatus>;
-    /// One channel.
+    /// One channel; refused as `channel_unknown` if it never paid.
     async fn channel(id: ChannelId) -> Result<ChannelStatus, ApiError>;
     /// Closes credit for good, journals the last totals and gives the claim under the newest
-    /// voucher that begins at or before what is owed. Repeating it gives the same answer.
+    /// voucher that begins at or before what is owed. Repeating it gives the same answer. A
+    /// channel that never paid is refused as `channel_unknown`.
     async fn finish(id: ChannelId) -> Result<FinalClaim, ApiError>;
     /// State and counters.
     async fn status() -> MeteringStatus;

@@ -31,6 +31,8 @@ pub struct Chain {
     pub height: u64,
     pub submitted: Vec<Vec<u8>>,
     pub closes: Vec<(ChannelId, Option<ClaimBytes>)>,
+    /// Somebody else's close is final.
+    pub closed_by_others: bool,
     /// Closes are final on both chains.
     pub settles: bool,
 }
@@ -222,6 +224,13 @@ impl Settlement for World {
         let (service, main) = (self.block(ChainName::vpn()), self.block(ChainName::main()));
         let mut chain = self.chain();
         chain.closes.push((id, claim));
+        if chain.closed_by_others {
+            return Err(ApiError::new(
+                "channel_closed",
+                "closed already",
+                "look at it",
+            ));
+        }
         let settles = chain.settles;
         if settles && let Some(channel) = chain.channels.get_mut(&id) {
             channel.state = ChannelState::Closed;

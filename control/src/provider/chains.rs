@@ -1,0 +1,138 @@
+//! What is settlement's to say, passed on to whoever asks.
+
+use topnet_account::{Address, ChannelId, Hash};
+use topnet_api::{
+    AccountView, ApiError, ChainName, ChainParameters, ChainReport, ChainTip, ChannelView,
+    HexBytes, ServiceView, SettlementClient, SubmittedTransaction, TransactionStatus,
+};
+
+use super::Provider;
+
+impl Provider {
+    /// Hands a signed transaction to a chain.
+    pub async fn submit(
+        &self,
+        chain: ChainName,
+        transaction: HexBytes,
+    ) -> Result<SubmittedTransaction, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let (chain, bytes) = (chain.clone(), transaction.0.clone());
+            async move { client.submit(context, chain, bytes).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// What became of a transaction.
+    pub async fn transaction(
+        &self,
+        chain: ChainName,
+        id: Hash,
+    ) -> Result<TransactionStatus, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.transaction(context, chain, id).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// An account on a chain.
+    pub async fn account(
+        &self,
+        chain: ChainName,
+        address: Address,
+    ) -> Result<AccountView, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.account(context, chain, address).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// A channel on its chain.
+    pub async fn channel(&self, id: ChannelId) -> Result<ChannelView, ApiError> {
+        let ask =
+            |client: SettlementClient, context| async move { client.channel(context, id).await };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// The channels that an account pays or is paid by.
+    pub async fn channels_of(&self, party: Address) -> Result<Vec<ChannelView>, ApiError> {
+        let ask = |client: SettlementClient, context| async move {
+            client.channels(context, party).await
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// A service as the main chain knows it.
+    pub async fn service(&self, chain: ChainName) -> Result<ServiceView, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.service(context, chain).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// All chains, with their tips.
+    pub async fn chains(&self) -> Result<Vec<ChainReport>, ApiError> {
+        let mut reports = Vec::new();
+        for parameters in self.chain_parameters().await? {
+            let tip = self.tip(parameters.chain.clone()).await?;
+            reports.push(ChainReport {
+                parameters,
+                height: tip.block.height,
+                tip: tip.block.hash,
+                time_ms: tip.time_ms,
+            });
+        }
+        Ok(reports)
+    }
+
+    /// One chain, with its tip.
+    pub async fn chain(&self, name: ChainName) -> Result<ChainReport, ApiError> {
+        let chains = self.chains().await?;
+        let names: Vec<String> = chains
+            .iter()
+            .map(|chain| chain.parameters.chain.to_string())
+            .collect();
+        chains
+            .into_iter()
+            .find(|chain| chain.parameters.chain == name)
+            .ok_or_else(|| {
+                ApiError::new(
+                    "chain_unknown",
+                    format!("there is no chain `{name}` here"),
+                    format!("use one of {}", names.join(", ")),
+                )
+            })
+    }
+
+    /// The account that channels pay to.
+    pub(crate) async fn payee(&self) -> Result<Address, ApiError> {
+        if let Some(payee) = self.known.lock().await.payee {
+            return Ok(payee);
+        }
+        let ask = |client: SettlementClient, context| async move { client.payee(context).await };
+        let payee = self.processes.settlement.ask(ask).await?;
+        self.known.lock().await.payee = Some(payee);
+        Ok(payee)
+    }
+
+    pub(super) async fn tip(&self, chain: ChainName) -> Result<ChainTip, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.tip(context, chain).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    pub(super) async fn chain_parameters(&self) -> Result<Vec<ChainParameters>, ApiError> {
+        let known = self.known.lock().await.chains.clone();
+        if !known.is_empty() {
+            return Ok(known);
+        }
+        let ask = |client: SettlementClient, context| async move { client.chains(context).await };
+        let chains = self.processes.settlement.ask(ask).await?;
+        self.known.lock().await.chains.clone_from(&chains);
+        Ok(chains)
+    }
+}
