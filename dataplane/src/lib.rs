@@ -1,1 +1,39 @@
 //! Forwards sessions' packets, counts them and stops at the credit limit.
+//!
+//! The path of a packet: the XDP program (`ebpf/program`) steers it to an AF_XDP socket
+//! ([`io`]); the worker ([`worker`]) takes a burst; [`plane`] decides about each packet —
+//! WireGuard, checks, credit ([`accounting`]), next hop ([`forwarding`]) — and writes what is
+//! sent; the burst's counts go to the shared tables. Around it the control thread keeps
+//! routes and neighbours fresh ([`netlink`]), installs sessions ([`registry`], [`slots`]) and
+//! answers requests ([`service`]).
+//!
+//! `unsafe` is confined to [`io`]'s AF_XDP file, [`xdp`] and `bpf_map`.
+//!
+//! What happens when something dies: metering — every slot runs to its limit and stops.
+//! This process — the kernel closes its `bpf_link`s, the program is gone from the interfaces
+//! and tunnels stand still until the next start; nothing is forwarded unpaid, because the
+//! kernel has no route for the inner subnet. The tables stay readable for whoever has them.
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod accounting;
+#[allow(unsafe_code)]
+mod bpf_map;
+pub mod drops;
+pub mod endpoints;
+pub mod forwarding;
+#[allow(unsafe_code)]
+pub mod io;
+pub mod netlink;
+pub mod packet;
+pub mod plane;
+pub mod registry;
+mod run;
+pub mod service;
+pub mod session;
+pub mod slots;
+pub mod worker;
+#[allow(unsafe_code)]
+pub mod xdp;
+
+pub use run::{RunError, run};

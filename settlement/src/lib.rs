@@ -1,1 +1,28 @@
-//! Submits claims and closes, and answers for the chains.
+//! Runs the main chain and a service's chain, carries what they tell one another, closes the
+//! payee's channels and answers for all of it.
+//!
+//! | task | module |
+//! |---|---|
+//! | reads what the configuration names and starts everything | [`start`](Settlement::start) |
+//! | follows final blocks into an index that can be made anew at any time | `index`, `follow` |
+//! | brings funds to the service and batches to main | `relay` |
+//! | submits the payee's closes until they are final | `close` |
+//! | answers on the process's socket | `service` |
+//!
+//! Everything here but the closes can be made anew from the chains. Whatever is submitted is
+//! derived from the chains' own state and submitted again until it shows there, so a crash at
+//! any moment costs time and nothing else.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod close;
+mod describe;
+mod follow;
+mod index;
+mod relay;
+mod service;
+mod start;
+
+pub use index::IndexError;
+pub use service::Service;
+pub use start::{Inputs, Settlement, StartError};

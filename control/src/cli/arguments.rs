@@ -275,11 +275,18 @@ pub(super) enum WalletCommand {
     /// Show the wallet's address and public key.
     Address,
     /// Show what the wallet has, on main and on the service's chain.
-    Balance,
+    Balance {
+        /// The service's chain.
+        #[arg(long, default_value = "vpn")]
+        service: ChainName,
+    },
     /// Move money from main to the wallet's account on the service's chain.
     Fund {
         /// How much.
         amount: Amount,
+        /// The service's chain.
+        #[arg(long, default_value = "vpn")]
+        service: ChainName,
         #[command(flatten)]
         patience: Patience,
     },
@@ -287,6 +294,9 @@ pub(super) enum WalletCommand {
     Withdraw {
         /// How much.
         amount: Amount,
+        /// The service's chain.
+        #[arg(long, default_value = "vpn")]
+        service: ChainName,
         #[command(flatten)]
         patience: Patience,
     },

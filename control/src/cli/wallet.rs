@@ -40,13 +40,24 @@ pub(super) async fn execute(
     let wallet = OpenWallet::open(options)?;
     match command {
         WalletCommand::Create | WalletCommand::Address => Ok(()),
-        WalletCommand::Balance => {
-            output.print(&wallet.balance().await?);
+        WalletCommand::Balance { service } => {
+            output.print(&wallet.balance(service).await?);
             Ok(())
         }
-        WalletCommand::Fund { amount, patience } => wallet.fund(amount, patience, output).await,
-        WalletCommand::Withdraw { amount, patience } => {
-            let service = wallet.service().await?;
+        WalletCommand::Fund {
+            amount,
+            service,
+            patience,
+        } => {
+            let service = wallet.rpc.chain(&service).await?.parameters;
+            wallet.fund(service, amount, patience, output).await
+        }
+        WalletCommand::Withdraw {
+            amount,
+            service,
+            patience,
+        } => {
+            let service = wallet.rpc.chain(&service).await?.parameters;
             let id = wallet.owner().withdraw(&service, amount).await?;
             wallet.finish(&service.chain, id, patience, output).await
         }
@@ -140,20 +151,13 @@ impl OpenWallet {
         })
     }
 
-    /// The offered service's chain.
-    async fn service(&self) -> Result<ChainParameters, CliError> {
-        let service = self.offer().await?.service;
-        Ok(self.rpc.chain(&service).await?.parameters)
-    }
-
     async fn chain_of(&self, channel: ChannelId) -> Result<ChainParameters, CliError> {
         let chain = self.rpc.channel(channel).await?.chain;
         Ok(self.rpc.chain(&chain).await?.parameters)
     }
 
-    async fn balance(&self) -> Result<Balance, CliError> {
+    async fn balance(&self, service: ChainName) -> Result<Balance, CliError> {
         let address = self.secret.address();
-        let service = self.offer().await?.service;
         Ok(Balance {
             address,
             main: self.rpc.account(&ChainName::main(), address).await?.balance,
@@ -165,12 +169,12 @@ impl OpenWallet {
     /// Money is there when the service's chain has credited it, not when main has locked it.
     async fn fund(
         &self,
+        service: ChainParameters,
         amount: Amount,
         patience: Patience,
         output: Output,
     ) -> Result<(), CliError> {
         let started = Instant::now();
-        let service = self.service().await?;
         let main = self.rpc.chain(&ChainName::main()).await?.parameters;
         let before = self
             .rpc

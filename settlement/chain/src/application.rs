@@ -4,16 +4,14 @@ use std::{
     collections::{BTreeMap, HashMap},
     future::pending,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
 };
 
 use commonware_consensus::{marshal::ancestry::Ancestry, simplex::scheme::ed25519::Scheme};
-use commonware_cryptography::{Digestible, sha256::Digest};
+use commonware_cryptography::sha256::Digest;
 use commonware_glue::stateful::{
     Application as StatefulApplication, Finality, Input, Proposed,
     db::{DatabaseSet, Merkleized as _},
 };
-use commonware_runtime::Clock as _;
 use commonware_storage::qmdb::sync::Target;
 use commonware_utils::non_empty_range;
 use futures::StreamExt as _;
@@ -28,10 +26,10 @@ use crate::{
         public_key_of,
     },
     chain::Tip,
-    limits::{BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX, CLOCK_DRIFT_MAX},
+    limits::{BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX},
     machine::AnyMachine,
     mempool::Mempool,
-    pace::Pace,
+    pace::now_ms,
     receipts::{Outcome, Receipts},
     state::{self, Batch, Context, Databases, SealedBatch},
 };
@@ -45,7 +43,6 @@ pub(crate) struct Parts {
     pub genesis_state: Arc<BTreeMap<Key, Vec<u8>>>,
     pub mempool: Arc<Mempool>,
     pub receipts: Receipts,
-    pub pace: Pace,
     pub tip: watch::Sender<Tip>,
 }
 
@@ -147,13 +144,6 @@ impl Application {
         }
     }
 
-    async fn wait_for_turn(&self, runtime: &Context, parent: Digest) {
-        let wait = self.parts.pace.wait(parent, Instant::now());
-        if !wait.is_zero() {
-            runtime.sleep(wait).await;
-        }
-    }
-
     /// The rules that a vote depends on and that can be told without the state.
     fn well_formed(&self, block: &Block, parent: &Header) -> Result<(), &'static str> {
         let header = &block.header;
@@ -227,15 +217,12 @@ impl StatefulApplication<Context> for Application {
 
     async fn propose(
         &mut self,
-        (runtime, context): (Context, ConsensusContext),
+        (_, context): (Context, ConsensusContext),
         mut ancestry: impl Ancestry<Block>,
         batch: Batch,
         _: Input<(), ()>,
     ) -> Option<Proposed<Self, Context>> {
         let parent = ancestry.next().await?;
-        self.wait_for_turn(&runtime, parent.digest()).await;
-        let began = Instant::now();
-
         let Parts {
             chain,
             machine,
@@ -274,7 +261,6 @@ impl StatefulApplication<Context> for Application {
         let digest = header.digest();
         let transactions = std::mem::take(&mut executed.included);
         self.remember(digest, env.height, executed);
-        self.parts.pace.hold(digest, began);
         let block = Block {
             header,
             transactions,
@@ -284,7 +270,7 @@ impl StatefulApplication<Context> for Application {
 
     async fn process(
         &mut self,
-        (runtime, _): (Context, ConsensusContext),
+        _: (Context, ConsensusContext),
         mut ancestry: impl Ancestry<Block>,
         batch: Batch,
         finality: Finality,
@@ -293,7 +279,6 @@ impl StatefulApplication<Context> for Application {
         let Some(block) = ancestry.next().await else {
             return pending().await;
         };
-        self.parts.pace.hold(block.digest(), Instant::now());
         if finality == Finality::Finalized {
             return self.replay(block.inner(), batch).await;
         }
@@ -307,12 +292,7 @@ impl StatefulApplication<Context> for Application {
             );
             return None;
         }
-        let sealed = self.replay(block.inner(), batch).await?;
-        // An early block is not refused, it waits; consensus drops the wait with the view.
-        self.wait_for_turn(&runtime, parent.digest()).await;
-        let time_ms = block.inner().header.time_ms();
-        runtime.sleep(ahead_of_drift(time_ms, now_ms())).await;
-        Some(sealed)
+        self.replay(block.inner(), batch).await
     }
 
     async fn capture(
@@ -343,16 +323,4 @@ impl StatefulApplication<Context> for Application {
         }
         self.parts.tip.send_replace(Tip::of(header));
     }
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
-}
-
-/// How long a vote for a header of `time_ms` still has to wait.
-fn ahead_of_drift(time_ms: u64, now_ms: u64) -> Duration {
-    Duration::from_millis(time_ms.saturating_sub(now_ms)).saturating_sub(CLOCK_DRIFT_MAX)
 }

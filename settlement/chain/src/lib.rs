@@ -6,7 +6,7 @@
 //! handle to submit, to follow and to read. [`EngineVerifier`] is the engine's cryptography, for
 //! the ledger and for whoever checks another chain's certificates.
 //!
-//! How a block comes about: the proposer waits until the parent is old enough , takes
+//! How a block comes about: the proposer waits until the parent is old enough, takes
 //! candidates from the mempool, lets the machine execute them on the parent's state and puts
 //! state root and outbox into the header; the others execute the same, and vote only if they
 //! come to the same. Consensus, block storage and state storage are the engine's (simplex,

@@ -17,8 +17,8 @@ pub const EVENTS_BYTES_MAX: usize = 1024 * 1024;
 /// Most validators of a chain.
 pub const VALIDATORS_MAX: usize = 256;
 
-/// Most transactions that wait.
-pub(crate) const MEMPOOL_TRANSACTIONS_MAX: usize = 16_384;
+/// How many transactions may wait, usually.
+pub const MEMPOOL_TRANSACTIONS: usize = 16_384;
 /// Most bytes of transactions that wait.
 pub(crate) const MEMPOOL_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Most waiting transactions of one account.
@@ -44,5 +44,5 @@ pub(crate) const QUERIES_MAX: usize = 1_024;
 
 // A block must be able to carry any transaction that may stand in one.
 const _: () = assert!(TRANSACTION_BYTES_MAX <= BLOCK_BYTES_MAX);
-const _: () = assert!(MEMPOOL_ACCOUNT_MAX <= MEMPOOL_TRANSACTIONS_MAX);
+const _: () = assert!(MEMPOOL_ACCOUNT_MAX <= MEMPOOL_TRANSACTIONS);
 const _: () = assert!(BLOCK_BYTES_MAX <= MEMPOOL_BYTES_MAX);

@@ -10,6 +10,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, HashMap, VecDeque},
+    ops::Bound,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -18,7 +19,7 @@ use topnet_ledger::machine::{Admission, Rejection};
 
 use crate::limits::{
     MEMPOOL_ACCOUNT_MAX, MEMPOOL_BYTES_MAX, MEMPOOL_FREE_MAX, MEMPOOL_REASONS_MAX,
-    MEMPOOL_REFUSALS_MAX, MEMPOOL_TRANSACTIONS_MAX, TRANSACTION_BYTES_MAX,
+    MEMPOOL_REFUSALS_MAX, TRANSACTION_BYTES_MAX,
 };
 
 /// What the mempool knows of a transaction.
@@ -34,8 +35,8 @@ pub enum Standing {
 }
 
 /// The waiting transactions of one chain.
-#[derive(Default)]
 pub(crate) struct Mempool {
+    transactions_max: usize,
     state: Mutex<State>,
 }
 
@@ -59,6 +60,13 @@ struct Waiting {
 }
 
 impl Mempool {
+    pub(crate) fn new(transactions_max: usize) -> Self {
+        Self {
+            transactions_max,
+            state: Mutex::default(),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,7 +77,7 @@ impl Mempool {
         if state.places.contains_key(&admission.id) {
             return Ok(());
         }
-        state.check_room(admission, bytes.len())?;
+        state.check_room(admission, bytes.len(), self.transactions_max)?;
         let nonce = match admission.sender {
             Some(_) => {
                 state.check_nonce(admission)?;
@@ -121,7 +129,10 @@ impl Mempool {
             }
             bytes += head.bytes.len();
             chosen.push(head.bytes.clone());
-            if let Some((next, waiting)) = lane.range(nonce + 1..).next() {
+            if let Some((next, waiting)) = lane
+                .range((Bound::Excluded(nonce), Bound::Unbounded))
+                .next()
+            {
                 heads.push((waiting.priority, Reverse((account, *next))));
             }
         }
@@ -169,15 +180,19 @@ impl Mempool {
 }
 
 impl State {
-    fn check_room(&self, admission: &Admission, bytes: usize) -> Result<(), Rejection> {
+    fn check_room(
+        &self,
+        admission: &Admission,
+        bytes: usize,
+        transactions_max: usize,
+    ) -> Result<(), Rejection> {
         if bytes > TRANSACTION_BYTES_MAX {
             return Err(rejection(
                 "transaction_too_long",
                 format!("{bytes} bytes; a transaction has at most {TRANSACTION_BYTES_MAX}"),
             ));
         }
-        let full =
-            self.places.len() >= MEMPOOL_TRANSACTIONS_MAX || self.bytes + bytes > MEMPOOL_BYTES_MAX;
+        let full = self.places.len() >= transactions_max || self.bytes + bytes > MEMPOOL_BYTES_MAX;
         if full {
             let text = "too many transactions wait; submit it again in a few blocks";
             return Err(rejection("mempool_full", text.to_owned()));
@@ -307,7 +322,7 @@ mod tests {
 
     #[test]
     fn candidates_come_by_priority_and_within_an_account_by_nonce() {
-        let pool = Mempool::default();
+        let pool = Mempool::new(1_000);
         // Account 1's best transaction stands behind a poor one.
         for (sender, nonce, priority) in [(1, 1, 90), (1, 0, 10), (2, 5, 50), (3, 0, 20)] {
             insert(&pool, Some(sender), nonce, priority).unwrap();
@@ -324,7 +339,7 @@ mod tests {
 
     #[test]
     fn the_same_transaction_waits_once_and_leaves_once() {
-        let pool = Mempool::default();
+        let pool = Mempool::new(1_000);
         let id = insert(&pool, Some(1), 0, 1).unwrap();
         assert_eq!(insert(&pool, Some(1), 0, 1), Ok(id));
         assert_eq!(pool.candidates(10, 1_000).len(), 1);
@@ -338,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_taken_nonce_is_taken_over_only_by_a_higher_priority() {
-        let pool = Mempool::default();
+        let pool = Mempool::new(1_000);
         let first = insert(&pool, Some(1), 7, 5).unwrap();
         assert_eq!(insert(&pool, Some(1), 7, 4), Err("nonce_taken"));
         insert(&pool, Some(1), 7, 6).unwrap();
@@ -350,7 +365,7 @@ mod tests {
 
     #[test]
     fn limits_hold_per_account_and_for_all() {
-        let pool = Mempool::default();
+        let pool = Mempool::new(1_000);
         for nonce in 0..MEMPOOL_ACCOUNT_MAX as u64 {
             insert(&pool, Some(1), nonce, 1).unwrap();
         }
@@ -384,11 +399,16 @@ mod tests {
             pool.insert(&admission, long).unwrap_err().code,
             "mempool_full"
         );
+
+        let pool = Mempool::new(2);
+        insert(&pool, Some(1), 0, 1).unwrap();
+        insert(&pool, Some(2), 0, 1).unwrap();
+        assert_eq!(insert(&pool, Some(3), 0, 1), Err("mempool_full"));
     }
 
     #[test]
     fn what_no_proposal_can_include_is_dropped_with_its_reason() {
-        let pool = Mempool::default();
+        let pool = Mempool::new(1_000);
         let id = insert(&pool, Some(1), 0, 1).unwrap();
         for _ in 1..MEMPOOL_REFUSALS_MAX {
             pool.refused(&id, reason());
@@ -408,7 +428,7 @@ mod tests {
 
     #[test]
     fn reasons_are_bounded() {
-        let pool = Mempool::default();
+        let pool = Mempool::new(1_000);
         for i in 0..2 * MEMPOOL_REASONS_MAX {
             let mut id = [0; 32];
             id[..8].copy_from_slice(&(i as u64).to_be_bytes());

@@ -67,7 +67,7 @@ use crate::{
     limits::{ARCHIVE_ITEMS_PER_SECTION, NETWORK_DELAY_MAX, QUERIES_MAX},
     machine::AnyMachine,
     mempool::Mempool,
-    pace::Pace,
+    pace::{Pace, Paced},
     receipts::Receipts,
     runtime::Validator,
     state::{self, Context, Databases, NoStateSync},
@@ -99,6 +99,7 @@ pub(crate) struct NodeConfig {
     pub key: ed25519::PrivateKey,
     pub listen: SocketAddr,
     pub block_interval: Duration,
+    pub mempool_transactions_max: usize,
 }
 
 /// Runs the node. Its tasks live as long as this future.
@@ -204,7 +205,7 @@ pub(crate) async fn run(
     )
     .await;
 
-    let mempool = Arc::new(Mempool::default());
+    let mempool = Arc::new(Mempool::new(config.mempool_transactions_max));
     let genesis_state = Arc::new(machine.genesis());
     let (tip, tips) = watch::channel(Tip::of(&genesis_block.header));
     let application = Application::new(Parts {
@@ -214,7 +215,6 @@ pub(crate) async fn run(
         genesis_state: Arc::clone(&genesis_state),
         mempool: Arc::clone(&mempool),
         receipts: receipts.clone(),
-        pace: Pace::new(config.block_interval),
         tip: tip.clone(),
     });
     let (stateful, execution) = Stateful::new(
@@ -236,12 +236,8 @@ pub(crate) async fn run(
             strategy: Sequential,
         },
     );
-    let deferred = Deferred::new(
-        context.child("deferred"),
-        execution.clone(),
-        blocks.clone(),
-        epocher,
-    );
+    let paced = Paced::new(execution.clone(), Pace::new(config.block_interval));
+    let deferred = Deferred::new(context.child("deferred"), paced, blocks.clone(), epocher);
     marshal.start(execution.clone(), buffer, backfill);
     stateful.start();
 

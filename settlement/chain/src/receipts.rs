@@ -120,7 +120,7 @@ impl Receipts {
             compression: None,
             codec_config: (),
             items_per_section: ARCHIVE_ITEMS_PER_SECTION,
-            key_write_buffer: NZUsize!(4 * 1024),
+            key_write_buffer: NZUsize!(16 * 1024),
             value_write_buffer: NZUsize!(64 * 1024),
             replay_buffer: NZUsize!(64 * 1024),
         };

@@ -54,6 +54,8 @@ pub struct ChainConfig {
     pub listen: SocketAddr,
     /// Time between blocks.
     pub block_interval: Duration,
+    /// Most transactions that wait for a block; [`MEMPOOL_TRANSACTIONS`](crate::limits::MEMPOOL_TRANSACTIONS) is usual.
+    pub mempool_transactions_max: usize,
 }
 
 /// Why a chain could not be started.
@@ -202,9 +204,9 @@ fn check(config: ChainConfig) -> Result<NodeConfig, StartError> {
         && config
             .name
             .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if !named {
-        return Err(problem("its name must consist of a-z, 0-9 and _"));
+        return Err(problem("its name must consist of a-z, 0-9 and -"));
     }
     if config.block_interval.is_zero() {
         return Err(problem("the block interval is zero; 100 ms is usual"));
@@ -229,5 +231,6 @@ fn check(config: ChainConfig) -> Result<NodeConfig, StartError> {
         key,
         listen: config.listen,
         block_interval: config.block_interval,
+        mempool_transactions_max: config.mempool_transactions_max,
     })
 }

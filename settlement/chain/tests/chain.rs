@@ -270,12 +270,10 @@ fn four_validators_agree_go_on_without_one_and_take_it_back() {
         .collect();
     let storage: [_; 4] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
     let config = |i: usize| ChainConfig {
-        name: "main".to_owned(),
         genesis: Hash([42; 32]),
         validators: validators.clone(),
-        seed: [i as u8 + 1; 32],
         listen: validators[i].address,
-        block_interval: INTERVAL,
+        ..alone("main", i as u8 + 1)
     };
     block_on(async {
         let start = |i: usize| {

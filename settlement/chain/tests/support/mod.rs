@@ -7,7 +7,7 @@ use std::{
 };
 
 use topnet_account::{Address, Hash, PublicKey};
-use topnet_chain::{Chain, ChainConfig, Validator};
+use topnet_chain::{Chain, ChainConfig, Validator, limits::MEMPOOL_TRANSACTIONS};
 use topnet_channel::SecretKey;
 use topnet_ledger::machine::{
     Admission, BlockEnv, Executed, Key, Machine, Missing, Receipt, Rejection, Values,
@@ -246,6 +246,7 @@ pub fn alone(name: &str, seed: u8) -> ChainConfig {
         seed: [seed; 32],
         listen: loopback(0),
         block_interval: INTERVAL,
+        mempool_transactions_max: MEMPOOL_TRANSACTIONS,
     }
 }
 

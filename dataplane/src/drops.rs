@@ -1,0 +1,124 @@
+//! Why a packet was dropped. Every drop has exactly one reason, and every reason a counter.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
+        /// The reason for which the worker did not forward a packet.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum DropReason {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in counter order.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)*];
+
+            /// The stable, snake_case name that status and metrics show.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(DropReason::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// No frame to write the result into.
+    NoBuffer => "no_buffer",
+    /// An Ethernet frame that is not for this interface's address.
+    NotOurMac => "not_our_mac",
+    /// Outer headers too short, contradictory or with a wrong checksum.
+    OuterMalformed => "outer_malformed",
+    /// Neither WireGuard for the gateway nor return traffic for the inner subnet.
+    NotSteered => "not_steered",
+    /// Not a WireGuard message: wrong type or length.
+    NotWireGuard => "not_wireguard",
+    /// A handshake whose MAC does not fit our key, or that does not decrypt.
+    HandshakeInvalid => "handshake_invalid",
+    /// A handshake from a peer that has no session here.
+    PeerUnknown => "peer_unknown",
+    /// A message for a receiver index that no session has.
+    SessionUnknown => "session_unknown",
+    /// A data packet that does not decrypt, or whose keys expired.
+    Undecryptable => "undecryptable",
+    /// A data packet seen before, or too old to tell.
+    Replayed => "replayed",
+    /// Inner packet that is not IPv4, is too short, contradicts itself or has a wrong checksum.
+    InnerMalformed => "inner_malformed",
+    /// Inner source address that is not the peer's.
+    SourceNotAllowed => "source_not_allowed",
+    /// Inner destination that belongs to the gateway itself.
+    ToGateway => "to_gateway",
+    /// Inner destination that belongs to another client.
+    BetweenClients => "between_clients",
+    /// Inner packet larger than the tunnel's MTU.
+    TooLarge => "too_large",
+    /// Its time to live ran out here.
+    TtlExceeded => "ttl_exceeded",
+    /// Return traffic for an inner address that no session has.
+    NoSession => "no_session",
+    /// Return traffic for a peer without a completed handshake.
+    NoTunnel => "no_tunnel",
+    /// The kernel's tables have no route, or one that refuses.
+    NoRoute => "no_route",
+    /// The route leads out of an interface that is not one of ours.
+    NotOurInterface => "not_our_interface",
+    /// The next hop's hardware address is not known yet.
+    NeighbourUnresolved => "neighbour_unresolved",
+    /// The slot has no credit of this generation.
+    CreditClosed => "credit_closed",
+    /// The packet does not fit under the slot's limit.
+    CreditExhausted => "credit_exhausted",
+}
+
+/// Packets dropped, by reason. One worker writes, anybody reads.
+#[derive(Debug)]
+pub struct DropCounters {
+    packets: Box<[AtomicU64]>,
+}
+
+impl Default for DropCounters {
+    fn default() -> Self {
+        Self {
+            packets: DropReason::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+}
+
+impl DropCounters {
+    /// Adds packets. Only the worker that owns these counters may call it.
+    pub fn add(&self, reason: DropReason, packets: u64) {
+        let counter = &self.packets[reason as usize];
+        // One writer: a plain store, without the bus lock of an atomic addition.
+        counter.store(counter.load(Ordering::Relaxed) + packets, Ordering::Relaxed);
+    }
+
+    /// Packets dropped for `reason` since start.
+    #[must_use]
+    pub fn packets(&self, reason: DropReason) -> u64 {
+        self.packets[reason as usize].load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_reason_has_its_own_name_and_counter() {
+        let names: HashSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), DropReason::ALL.len());
+        let counters = DropCounters::default();
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            counters.add(*reason, index as u64 + 1);
+        }
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(counters.packets(*reason), index as u64 + 1);
+        }
+    }
+}

@@ -1,0 +1,496 @@
+//! The kernel's interfaces, routes and neighbours, kept fresh.
+//!
+//! [`Interfaces`] answers questions at start. [`Monitor`] subscribes to changes and builds a
+//! new [`Forwarding`] after each, from fresh dumps: a lost notification costs at most
+//! [`REFRESH`]. Next hops that the worker asks for become *managed* neighbours
+//! (`NTF_EXT_MANAGED`): AF_XDP traffic never refreshes an entry, so the kernel is told to.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+    NeighbourState,
+};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::forwarding::{Forwarding, Neighbour, Port, Route, RouteTable, RouteTarget};
+use crate::packet::MacAddress;
+
+/// How often everything is read again although nothing was heard.
+const REFRESH: Duration = Duration::from_secs(30);
+/// How long changes are collected before a snapshot is built.
+const SETTLE: Duration = Duration::from_millis(5);
+/// Neighbours that we ask the kernel to keep resolved.
+const MANAGED_MAX: usize = 4096;
+
+const TABLE_LOCAL: u32 = 255;
+const TABLE_MAIN: u32 = 254;
+const TABLE_DEFAULT: u32 = 253;
+/// Tables in the order of the kernel's default rules.
+const TABLES: [u32; 3] = [TABLE_LOCAL, TABLE_MAIN, TABLE_DEFAULT];
+
+/// What the kernel would not tell.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// No netlink socket.
+    #[error(
+        "cannot ask the kernel about its interfaces: {0}; allow the process AF_NETLINK sockets"
+    )]
+    Socket(#[from] io::Error),
+    /// A request failed.
+    #[error("cannot read the kernel's {what}: {source}; look at the kernel's log with `dmesg`")]
+    Request {
+        /// Links, addresses, routes or neighbours.
+        what: &'static str,
+        /// Why not.
+        source: rtnetlink::Error,
+    },
+    /// A data interface is gone, and with it our program and sockets.
+    #[error(
+        "data interface {0} is gone; bring an interface of that name back and start the data plane again"
+    )]
+    Vanished(String),
+    /// The subscription ended.
+    #[error("the kernel's notifications about routes ended; restart the data plane")]
+    Ended,
+}
+
+fn request(what: &'static str) -> impl Fn(rtnetlink::Error) -> NetlinkError {
+    move |source| NetlinkError::Request { what, source }
+}
+
+/// An interface as it is at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// The kernel's index.
+    pub index: u32,
+    /// Its hardware address; `None` if it has none of six bytes.
+    pub mac: Option<MacAddress>,
+    /// Its own IPv4 addresses.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Receive queues in use.
+    pub queues: u32,
+}
+
+/// A connection to the kernel's routing.
+pub struct Connection {
+    handle: Handle,
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+}
+
+impl Connection {
+    /// Connects and subscribes. To be called within a runtime.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+        ];
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        tokio::spawn(connection);
+        Ok(Self { handle, messages })
+    }
+
+    /// The interface of this name; `None` if there is none.
+    pub async fn interface(&self, name: &str) -> Result<Option<Interface>, NetlinkError> {
+        let mut links = self.handle.link().get().match_name(name).execute();
+        let link = match links.try_next().await {
+            Ok(Some(link)) => link,
+            Ok(None) => return Ok(None),
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => {
+                return Ok(None);
+            }
+            Err(error) => return Err(request("interfaces")(error)),
+        };
+        let index = link.header.index;
+        let mac = link
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Address(bytes) => MacAddress::from_slice(bytes),
+                _ => None,
+            });
+        let mut addresses = Vec::new();
+        let mut stream = self
+            .handle
+            .address()
+            .get()
+            .set_link_index_filter(index)
+            .execute();
+        while let Some(address) = stream.try_next().await.map_err(request("addresses"))? {
+            if address.header.index != index {
+                continue;
+            }
+            addresses.extend(
+                address
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                        _ => None,
+                    }),
+            );
+        }
+        Ok(Some(Interface {
+            name: name.to_owned(),
+            index,
+            mac,
+            addresses,
+            queues: queues(name, index),
+        }))
+    }
+
+    /// Starts to watch on behalf of the data interfaces.
+    #[must_use]
+    pub fn monitor(self, interfaces: &[Interface]) -> Monitor {
+        Monitor {
+            handle: self.handle,
+            messages: self.messages,
+            interfaces: interfaces
+                .iter()
+                .map(|i| (i.index, i.name.clone()))
+                .collect(),
+            managed: HashSet::new(),
+            tables: Arc::default(),
+        }
+    }
+}
+
+/// Receive queues in use. Sysfs shows the network namespace that it was mounted in; where that
+/// is another one, only the first queue is certain.
+fn queues(name: &str, index: u32) -> u32 {
+    let shown = std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex"));
+    if shown.ok().and_then(|text| text.trim().parse().ok()) != Some(index) {
+        return 1;
+    }
+    let queues = std::fs::read_dir(format!("/sys/class/net/{name}/queues"));
+    let count = queues.map_or(0, |entries| {
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter(|name| name.starts_with("rx-")).count()
+    });
+    (count as u32).clamp(1, topnet_ebpf_abi::QUEUES_MAX)
+}
+
+/// Watches routes and neighbours.
+pub struct Monitor {
+    handle: Handle,
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    /// Index and name.
+    interfaces: Vec<(u32, String)>,
+    managed: HashSet<Neighbour>,
+    tables: Arc<[RouteTable]>,
+}
+
+/// What a notification makes out of date.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stale {
+    routes: bool,
+    anything: bool,
+}
+
+impl Monitor {
+    /// A snapshot of now.
+    pub async fn snapshot(&mut self) -> Result<Forwarding, NetlinkError> {
+        self.build(Stale {
+            routes: true,
+            anything: true,
+        })
+        .await
+    }
+
+    /// Gives every new snapshot to `publish` and asks for the neighbours in `wanted`, until the
+    /// kernel's notifications end.
+    pub async fn run(
+        &mut self,
+        mut wanted: mpsc::Receiver<Neighbour>,
+        mut publish: impl AsyncFnMut(Forwarding),
+    ) -> Result<(), NetlinkError> {
+        let mut refresh_at = Instant::now() + REFRESH;
+        let mut last = (HashMap::new(), Vec::new());
+        loop {
+            let mut stale = Stale::default();
+            tokio::select! {
+                message = self.messages.next() => {
+                    stale.note(&message.ok_or(NetlinkError::Ended)?.0);
+                }
+                neighbour = wanted.recv() => {
+                    let Some(neighbour) = neighbour else { return Ok(()) };
+                    self.manage(neighbour).await;
+                    continue;
+                }
+                () = sleep_until(refresh_at) => stale = Stale { routes: true, anything: true },
+            }
+            if !stale.anything {
+                continue;
+            }
+            // Changes come in groups; one snapshot for each is enough.
+            tokio::time::sleep(SETTLE).await;
+            while let Ok(message) = self.messages.try_recv() {
+                stale.note(&message.0);
+            }
+            if stale.routes {
+                refresh_at = Instant::now() + REFRESH;
+            }
+            let forwarding = self.build(stale).await?;
+            let same = (&forwarding.neighbours, &forwarding.ports) == (&last.0, &last.1);
+            if same && !stale.routes {
+                continue;
+            }
+            last = (forwarding.neighbours.clone(), forwarding.ports.clone());
+            publish(forwarding).await;
+        }
+    }
+
+    async fn build(&mut self, stale: Stale) -> Result<Forwarding, NetlinkError> {
+        if stale.routes {
+            self.tables = self.read_routes().await?;
+        }
+        Ok(Forwarding {
+            tables: Arc::clone(&self.tables),
+            neighbours: self.read_neighbours().await?,
+            ports: self.read_ports().await?,
+        })
+    }
+
+    async fn read_ports(&self) -> Result<Vec<Port>, NetlinkError> {
+        let mut macs = HashMap::new();
+        let mut links = self.handle.link().get().execute();
+        while let Some(link) = links.try_next().await.map_err(request("interfaces"))? {
+            for attribute in &link.attributes {
+                if let LinkAttribute::Address(bytes) = attribute
+                    && let Some(mac) = MacAddress::from_slice(bytes)
+                {
+                    macs.insert(link.header.index, mac);
+                }
+            }
+        }
+        self.interfaces
+            .iter()
+            .map(|(interface, name)| match macs.get(interface) {
+                Some(mac) => Ok(Port {
+                    interface: *interface,
+                    mac: *mac,
+                }),
+                None => Err(NetlinkError::Vanished(name.clone())),
+            })
+            .collect()
+    }
+
+    async fn read_routes(&self) -> Result<Arc<[RouteTable]>, NetlinkError> {
+        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let mut messages = self.handle.route().get(all).execute();
+        let mut tables: [Vec<Route>; TABLES.len()] = Default::default();
+        while let Some(message) = messages.try_next().await.map_err(request("routes"))? {
+            if let Some((table, route)) = route(&message)
+                && let Some(position) = TABLES.iter().position(|known| *known == table)
+            {
+                tables[position].push(route);
+            }
+        }
+        Ok(tables.into_iter().map(RouteTable::from_iter).collect())
+    }
+
+    async fn read_neighbours(&self) -> Result<HashMap<Neighbour, MacAddress>, NetlinkError> {
+        let request_all = self
+            .handle
+            .neighbours()
+            .get()
+            .set_address_family(AddressFamily::Inet);
+        let mut messages = request_all.execute();
+        let mut neighbours = HashMap::new();
+        while let Some(message) = messages.try_next().await.map_err(request("neighbours"))? {
+            neighbours.extend(neighbour(&message));
+        }
+        Ok(neighbours)
+    }
+
+    /// Asks the kernel to resolve a neighbour and to keep it resolved.
+    async fn manage(&mut self, neighbour: Neighbour) {
+        if self.managed.len() >= MANAGED_MAX && !self.managed.contains(&neighbour) {
+            tracing::warn!(
+                address = %neighbour.address,
+                "too many neighbours to keep resolved ({MANAGED_MAX}); this one is resolved when needed"
+            );
+            self.resolve(neighbour, NeighbourExtFlags::empty()).await;
+            return;
+        }
+        // Kernels before 5.16 refuse the flag; then it is resolved whenever it is asked for.
+        if !self.resolve(neighbour, NeighbourExtFlags::Managed).await {
+            self.resolve(neighbour, NeighbourExtFlags::empty()).await;
+            return;
+        }
+        self.managed.insert(neighbour);
+    }
+
+    async fn resolve(&self, neighbour: Neighbour, extended: NeighbourExtFlags) -> bool {
+        let Neighbour { interface, address } = neighbour;
+        let mut add = self
+            .handle
+            .neighbours()
+            .add(interface, IpAddr::V4(address))
+            .state(NeighbourState::None)
+            .replace();
+        if extended.is_empty() {
+            add = add.flags(NeighbourFlags::Use);
+        } else {
+            add.message_mut()
+                .attributes
+                .push(NeighbourAttribute::ExtFlags(extended));
+        }
+        match add.execute().await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%address, interface, %error, "cannot ask for a neighbour");
+                false
+            }
+        }
+    }
+
+    /// Gives the neighbours that we asked for back to the kernel's own care.
+    pub async fn release(&mut self) {
+        for neighbour in std::mem::take(&mut self.managed) {
+            let mut message = NeighbourMessage::default();
+            message.header.family = AddressFamily::Inet;
+            message.header.ifindex = neighbour.interface;
+            let address = NeighbourAddress::Inet(neighbour.address);
+            message
+                .attributes
+                .push(NeighbourAttribute::Destination(address));
+            // That it is gone already is what we want.
+            let _ = self.handle.neighbours().del(message).execute().await;
+        }
+    }
+}
+
+impl Stale {
+    fn note(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) {
+        match &message.payload {
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_),
+            ) => self.anything = true,
+            // Routes, links, addresses, and an overrun, which may have hidden any of them.
+            _ => {
+                *self = Self {
+                    routes: true,
+                    anything: true,
+                }
+            }
+        }
+    }
+}
+
+fn route(message: &RouteMessage) -> Option<(u32, Route)> {
+    let header: &RouteHeader = &message.header;
+    if header.address_family != AddressFamily::Inet || header.tos != 0 {
+        return None;
+    }
+    let mut table = u32::from(header.table);
+    let mut network = Ipv4Addr::UNSPECIFIED;
+    let (mut metric, mut interface, mut via) = (0, None, None);
+    let mut paths: &[RouteNextHop] = &[];
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(value) => table = *value,
+            RouteAttribute::Destination(RouteAddress::Inet(value)) => network = *value,
+            RouteAttribute::Priority(value) => metric = *value,
+            RouteAttribute::Oif(value) => interface = Some(*value),
+            RouteAttribute::Gateway(value) => via = gateway(value),
+            RouteAttribute::MultiPath(value) => paths = value,
+            _ => {}
+        }
+    }
+    let target = match header.kind {
+        RouteType::Unicast => match (interface, paths.first()) {
+            (Some(interface), _) => RouteTarget::Forward {
+                interface,
+                gateway: via,
+            },
+            // Of several equal paths the first: one flow must not be spread over them.
+            (None, Some(path)) => RouteTarget::Forward {
+                interface: path.interface_index,
+                gateway: path
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        RouteAttribute::Gateway(value) => gateway(value),
+                        _ => None,
+                    }),
+            },
+            (None, None) => RouteTarget::Refuse,
+        },
+        RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast => {
+            RouteTarget::Local
+        }
+        RouteType::Throw => RouteTarget::Throw,
+        _ => RouteTarget::Refuse,
+    };
+    let prefix_bits = header.destination_prefix_length;
+    Some((
+        table,
+        Route {
+            network,
+            prefix_bits,
+            metric,
+            target,
+        },
+    ))
+}
+
+fn gateway(address: &RouteAddress) -> Option<Ipv4Addr> {
+    match address {
+        RouteAddress::Inet(address) => Some(*address),
+        _ => None,
+    }
+}
+
+/// A neighbour with a hardware address that may be used.
+fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, MacAddress)> {
+    let usable = matches!(
+        message.header.state,
+        NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Permanent
+            | NeighbourState::Noarp
+    );
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(value)) => {
+                address = Some(*value)
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = MacAddress::from_slice(bytes),
+            _ => {}
+        }
+    }
+    let (true, Some(address), Some(mac)) = (usable, address, mac) else {
+        return None;
+    };
+    Some((
+        Neighbour {
+            interface: message.header.ifindex,
+            address,
+        },
+        mac,
+    ))
+}

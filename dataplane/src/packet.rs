@@ -1,0 +1,321 @@
+//! Headers on the path: Ethernet II, IPv4 (RFC 791) and UDP (RFC 768), read and written in place.
+//!
+//! Reading validates before anything is believed: the span that comes back lies inside the
+//! bytes that arrived, and it is what is billed. Nothing here allocates, panics or knows
+//! about sessions.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
+
+/// Bytes of an Ethernet II header without a VLAN tag.
+pub const ETHERNET_BYTES: usize = 14;
+/// Bytes of an IPv4 header without options.
+pub const IPV4_BYTES: usize = 20;
+/// Bytes of a UDP header.
+pub const UDP_BYTES: usize = 8;
+/// Bytes before the payload of a UDP datagram that we send.
+pub const OUTER_BYTES: usize = ETHERNET_BYTES + IPV4_BYTES + UDP_BYTES;
+/// Smallest Ethernet frame without its checksum; shorter ones are padded (IEEE 802.3).
+pub const FRAME_BYTES_MIN: usize = 60;
+
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const PROTOCOL_UDP: u8 = 17;
+/// What the tunnel's own packets start with.
+const OUTER_TTL: u8 = 64;
+
+/// An interface's hardware address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct MacAddress(pub [u8; 6]);
+
+impl MacAddress {
+    /// From a netlink attribute; `None` unless it has six bytes.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+}
+
+/// Bytes that are not the packet they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// The parts of an Ethernet frame that steering needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ethernet {
+    /// Where the frame goes.
+    pub destination: MacAddress,
+}
+
+impl Ethernet {
+    /// Reads an untagged IPv4 frame's header.
+    pub fn parse(frame: &[u8]) -> Result<Self, Malformed> {
+        let header = frame.get(..ETHERNET_BYTES).ok_or(Malformed)?;
+        if header[12..] != ETHERTYPE_IPV4 {
+            return Err(Malformed);
+        }
+        let destination = MacAddress::from_slice(&header[..6]).ok_or(Malformed)?;
+        Ok(Self { destination })
+    }
+}
+
+/// A validated IPv4 header: lengths fit each other and the bytes at hand, the checksum is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4 {
+    /// Header with options.
+    pub header_bytes: usize,
+    /// Header and payload: what this packet is billed as.
+    pub total_bytes: usize,
+    /// Hops left.
+    pub ttl: u8,
+    /// The payload's protocol.
+    pub protocol: u8,
+    /// True for a fragment, the first included.
+    pub fragment: bool,
+    /// Sender.
+    pub source: Ipv4Addr,
+    /// Receiver.
+    pub destination: Ipv4Addr,
+}
+
+impl Ipv4 {
+    /// Reads the packet at the start of `bytes`; what follows its total length is padding.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        let fixed = bytes.get(..IPV4_BYTES).ok_or(Malformed)?;
+        let header_bytes = usize::from(fixed[0] & 0xf) * 4;
+        let total_bytes = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
+        let lengths_fit =
+            header_bytes >= IPV4_BYTES && total_bytes >= header_bytes && total_bytes <= bytes.len();
+        if fixed[0] >> 4 != 4 || !lengths_fit || checksum(&bytes[..header_bytes]) != 0 {
+            return Err(Malformed);
+        }
+        Ok(Self {
+            header_bytes,
+            total_bytes,
+            ttl: fixed[8],
+            protocol: fixed[9],
+            fragment: u16::from_be_bytes([fixed[6], fixed[7]]) & 0x3fff != 0,
+            source: Ipv4Addr::new(fixed[12], fixed[13], fixed[14], fixed[15]),
+            destination: Ipv4Addr::new(fixed[16], fixed[17], fixed[18], fixed[19]),
+        })
+    }
+}
+
+/// A validated UDP header within its IPv4 packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Udp {
+    /// Sender's port.
+    pub source_port: u16,
+    /// Receiver's port.
+    pub destination_port: u16,
+    /// The payload's place in the IPv4 packet.
+    pub payload: Range<usize>,
+}
+
+impl Udp {
+    /// Reads the datagram in `packet`, whose header is `ip`. The checksum is not looked at:
+    /// what we receive over UDP carries its own authentication.
+    pub fn parse(packet: &[u8], ip: &Ipv4) -> Result<Self, Malformed> {
+        if ip.protocol != PROTOCOL_UDP || ip.fragment {
+            return Err(Malformed);
+        }
+        let datagram = packet
+            .get(ip.header_bytes..ip.total_bytes)
+            .ok_or(Malformed)?;
+        let header = datagram.get(..UDP_BYTES).ok_or(Malformed)?;
+        let udp_bytes = usize::from(u16::from_be_bytes([header[4], header[5]]));
+        if udp_bytes < UDP_BYTES || udp_bytes > datagram.len() {
+            return Err(Malformed);
+        }
+        Ok(Self {
+            source_port: u16::from_be_bytes([header[0], header[1]]),
+            destination_port: u16::from_be_bytes([header[2], header[3]]),
+            payload: ip.header_bytes + UDP_BYTES..ip.header_bytes + udp_bytes,
+        })
+    }
+}
+
+/// The Internet checksum (RFC 1071) of `bytes`; zero over a header whose checksum is right.
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum = 0u32;
+    let mut words = bytes.chunks_exact(2);
+    for word in &mut words {
+        sum += u32::from(u16::from_be_bytes([word[0], word[1]]));
+    }
+    if let [last] = words.remainder() {
+        sum += u32::from(*last) << 8;
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Takes one hop from a validated packet and mends its checksum (RFC 1624, equation 3).
+///
+/// The caller has checked that the time to live is above one.
+pub fn decrement_ttl(packet: &mut [u8]) {
+    let before = u16::from_be_bytes([packet[8], packet[9]]);
+    packet[8] -= 1;
+    let after = u16::from_be_bytes([packet[8], packet[9]]);
+    let old = u16::from_be_bytes([packet[10], packet[11]]);
+    let mut sum = u32::from(!old) + u32::from(!before) + u32::from(after);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+}
+
+/// Writes the Ethernet header of an IPv4 frame at the start of `frame`.
+pub fn write_ethernet(frame: &mut [u8], destination: MacAddress, source: MacAddress) {
+    frame[..6].copy_from_slice(&destination.0);
+    frame[6..12].copy_from_slice(&source.0);
+    frame[12..ETHERNET_BYTES].copy_from_slice(&ETHERTYPE_IPV4);
+}
+
+/// A UDP datagram that we send.
+#[derive(Clone, Copy, Debug)]
+pub struct Outer {
+    /// Our address and port.
+    pub source: SocketAddrV4,
+    /// The peer's.
+    pub destination: SocketAddrV4,
+    /// Distinguishes fragments if somebody on the way makes any (RFC 6864).
+    pub identification: u16,
+    /// Bytes that already stand after the headers.
+    pub payload_bytes: usize,
+}
+
+/// Writes IPv4 and UDP headers into `frame` after the Ethernet header, before the payload,
+/// and returns the frame's length. The UDP checksum is zero, which IPv4 allows: the payload
+/// authenticates itself.
+#[must_use]
+pub fn write_outer(frame: &mut [u8], outer: &Outer) -> usize {
+    let total_bytes = IPV4_BYTES + UDP_BYTES + outer.payload_bytes;
+    let ip = &mut frame[ETHERNET_BYTES..ETHERNET_BYTES + IPV4_BYTES];
+    ip[0] = 0x45;
+    ip[1] = 0;
+    ip[2..4].copy_from_slice(&(total_bytes as u16).to_be_bytes());
+    ip[4..6].copy_from_slice(&outer.identification.to_be_bytes());
+    ip[6..8].copy_from_slice(&[0, 0]);
+    ip[8] = OUTER_TTL;
+    ip[9] = PROTOCOL_UDP;
+    ip[10..12].copy_from_slice(&[0, 0]);
+    ip[12..16].copy_from_slice(&outer.source.ip().octets());
+    ip[16..20].copy_from_slice(&outer.destination.ip().octets());
+    let sum = checksum(ip);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let udp = &mut frame[ETHERNET_BYTES + IPV4_BYTES..OUTER_BYTES];
+    udp[..2].copy_from_slice(&outer.source.port().to_be_bytes());
+    udp[2..4].copy_from_slice(&outer.destination.port().to_be_bytes());
+    udp[4..6].copy_from_slice(&((UDP_BYTES + outer.payload_bytes) as u16).to_be_bytes());
+    udp[6..8].copy_from_slice(&[0, 0]);
+    ETHERNET_BYTES + total_bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::{Ipv4Header, Ipv4Slice, PacketBuilder};
+    use proptest::prelude::*;
+
+    fn packet(ttl: u8, payload: &[u8]) -> Vec<u8> {
+        let builder = PacketBuilder::ipv4([10, 78, 0, 2], [10, 77, 2, 2], ttl).udp(1111, 2222);
+        let mut bytes = Vec::new();
+        builder.write(&mut bytes, payload).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let outer = Outer {
+            source: "10.77.1.1:51820".parse().unwrap(),
+            destination: "10.77.1.2:40000".parse().unwrap(),
+            identification: 7,
+            payload_bytes: 100,
+        };
+        let mut frame = [0u8; 200];
+        write_ethernet(&mut frame, MacAddress([2; 6]), MacAddress([4; 6]));
+        let frame_bytes = write_outer(&mut frame, &outer);
+        assert_eq!(frame_bytes, OUTER_BYTES + 100);
+        let ethernet = Ethernet::parse(&frame).unwrap();
+        assert_eq!(ethernet.destination, MacAddress([2; 6]));
+        let ip = Ipv4::parse(&frame[ETHERNET_BYTES..frame_bytes]).unwrap();
+        assert_eq!(
+            (ip.source, ip.destination),
+            (*outer.source.ip(), *outer.destination.ip())
+        );
+        let udp = Udp::parse(&frame[ETHERNET_BYTES..frame_bytes], &ip).unwrap();
+        assert_eq!((udp.source_port, udp.destination_port), (51820, 40000));
+        assert_eq!(udp.payload, 28..128);
+        // A parser that nobody here wrote agrees.
+        assert!(Ipv4Slice::from_slice(&frame[ETHERNET_BYTES..frame_bytes]).is_ok());
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let good = packet(64, b"hello");
+        assert!(Ipv4::parse(&good).is_ok());
+        type Damage = (&'static str, fn(&mut Vec<u8>));
+        let cases: [Damage; 6] = [
+            ("version 6", |p| p[0] = 0x65),
+            ("header of 16 bytes", |p| p[0] = 0x44),
+            ("total length above what is there", |p| p[3] += 1),
+            ("total length below the header", |p| p[3] = 19),
+            ("checksum", |p| p[11] ^= 1),
+            ("cut short", |p| p.truncate(19)),
+        ];
+        for (what, damage) in cases {
+            let mut bad = good.clone();
+            damage(&mut bad);
+            assert_eq!(Ipv4::parse(&bad), Err(Malformed), "{what}");
+        }
+    }
+
+    #[test]
+    fn padding_is_not_part_of_the_packet() {
+        let mut padded = packet(64, b"x");
+        let total_bytes = padded.len();
+        padded.resize(FRAME_BYTES_MIN - ETHERNET_BYTES, 0);
+        assert_eq!(Ipv4::parse(&padded).unwrap().total_bytes, total_bytes);
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics_and_never_bills_more_than_arrived(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+            plausible in any::<bool>(),
+        ) {
+            if plausible && bytes.len() >= IPV4_BYTES {
+                bytes[0] = 0x45;
+                bytes[2] = 0;
+                bytes[10] = 0;
+                bytes[11] = 0;
+                let sum = checksum(&bytes[..IPV4_BYTES]);
+                bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+            let _ = Ethernet::parse(&bytes);
+            if let Ok(ip) = Ipv4::parse(&bytes) {
+                prop_assert!(ip.total_bytes <= bytes.len());
+                prop_assert!(ip.header_bytes <= ip.total_bytes);
+                let oracle = Ipv4Header::from_slice(&bytes).unwrap().0;
+                prop_assert_eq!(usize::from(oracle.total_len), ip.total_bytes);
+                prop_assert_eq!(oracle.source, ip.source.octets());
+                prop_assert_eq!(oracle.destination, ip.destination.octets());
+                if let Ok(udp) = Udp::parse(&bytes, &ip) {
+                    prop_assert!(udp.payload.end <= ip.total_bytes);
+                    prop_assert!(udp.payload.start <= udp.payload.end);
+                }
+            }
+        }
+
+        #[test]
+        fn the_mended_checksum_is_the_computed_one(ttl in 2u8.., payload in any::<[u8; 8]>()) {
+            let mut bytes = packet(ttl, &payload);
+            decrement_ttl(&mut bytes);
+            let ip = Ipv4::parse(&bytes);
+            prop_assert_eq!(ip.map(|ip| ip.ttl), Ok(ttl - 1));
+            let oracle = Ipv4Header::from_slice(&bytes).unwrap().0;
+            prop_assert_eq!(oracle.calc_header_checksum(), oracle.header_checksum);
+        }
+    }
+}

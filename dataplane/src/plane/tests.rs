@@ -1,0 +1,487 @@
+//! The plane against a WireGuard client in memory: every drop, the bill, and no panic.
+
+use super::*;
+use crate::forwarding::{Port, Route, RouteTable, RouteTarget};
+use crate::packet::{IPV4_BYTES, MacAddress, checksum};
+use crate::session::SessionPlan;
+use boringtun::x25519::{PublicKey, StaticSecret};
+use etherparse::PacketBuilder;
+use proptest::prelude::*;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
+use topnet_unit::{Attachment, BootId, CreditGrant, Handover, Header, Slot};
+
+const SLOT: Slot = Slot {
+    index: 1,
+    generation: 1,
+};
+const GATEWAY: [u8; 4] = [10, 77, 1, 1];
+const CLIENT: [u8; 4] = [10, 77, 1, 2];
+const ORIGIN: [u8; 4] = [10, 77, 2, 2];
+const INNER: [u8; 4] = [10, 78, 0, 2];
+const CLIENT_PORT: PortIndex = PortIndex(0);
+const UPLINK_PORT: PortIndex = PortIndex(1);
+const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const ORIGIN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const OUR_MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 0], [2, 0, 0, 0, 1, 1]];
+const BUFFER: usize = crate::io::FRAME_DATA_BYTES;
+const ENOUGH: CreditGrant = CreditGrant {
+    limit_bytes: 1 << 40,
+    record_at_bytes: u64::MAX,
+};
+
+struct Bench {
+    plane: Plane,
+    metering: Attachment,
+    client: Tunn,
+    asked: mpsc::Receiver<Neighbour>,
+}
+
+fn forwarding() -> Forwarding {
+    let route = |network: [u8; 4], prefix_bits, target| Route {
+        network: network.into(),
+        prefix_bits,
+        metric: 0,
+        target,
+    };
+    let link = |interface| RouteTarget::Forward {
+        interface,
+        gateway: None,
+    };
+    let table = RouteTable::from_iter([
+        route([10, 77, 1, 0], 24, link(1)),
+        route([10, 77, 2, 0], 24, link(2)),
+        route([192, 168, 0, 0], 16, link(3)),
+        route([10, 77, 2, 1], 32, RouteTarget::Local),
+    ]);
+    let known = |interface, address: [u8; 4], mac| {
+        (
+            Neighbour {
+                interface,
+                address: address.into(),
+            },
+            MacAddress(mac),
+        )
+    };
+    Forwarding {
+        tables: vec![table].into(),
+        neighbours: [known(1, CLIENT, CLIENT_MAC), known(2, ORIGIN, ORIGIN_MAC)].into(),
+        ports: vec![
+            Port {
+                interface: 1,
+                mac: MacAddress(OUR_MACS[0]),
+            },
+            Port {
+                interface: 2,
+                mac: MacAddress(OUR_MACS[1]),
+            },
+        ],
+    }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let header = Header {
+            boot: BootId([1; 16]),
+            slots: 4,
+            workers: 1,
+            records: 8,
+        };
+        let (handover, usage, credit, mut rings) = Handover::in_memory(header).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        handover.send(&ours).unwrap();
+        let accounting = Accounting::new(
+            Arc::new(usage),
+            Arc::new(credit),
+            rings.remove(0),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let identity = Arc::new(Identity::new([9; 32]));
+        let (ask, asked) = mpsc::channel();
+        let config = PlaneConfig {
+            gateway_address: GATEWAY.into(),
+            wireguard_port: 51820,
+            inner_subnet: "10.78.0.0/16".parse().unwrap(),
+            inner_mtu: 1420,
+            sessions_max: 8,
+        };
+        let mut plane = Plane::new(
+            config,
+            Arc::clone(&identity),
+            accounting,
+            Arc::default(),
+            Box::new(move |neighbour| ask.send(neighbour).unwrap()),
+            Instant::now(),
+        );
+        plane.replace_forwarding(Arc::new(forwarding()));
+        let private = StaticSecret::from([5; 32]);
+        let plan = SessionPlan {
+            index: SessionIndex(3),
+            public_key: PublicKey::from(&private).to_bytes(),
+            inner_address: INNER.into(),
+            slot: SLOT,
+        };
+        plane.install(Box::new(Session::new(&identity, plan)));
+        let client = Tunn::new(private, identity.public, None, None, 1, None);
+        Self {
+            plane,
+            metering: Attachment::receive(&theirs).unwrap(),
+            client,
+            asked,
+        }
+    }
+
+    /// A bench whose tunnel is up and has credit.
+    fn connected() -> Self {
+        let mut bench = Self::new();
+        let mut buffer = [0; 2048];
+        let TunnResult::WriteToNetwork(init) =
+            bench.client.format_handshake_initiation(&mut buffer, false)
+        else {
+            panic!("no initiation");
+        };
+        let init = init.to_vec();
+        let answer = bench.client_sends(&init).expect("an answer");
+        assert_eq!(answer.0, CLIENT_PORT);
+        let keepalive = bench.client_receives(&answer.1).expect("a keepalive");
+        assert_eq!(bench.client_sends(&keepalive), None);
+        assert_eq!(bench.dropped(), []);
+        bench.metering.credit.grant(SLOT, ENOUGH);
+        bench
+    }
+
+    /// What the plane does with a frame.
+    fn frame(&mut self, port: PortIndex, frame: &[u8]) -> Option<(PortIndex, Vec<u8>)> {
+        let mut frame = frame.to_vec();
+        let mut out = [0; BUFFER];
+        let transmit = self.plane.handle(port, &mut frame, &mut out);
+        self.plane.settle(0);
+        transmit.map(|transmit| (transmit.port, out[..transmit.bytes].to_vec()))
+    }
+
+    /// What the plane does with a WireGuard message from the client.
+    fn client_sends(&mut self, message: &[u8]) -> Option<(PortIndex, Vec<u8>)> {
+        self.frame(CLIENT_PORT, &outer(message))
+    }
+
+    /// What the client does with a frame: an answer for the network.
+    fn client_receives(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
+        let mut buffer = [0; 2048];
+        match self
+            .client
+            .decapsulate(None, &frame[OUTER_BYTES..], &mut buffer)
+        {
+            TunnResult::WriteToNetwork(answer) => Some(answer.to_vec()),
+            _ => None,
+        }
+    }
+
+    /// An inner packet through the tunnel.
+    fn up(&mut self, packet: &[u8]) -> Option<(PortIndex, Vec<u8>)> {
+        let mut buffer = [0; 2048];
+        let TunnResult::WriteToNetwork(message) = self.client.encapsulate(packet, &mut buffer)
+        else {
+            panic!("the client has no keys");
+        };
+        let message = message.to_vec();
+        self.client_sends(&message)
+    }
+
+    fn down(&mut self, packet: &[u8]) -> Option<(PortIndex, Vec<u8>)> {
+        self.frame(UPLINK_PORT, &ethernet(1, packet))
+    }
+
+    fn usage(&self) -> u64 {
+        self.metering.usage.totals(SLOT.index).bytes
+    }
+
+    fn dropped(&self) -> Vec<(DropReason, u64)> {
+        let count = |reason: &DropReason| (*reason, self.plane.drops.packets(*reason));
+        DropReason::ALL
+            .iter()
+            .map(count)
+            .filter(|(_, packets)| *packets > 0)
+            .collect()
+    }
+}
+
+fn ethernet(port: usize, packet: &[u8]) -> Vec<u8> {
+    let mut frame = OUR_MACS[port].to_vec();
+    frame.extend(CLIENT_MAC);
+    frame.extend([8, 0]);
+    frame.extend(packet);
+    frame
+}
+
+fn outer(message: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ipv4(CLIENT, GATEWAY, 64).udp(40_000, 51_820);
+    let mut packet = Vec::new();
+    builder.write(&mut packet, message).unwrap();
+    ethernet(0, &packet)
+}
+
+fn udp(source: [u8; 4], destination: [u8; 4], ttl: u8, payload_bytes: usize) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ipv4(source, destination, ttl).udp(1, 2);
+    builder.write(&mut packet, &vec![7; payload_bytes]).unwrap();
+    packet
+}
+
+#[test]
+fn packets_pass_both_ways_and_are_billed_once() {
+    let mut bench = Bench::connected();
+    let packet = udp(INNER, ORIGIN, 64, 100);
+    let (port, frame) = bench.up(&packet).unwrap();
+    assert_eq!(port, UPLINK_PORT);
+    assert_eq!(frame[..6], ORIGIN_MAC);
+    assert_eq!(frame[6..12], OUR_MACS[1]);
+    let forwarded = Ipv4::parse(&frame[ETHERNET_BYTES..]).unwrap();
+    assert_eq!((forwarded.ttl, forwarded.total_bytes), (63, packet.len()));
+    assert_eq!(frame[ETHERNET_BYTES + IPV4_BYTES..], packet[IPV4_BYTES..]);
+    assert_eq!(bench.usage(), packet.len() as u64);
+
+    // Padded, as short Ethernet frames are; the padding is not billed.
+    let packet = udp(ORIGIN, INNER, 64, 1);
+    let mut padded = packet.clone();
+    padded.resize(46, 0);
+    let (port, frame) = bench.down(&padded).unwrap();
+    assert_eq!(port, CLIENT_PORT);
+    let mut buffer = [0; 2048];
+    let received = bench
+        .client
+        .decapsulate(None, &frame[OUTER_BYTES..], &mut buffer);
+    let TunnResult::WriteToTunnelV4(received, from) = received else {
+        panic!("{received:?}");
+    };
+    assert_eq!((received.len(), from.octets()), (packet.len(), ORIGIN));
+    assert_eq!(bench.usage(), 128 + packet.len() as u64);
+    assert_eq!(bench.dropped(), []);
+}
+
+#[test]
+fn every_refusal_has_its_reason_and_no_bill() {
+    let options = {
+        let mut packet = udp(INNER, ORIGIN, 64, 8);
+        packet[3] = 19;
+        let sum = {
+            packet[10..12].fill(0);
+            checksum(&packet[..IPV4_BYTES])
+        };
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        packet
+    };
+    let up: [(&str, Vec<u8>, DropReason); 8] = [
+        (
+            "another source",
+            udp([10, 78, 0, 3], ORIGIN, 64, 8),
+            DropReason::SourceNotAllowed,
+        ),
+        (
+            "another client",
+            udp(INNER, [10, 78, 0, 3], 64, 8),
+            DropReason::BetweenClients,
+        ),
+        (
+            "the gateway",
+            udp(INNER, [10, 77, 2, 1], 64, 8),
+            DropReason::ToGateway,
+        ),
+        (
+            "no hops left",
+            udp(INNER, ORIGIN, 1, 8),
+            DropReason::TtlExceeded,
+        ),
+        (
+            "nowhere",
+            udp(INNER, [1, 2, 3, 4], 64, 8),
+            DropReason::NoRoute,
+        ),
+        (
+            "elsewhere",
+            udp(INNER, [192, 168, 0, 1], 64, 8),
+            DropReason::NotOurInterface,
+        ),
+        (
+            "unknown neighbour",
+            udp(INNER, [10, 77, 2, 9], 64, 8),
+            DropReason::NeighbourUnresolved,
+        ),
+        (
+            "a length below its header",
+            options,
+            DropReason::InnerMalformed,
+        ),
+    ];
+    for (what, packet, reason) in up {
+        let mut bench = Bench::connected();
+        assert_eq!(bench.up(&packet), None, "{what}");
+        assert_eq!(bench.dropped(), [(reason, 1)], "{what}");
+        assert_eq!(bench.usage(), 0, "{what}");
+        assert_eq!(
+            bench.asked.try_recv().is_ok(),
+            reason == DropReason::NeighbourUnresolved
+        );
+    }
+    let down: [(&str, Vec<u8>, DropReason); 3] = [
+        (
+            "nobody's address",
+            udp(ORIGIN, [10, 78, 9, 9], 64, 8),
+            DropReason::NoSession,
+        ),
+        (
+            "no hops left",
+            udp(ORIGIN, INNER, 1, 8),
+            DropReason::TtlExceeded,
+        ),
+        (
+            "too large",
+            udp(ORIGIN, INNER, 64, 1400),
+            DropReason::TooLarge,
+        ),
+    ];
+    for (what, packet, reason) in down {
+        let mut bench = Bench::connected();
+        assert_eq!(bench.down(&packet), None, "{what}");
+        assert_eq!(bench.dropped(), [(reason, 1)], "{what}");
+        assert_eq!(bench.usage(), 0, "{what}");
+    }
+}
+
+#[test]
+fn foreign_frames_and_replays_are_dropped() {
+    let mut bench = Bench::connected();
+    let mut foreign = outer(b"anything");
+    foreign[5] ^= 1;
+    assert_eq!(bench.frame(CLIENT_PORT, &foreign), None);
+    assert_eq!(bench.dropped(), [(DropReason::NotOurMac, 1)]);
+
+    let mut bench = Bench::connected();
+    let mut buffer = [0; 2048];
+    let TunnResult::WriteToNetwork(message) = bench
+        .client
+        .encapsulate(&udp(INNER, ORIGIN, 64, 8), &mut buffer)
+    else {
+        panic!("no keys");
+    };
+    let message = message.to_vec();
+    assert!(bench.client_sends(&message).is_some());
+    let usage = bench.usage();
+    assert_eq!(bench.client_sends(&message), None);
+    assert_eq!(
+        (bench.usage(), bench.dropped()),
+        (usage, vec![(DropReason::Replayed, 1)])
+    );
+}
+
+#[test]
+fn a_removed_session_is_gone_and_its_key_may_come_back() {
+    let mut bench = Bench::connected();
+    let session = bench.plane.remove(SessionIndex(3)).unwrap();
+    assert!(bench.plane.remove(SessionIndex(3)).is_none());
+    assert_eq!(bench.up(&udp(INNER, ORIGIN, 64, 8)), None);
+    assert_eq!(bench.down(&udp(ORIGIN, INNER, 64, 8)), None);
+    let expected = [(DropReason::SessionUnknown, 1), (DropReason::NoSession, 1)];
+    assert_eq!(bench.dropped(), expected);
+    bench.plane.install(session);
+    assert!(bench.up(&udp(INNER, ORIGIN, 64, 8)).is_some());
+}
+
+#[test]
+fn without_keys_the_peer_is_greeted_and_nothing_is_billed() {
+    let mut bench = Bench::new();
+    bench.metering.credit.grant(SLOT, ENOUGH);
+    let packet = udp(ORIGIN, INNER, 64, 8);
+    assert_eq!(bench.down(&packet), None);
+    assert_eq!(bench.dropped(), [(DropReason::NoTunnel, 1)]);
+    let endpoint = Endpoint {
+        remote: "10.77.1.2:40000".parse().unwrap(),
+        local: GATEWAY.into(),
+    };
+    bench.plane.sessions[3]
+        .as_mut()
+        .unwrap()
+        .resume_at(endpoint);
+    let (_, greeting) = bench.down(&packet).unwrap();
+    assert_eq!(greeting[OUTER_BYTES], 1, "a handshake initiation");
+    assert_eq!(bench.usage(), 0);
+    let answer = bench
+        .client_receives(&greeting)
+        .expect("the client answers");
+    let (_, keepalive) = bench.client_sends(&answer).expect("a keepalive");
+    bench.client_receives(&keepalive);
+    assert!(bench.down(&packet).is_some());
+    assert_eq!(bench.usage(), packet.len() as u64);
+}
+
+#[test]
+fn an_answer_waits_for_its_neighbour() {
+    let mut bench = Bench::new();
+    let mut unknown = forwarding();
+    unknown.neighbours.clear();
+    bench.plane.replace_forwarding(Arc::new(unknown));
+    let mut buffer = [0; 2048];
+    let TunnResult::WriteToNetwork(init) =
+        bench.client.format_handshake_initiation(&mut buffer, false)
+    else {
+        panic!("no initiation");
+    };
+    let init = init.to_vec();
+    assert_eq!(bench.client_sends(&init), None);
+    assert!(bench.asked.try_recv().is_ok());
+    assert_eq!(bench.plane.waiting(), 1);
+    bench.plane.replace_forwarding(Arc::new(forwarding()));
+    let mut out = [0; BUFFER];
+    let transmit = bench.plane.retry_waiting(&mut out).unwrap();
+    assert!(bench.client_receives(&out[..transmit.bytes]).is_some());
+    assert_eq!(bench.plane.waiting(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn nothing_that_arrives_panics_or_is_billed_beyond_its_bytes_and_the_limit(
+        frames in prop::collection::vec(
+            (any::<bool>(), 0usize..6, prop::collection::vec(any::<u8>(), 0..200), any::<u16>(), any::<u8>()),
+            1..40,
+        ),
+        limit_bytes in 0u64..2000,
+    ) {
+        let mut bench = Bench::connected();
+        bench.metering.credit.grant(SLOT, CreditGrant { limit_bytes, record_at_bytes: u64::MAX });
+        for (uplink, kind, bytes, at, value) in frames {
+            let mut frame = match kind {
+                0 => bytes,
+                1 => outer(&bytes),
+                2 => ethernet(usize::from(uplink), &bytes),
+                3 => {
+                    let mut message = bytes;
+                    message.resize(message.len().max(32), 0);
+                    message[..8].copy_from_slice(&[4, 0, 0, 0, value % 4, 3, 0, 0]);
+                    outer(&message)
+                }
+                4 => ethernet(1, &udp(ORIGIN, INNER, value, bytes.len())),
+                _ => {
+                    let mut buffer = [0; 2048];
+                    let inner = udp(INNER, ORIGIN, value, bytes.len());
+                    match bench.client.encapsulate(&inner, &mut buffer) {
+                        TunnResult::WriteToNetwork(message) => outer(message),
+                        _ => unreachable!("connected"),
+                    }
+                }
+            };
+            // Every third frame is damaged somewhere.
+            if at % 3 == 0 && !frame.is_empty() {
+                let at = usize::from(at) % frame.len();
+                frame[at] = value;
+            }
+            let before = bench.usage();
+            let port = if uplink { UPLINK_PORT } else { CLIENT_PORT };
+            let _ = bench.frame(port, &frame);
+            let billed = bench.usage() - before;
+            prop_assert!(billed <= frame.len() as u64);
+            prop_assert!(bench.usage() <= limit_bytes);
+        }
+    }
+}

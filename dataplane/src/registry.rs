@@ -1,0 +1,380 @@
+//! Which sessions stand: the desired set, made true step by step.
+//!
+//! The control thread's own view of what it asked the worker for. It changes only here; the
+//! worker's confirmations come in through [`Registry::returned`]. Pure but for the commands
+//! that it hands out, which the caller delivers in order.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use topnet_account::ChannelId;
+use topnet_api::{ApiError, DesiredSession, DesiredSessions};
+use topnet_config::Ipv4Subnet;
+use topnet_unit::Slot;
+
+use crate::session::{INDEX_BITS, Session, SessionCounters, SessionIndex, SessionPlan};
+use crate::slots::{AcknowledgeError, Slots, Use};
+
+/// Bounds that a desired set must keep to.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Sessions at once.
+    pub sessions_max: u32,
+    /// Slots, the unused slot 0 included.
+    pub slots_max: u32,
+    /// Where inner addresses come from.
+    pub inner_subnet: Ipv4Subnet,
+    /// The one that is the gateway's.
+    pub gateway_inner_address: Ipv4Addr,
+}
+
+/// One standing session.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// As it was asked for.
+    pub desired: DesiredSession,
+    /// Its slot.
+    pub slot: Slot,
+    /// Its place in the worker.
+    pub index: SessionIndex,
+    /// Its counts.
+    pub counters: Arc<SessionCounters>,
+}
+
+/// What the worker shall do.
+#[derive(Debug)]
+pub enum Order {
+    /// Install what this plan says, with these counters.
+    Install(SessionPlan, Arc<SessionCounters>),
+    /// Give this session back.
+    Remove(SessionIndex),
+}
+
+/// The sessions and slots of one data plane.
+pub struct Registry {
+    bounds: Bounds,
+    revision: u64,
+    slots: Slots,
+    standing: HashMap<[u8; 32], Standing>,
+    free_indices: Vec<u32>,
+}
+
+/// What an installation came to.
+#[derive(Debug, Default)]
+pub struct Installation {
+    /// For the worker, in this order.
+    pub orders: Vec<Order>,
+    /// Sessions without a place, with the reason.
+    pub refused: Vec<([u8; 32], ApiError)>,
+}
+
+impl Registry {
+    /// A registry without sessions.
+    #[must_use]
+    pub fn new(bounds: Bounds) -> Self {
+        let sessions_max = bounds.sessions_max.min((1 << INDEX_BITS) - 1);
+        Self {
+            bounds,
+            revision: 0,
+            slots: Slots::new(bounds.slots_max),
+            standing: HashMap::new(),
+            free_indices: (0..sessions_max).rev().collect(),
+        }
+    }
+
+    /// The last revision that was installed.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// All standing sessions.
+    pub fn standing(&self) -> impl Iterator<Item = &Standing> {
+        self.standing.values()
+    }
+
+    /// All slots in use.
+    pub fn slots_in_use(&self) -> impl Iterator<Item = Use> + '_ {
+        self.slots.in_use()
+    }
+
+    /// Metering has journalled a generation's last totals.
+    pub fn acknowledge(&mut self, index: u32, generation: u32) -> Result<(), AcknowledgeError> {
+        self.slots.acknowledge(index, generation)
+    }
+
+    /// Makes `desired` the set that stands. `usage_bytes` tells a slot's usage.
+    pub fn install(
+        &mut self,
+        desired: &DesiredSessions,
+        usage_bytes: impl Fn(u32) -> u64,
+    ) -> Result<Installation, ApiError> {
+        if desired.revision < self.revision {
+            return Err(ApiError::new(
+                "revision_is_older",
+                format!(
+                    "revision {} is older than {}",
+                    desired.revision, self.revision
+                ),
+                "read the current set and send a newer one",
+            ));
+        }
+        let mut installation = Installation::default();
+        let wanted = self.admissible(desired, &mut installation);
+        self.remove_unwanted(&wanted, &mut installation);
+        for session in &desired.sessions {
+            let key = session.wireguard_public_key;
+            let new = wanted.get(&key) == Some(&session) && !self.standing.contains_key(&key);
+            if new && let Err(error) = self.add(session, &usage_bytes, &mut installation) {
+                installation.refused.push((key, error));
+            }
+        }
+        self.revision = desired.revision;
+        Ok(installation)
+    }
+
+    /// A session came back from the worker.
+    pub fn returned(&mut self, session: &Session) {
+        self.slots.leave(session.plan.slot);
+        self.free_indices.push(session.plan.index.0);
+    }
+
+    /// The sessions that may stand, by key; the others are refused with a reason.
+    fn admissible<'a>(
+        &self,
+        desired: &'a DesiredSessions,
+        installation: &mut Installation,
+    ) -> HashMap<[u8; 32], &'a DesiredSession> {
+        let mut wanted: HashMap<[u8; 32], &DesiredSession> = HashMap::new();
+        let mut addresses = HashSet::new();
+        for session in &desired.sessions {
+            let key = session.wireguard_public_key;
+            let address = session.inner_address;
+            let subnet = self.bounds.inner_subnet;
+            let error = if !subnet.contains(address) || address == self.bounds.gateway_inner_address
+            {
+                Some(ApiError::new(
+                    "address_not_usable",
+                    format!("inner address {address} is not a client's address of {subnet}"),
+                    "choose another address",
+                ))
+            } else if wanted.contains_key(&key) {
+                Some(ApiError::new(
+                    "peer_twice",
+                    "the peer's key is in the set twice",
+                    "give each session its own key",
+                ))
+            } else if !addresses.insert(address) {
+                Some(ApiError::new(
+                    "address_twice",
+                    format!("inner address {address} is in the set twice"),
+                    "give each session its own address",
+                ))
+            } else {
+                None
+            };
+            match error {
+                Some(error) => installation.refused.push((key, error)),
+                None => drop(wanted.insert(key, session)),
+            }
+        }
+        wanted
+    }
+
+    /// Orders everything away that is not exactly as it is wanted.
+    fn remove_unwanted(
+        &mut self,
+        wanted: &HashMap<[u8; 32], &DesiredSession>,
+        installation: &mut Installation,
+    ) {
+        let stays = |standing: &Standing| {
+            wanted.get(&standing.desired.wireguard_public_key) == Some(&&standing.desired)
+        };
+        let leaving: Vec<[u8; 32]> = self
+            .standing
+            .iter()
+            .filter(|(_, standing)| !stays(standing))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in leaving {
+            if let Some(standing) = self.standing.remove(&key) {
+                installation.orders.push(Order::Remove(standing.index));
+            }
+        }
+        let channels: HashSet<ChannelId> = wanted.values().map(|session| session.channel).collect();
+        self.slots
+            .drain_unwanted(|channel| channels.contains(channel));
+    }
+
+    fn add(
+        &mut self,
+        session: &DesiredSession,
+        usage_bytes: impl FnOnce(u32) -> u64,
+        installation: &mut Installation,
+    ) -> Result<(), ApiError> {
+        let later = "it is tried again with the next installation";
+        let Some(index) = self.free_indices.pop() else {
+            let what = format!("all {} sessions are taken", self.bounds.sessions_max);
+            return Err(ApiError::new("no_free_session", what, later));
+        };
+        let Some(slot) = self.slots.enter(session.channel, usage_bytes) else {
+            self.free_indices.push(index);
+            let what = format!("all {} slots are taken", self.bounds.slots_max - 1);
+            return Err(ApiError::new("no_free_slot", what, later));
+        };
+        let index = SessionIndex(index);
+        let counters = Arc::<SessionCounters>::default();
+        let plan = SessionPlan {
+            index,
+            public_key: session.wireguard_public_key,
+            inner_address: session.inner_address,
+            slot,
+        };
+        installation
+            .orders
+            .push(Order::Install(plan, Arc::clone(&counters)));
+        let standing = Standing {
+            desired: session.clone(),
+            slot,
+            index,
+            counters,
+        };
+        self.standing.insert(session.wireguard_public_key, standing);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Identity;
+    use crate::slots::Phase;
+
+    fn registry() -> Registry {
+        Registry::new(Bounds {
+            sessions_max: 3,
+            slots_max: 3,
+            inner_subnet: "10.78.0.0/16".parse().unwrap(),
+            gateway_inner_address: Ipv4Addr::new(10, 78, 0, 1),
+        })
+    }
+
+    fn session(channel: u8, key: u8, host: u8) -> DesiredSession {
+        DesiredSession {
+            channel: ChannelId([channel; 32]),
+            wireguard_public_key: [key; 32],
+            inner_address: Ipv4Addr::new(10, 78, 0, host),
+        }
+    }
+
+    fn desired(revision: u64, sessions: &[DesiredSession]) -> DesiredSessions {
+        DesiredSessions {
+            revision,
+            sessions: sessions.to_vec(),
+        }
+    }
+
+    /// Installs, and does at once what the worker would.
+    fn install(registry: &mut Registry, set: &DesiredSessions) -> (Vec<String>, Vec<String>) {
+        let installation = registry.install(set, |_| 5).unwrap();
+        let mut orders = Vec::new();
+        for order in installation.orders {
+            orders.push(match order {
+                Order::Install(plan, _) => format!("+{}", plan.public_key[0]),
+                Order::Remove(index) => format!("-{}", index.0),
+            });
+        }
+        let refused = installation
+            .refused
+            .into_iter()
+            .map(|(_, error)| error.code)
+            .collect();
+        (orders, refused)
+    }
+
+    fn give_back(registry: &mut Registry, index: u32, slot: Slot) {
+        let plan = SessionPlan {
+            index: SessionIndex(index),
+            public_key: [0; 32],
+            inner_address: Ipv4Addr::UNSPECIFIED,
+            slot,
+        };
+        registry.returned(&Session::new(&Identity::new([7; 32]), plan));
+    }
+
+    #[test]
+    fn installing_twice_changes_nothing() {
+        let mut registry = registry();
+        let set = desired(1, &[session(1, 1, 2), session(1, 2, 3), session(2, 3, 4)]);
+        assert_eq!(install(&mut registry, &set).0, ["+1", "+2", "+3"]);
+        assert_eq!(install(&mut registry, &set).0, [""; 0]);
+        let slots: HashSet<u32> = registry.standing().map(|s| s.slot.index).collect();
+        assert_eq!(slots.len(), 2, "sessions of a channel share its slot");
+        let older = registry.install(&desired(0, &[]), |_| 0).unwrap_err();
+        assert_eq!(older.code, "revision_is_older");
+    }
+
+    #[test]
+    fn what_cannot_stand_is_refused_and_the_rest_stands() {
+        let mut registry = registry();
+        let set = desired(
+            1,
+            &[
+                session(1, 1, 2),
+                session(1, 1, 3),
+                session(1, 2, 2),
+                session(1, 3, 1),
+                DesiredSession {
+                    inner_address: Ipv4Addr::new(10, 79, 0, 2),
+                    ..session(1, 4, 0)
+                },
+            ],
+        );
+        let (orders, refused) = install(&mut registry, &set);
+        assert_eq!(orders, ["+1"]);
+        let codes = [
+            "peer_twice",
+            "address_twice",
+            "address_not_usable",
+            "address_not_usable",
+        ];
+        assert_eq!(refused, codes);
+        let crowd: Vec<_> = (1..=4).map(|n| session(n, n, n + 1)).collect();
+        let (orders, refused) = install(&mut registry, &desired(2, &crowd));
+        assert_eq!(orders, ["+2"]);
+        assert_eq!(refused, ["no_free_slot", "no_free_slot"]);
+        let crowd: Vec<_> = (1..=4).map(|n| session(1, n, n + 1)).collect();
+        let (_, refused) = install(&mut registry, &desired(3, &crowd));
+        assert_eq!(refused, ["no_free_session", "no_free_session"]);
+    }
+
+    #[test]
+    fn a_channel_that_returns_gets_another_slot() {
+        let mut registry = registry();
+        install(&mut registry, &desired(1, &[session(1, 1, 2)]));
+        let first = registry
+            .standing()
+            .next()
+            .map(|s| (s.slot, s.index))
+            .unwrap();
+        assert_eq!(
+            install(&mut registry, &desired(2, &[])).0,
+            [format!("-{}", first.1.0)]
+        );
+        let phase =
+            |registry: &Registry| registry.slots_in_use().map(|u| u.phase).collect::<Vec<_>>();
+        assert_eq!(phase(&registry), [Phase::Draining]);
+        install(&mut registry, &desired(3, &[session(1, 1, 2)]));
+        let second = registry.standing().next().map(|s| s.slot).unwrap();
+        assert_ne!(first.0.index, second.index);
+        give_back(&mut registry, first.1.0, first.0);
+        assert_eq!(phase(&registry), [Phase::Retired, Phase::Live]);
+        assert!(
+            registry
+                .acknowledge(first.0.index, first.0.generation)
+                .is_ok()
+        );
+        assert_eq!(phase(&registry), [Phase::Live]);
+    }
+}

@@ -1,0 +1,287 @@
+//! Answers control and metering: sessions, slots, status.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fd::OwnedFd;
+use tarpc::context::Context;
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use topnet_api::{
+    ApiError, Assignment, Assignments, Dataplane, DataplaneStatus, DesiredSessions, DropCount,
+    InstallReport, InstalledSession, IoStatus, SessionStatus, SlotState,
+};
+use topnet_unit::{BootId, CreditTable, UsageTable};
+
+use crate::drops::{DropCounters, DropReason};
+use crate::endpoints::{self, Endpoints};
+use crate::forwarding::Forwarding;
+use crate::registry::{Order, Registry, Standing};
+use crate::session::{Endpoint, Identity, Session};
+use crate::slots::Phase;
+use crate::worker::{Command, Queues, Returned};
+
+/// How long a full command queue is left to the worker.
+const QUEUE_PAUSE: Duration = Duration::from_millis(1);
+/// How often the file of endpoints is brought up to date.
+const REMEMBER_PERIOD: Duration = Duration::from_secs(1);
+/// How often what the worker gave back is looked at when nobody asks.
+const REAP_PERIOD: Duration = Duration::from_millis(50);
+
+/// The control side's way to the worker.
+pub struct WorkerLink {
+    /// The queues.
+    pub queues: Queues,
+    /// Wakes the worker from its sleep.
+    pub wake: OwnedFd,
+}
+
+impl WorkerLink {
+    /// Wakes the worker.
+    pub fn wake(&self) {
+        // A full counter means that it is about to wake anyway.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+/// What all requests share.
+pub struct Shared {
+    /// Name of this run.
+    pub boot: BootId,
+    /// When the worker started.
+    pub started: Instant,
+    /// The gateway's WireGuard identity.
+    pub identity: Arc<Identity>,
+    /// How packets come in and go out.
+    pub io: IoStatus,
+    /// Usage of all slots.
+    pub usage: Arc<UsageTable>,
+    /// Credit of all slots.
+    pub credit: Arc<CreditTable>,
+    /// The worker's drops.
+    pub drops: Arc<DropCounters>,
+    /// Records that found the ring full.
+    pub ring_overflows: Arc<AtomicU64>,
+    /// The way to the worker.
+    pub worker: WorkerLink,
+    /// Sessions and slots.
+    pub registry: Mutex<Registry>,
+    /// Where peers were heard last.
+    pub endpoints: std::sync::Mutex<Endpoints>,
+    /// The gateway's address towards clients.
+    pub gateway_address: Ipv4Addr,
+}
+
+/// The data plane's service on its Unix socket.
+#[derive(Clone)]
+pub struct Service(pub Arc<Shared>);
+
+impl Shared {
+    /// Hands a new snapshot to the worker.
+    pub async fn publish(&self, forwarding: Forwarding) {
+        let mut registry = self.registry.lock().await;
+        self.send(&mut registry, Command::Forwarding(Arc::new(forwarding)))
+            .await;
+    }
+
+    /// Takes back what the worker is done with, for ever.
+    pub async fn reap_for_ever(&self) {
+        loop {
+            tokio::time::sleep(REAP_PERIOD).await;
+            self.reap(&mut *self.registry.lock().await);
+        }
+    }
+
+    /// Keeps the file of endpoints fresh, for ever.
+    pub async fn remember_for_ever(&self) {
+        loop {
+            tokio::time::sleep(REMEMBER_PERIOD).await;
+            self.note_endpoints(&*self.registry.lock().await);
+            let Some((path, text)) = self.endpoints().take_changes() else {
+                continue;
+            };
+            let written = spawn_blocking(move || endpoints::write(&path, &text)).await;
+            if let Ok(Err(error)) = written {
+                tracing::debug!(%error, "cannot note where peers are");
+            }
+        }
+    }
+
+    fn note_endpoints(&self, registry: &Registry) {
+        let mut endpoints = self.endpoints();
+        for standing in registry.standing() {
+            if let Some(endpoint) = standing.counters.endpoint() {
+                endpoints.note(standing.desired.wireguard_public_key, endpoint);
+            }
+        }
+    }
+
+    fn endpoints(&self) -> std::sync::MutexGuard<'_, Endpoints> {
+        // What a panic could leave half done here is a hint.
+        self.endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Delivers a command. Holding the registry's lock keeps commands in order.
+    async fn send(&self, registry: &mut Registry, mut command: Command) {
+        while let Err(refused) = self.worker.queues.commands.push(command) {
+            command = refused;
+            // The worker may wait for room to give something back.
+            self.reap(registry);
+            self.worker.wake();
+            tokio::time::sleep(QUEUE_PAUSE).await;
+        }
+        self.worker.wake();
+    }
+
+    fn reap(&self, registry: &mut Registry) {
+        while let Some(returned) = self.worker.queues.returned.pop() {
+            match returned {
+                Returned::Session(session) => registry.returned(&session),
+                Returned::Forwarding(forwarding) => drop(forwarding),
+            }
+        }
+    }
+
+    async fn install(&self, desired: DesiredSessions) -> Result<InstallReport, ApiError> {
+        let mut registry = self.registry.lock().await;
+        self.reap(&mut registry);
+        self.note_endpoints(&registry);
+        let installation = registry.install(&desired, |slot| self.usage.totals(slot).bytes)?;
+        for order in installation.orders {
+            let command = match order {
+                Order::Remove(index) => Command::Remove(index),
+                Order::Install(plan, counters) => {
+                    let mut session = Session::new(&self.identity, plan);
+                    session.counters = counters;
+                    if let Some(remote) = self.endpoints().of(&session.plan.public_key) {
+                        session.resume_at(Endpoint {
+                            remote,
+                            local: self.gateway_address,
+                        });
+                    }
+                    // A Curve25519 operation each: let others have a turn.
+                    tokio::task::yield_now().await;
+                    Command::Install(Box::new(session))
+                }
+            };
+            self.send(&mut registry, command).await;
+        }
+        let installed = |standing: &Standing| InstalledSession {
+            wireguard_public_key: standing.desired.wireguard_public_key,
+            slot: standing.slot.index,
+            generation: standing.slot.generation,
+        };
+        Ok(InstallReport {
+            boot: self.boot.to_string(),
+            installed: registry.standing().map(installed).collect(),
+            refused: installation
+                .refused
+                .into_iter()
+                .map(|(key, error)| (key.to_vec(), error))
+                .collect(),
+        })
+    }
+
+    fn session_status(&self, standing: &Standing) -> SessionStatus {
+        let counters = &standing.counters;
+        let uptime_ms = self.started.elapsed().as_millis() as u64;
+        SessionStatus {
+            channel: standing.desired.channel,
+            wireguard_public_key: standing.desired.wireguard_public_key,
+            inner_address: standing.desired.inner_address,
+            endpoint: counters.endpoint(),
+            up_bytes: counters.up_bytes.load(Ordering::Relaxed),
+            down_bytes: counters.down_bytes.load(Ordering::Relaxed),
+            handshake_age_s: counters
+                .handshake_ms()
+                .map(|handshake_ms| uptime_ms.saturating_sub(handshake_ms) / 1000),
+            slot: standing.slot.index,
+            generation: standing.slot.generation,
+            slot_usage_bytes: self.usage.totals(standing.slot.index).bytes,
+            slot_limit_bytes: self.credit.balance(standing.slot).limit_bytes,
+        }
+    }
+}
+
+impl Dataplane for Service {
+    async fn install(
+        self,
+        _: Context,
+        desired: DesiredSessions,
+    ) -> Result<InstallReport, ApiError> {
+        self.0.install(desired).await
+    }
+
+    async fn assignments(self, _: Context) -> Assignments {
+        let mut registry = self.0.registry.lock().await;
+        self.0.reap(&mut registry);
+        let slots = registry.slots_in_use().map(|used| Assignment {
+            channel: used.channel,
+            slot: used.slot.index,
+            generation: used.slot.generation,
+            base_bytes: used.base_bytes,
+            state: match used.phase {
+                Phase::Retired => SlotState::Retired,
+                // A draining slot may still count: to others it lives.
+                Phase::Live | Phase::Draining | Phase::Free => SlotState::Live,
+            },
+        });
+        Assignments {
+            boot: self.0.boot.to_string(),
+            slots: slots.collect(),
+        }
+    }
+
+    async fn acknowledge(
+        self,
+        _: Context,
+        boot: String,
+        slot: u32,
+        generation: u32,
+    ) -> Result<(), ApiError> {
+        let ours = self.0.boot.to_string();
+        if boot != ours {
+            return Err(ApiError::new(
+                "other_boot",
+                format!("this is run {ours} of the data plane, not {boot}"),
+                "attach to its tables anew",
+            ));
+        }
+        let mut registry = self.0.registry.lock().await;
+        self.0.reap(&mut registry);
+        registry.acknowledge(slot, generation).map_err(|error| {
+            ApiError::new(
+                "not_acknowledged",
+                error.to_string(),
+                "read the assignments and acknowledge what is retired",
+            )
+        })
+    }
+
+    async fn status(self, _: Context) -> DataplaneStatus {
+        let shared = &self.0;
+        let mut registry = shared.registry.lock().await;
+        shared.reap(&mut registry);
+        let drops = DropReason::ALL.iter().map(|reason| DropCount {
+            reason: reason.name().to_owned(),
+            packets: shared.drops.packets(*reason),
+        });
+        DataplaneStatus {
+            boot: shared.boot.to_string(),
+            uptime_s: shared.started.elapsed().as_secs(),
+            io: shared.io.clone(),
+            wireguard_public_key: shared.identity.public.to_bytes(),
+            revision: registry.revision(),
+            drops: drops.collect(),
+            sessions: registry
+                .standing()
+                .map(|s| shared.session_status(s))
+                .collect(),
+            ring_overflows: shared.ring_overflows.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! A session: one WireGuard peer, its tunnel and the slot that it counts into.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use boringtun::noise::Tunn;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::x25519::{PublicKey, StaticSecret};
+use topnet_unit::Slot;
+
+/// Receiver indices of a session share their upper 24 bits (boringtun keeps eight key pairs).
+pub const INDEX_BITS: u32 = 24;
+
+/// A session's place in the worker's list, and the upper bits of its receiver indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionIndex(pub u32);
+
+impl SessionIndex {
+    /// The session that a message's receiver index names.
+    #[must_use]
+    pub const fn of_receiver(receiver: u32) -> Self {
+        Self(receiver >> (32 - INDEX_BITS))
+    }
+}
+
+/// What others may read of a session while the worker has it.
+#[derive(Debug, Default)]
+pub struct SessionCounters {
+    /// Billable bytes from the peer.
+    pub up_bytes: AtomicU64,
+    /// Billable bytes to the peer.
+    pub down_bytes: AtomicU64,
+    /// The peer's address (upper 32 of 48 bits) and port; 0 while unknown.
+    endpoint: AtomicU64,
+    /// Milliseconds from the worker's start to the last completed handshake, plus one; 0: none.
+    handshake_ms: AtomicU64,
+}
+
+impl SessionCounters {
+    /// Where the peer's packets came from last.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<SocketAddrV4> {
+        let packed = self.endpoint.load(Ordering::Relaxed);
+        let address = Ipv4Addr::from_bits((packed >> 16) as u32);
+        (packed != 0).then(|| SocketAddrV4::new(address, packed as u16))
+    }
+
+    fn store_endpoint(&self, endpoint: SocketAddrV4) {
+        let packed = u64::from(endpoint.ip().to_bits()) << 16 | u64::from(endpoint.port());
+        self.endpoint.store(packed, Ordering::Relaxed);
+    }
+
+    /// Milliseconds from the worker's start to the last completed handshake.
+    #[must_use]
+    pub fn handshake_ms(&self) -> Option<u64> {
+        self.handshake_ms.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    pub(crate) fn store_handshake(&self, since_start_ms: u64) {
+        self.handshake_ms
+            .store(since_start_ms + 1, Ordering::Relaxed);
+    }
+
+    /// Adds billable bytes. Only the worker that has the session may call it.
+    pub(crate) fn add(counter: &AtomicU64, bytes: usize) {
+        // One writer: a plain store, without the bus lock of an atomic addition.
+        counter.store(
+            counter.load(Ordering::Relaxed) + bytes as u64,
+            Ordering::Relaxed,
+        );
+    }
+}
+
+/// Both ends of the way to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The peer's address and port.
+    pub remote: SocketAddrV4,
+    /// Our address, as the peer knows it.
+    pub local: Ipv4Addr,
+}
+
+/// What a session is made from.
+#[derive(Clone, Debug)]
+pub struct SessionPlan {
+    /// Its place.
+    pub index: SessionIndex,
+    /// The peer's public key.
+    pub public_key: [u8; 32],
+    /// The one inner address that the peer may use.
+    pub inner_address: Ipv4Addr,
+    /// Where its packets count.
+    pub slot: Slot,
+}
+
+/// A session as the worker has it.
+pub struct Session {
+    /// What it was made from.
+    pub plan: SessionPlan,
+    /// The protocol's state.
+    pub tunnel: Tunn,
+    /// True while the tunnel has keys to send with. boringtun keeps packets of its own accord
+    /// while it has none; we never give it one then, so its queue stays empty.
+    pub established: bool,
+    /// Where authenticated packets came from last.
+    pub endpoint: Option<Endpoint>,
+    /// True if the peer is to be greeted: it was here before and may still use keys that are
+    /// gone, and would notice only after 15 seconds.
+    pub resume: bool,
+    /// For others to read.
+    pub counters: Arc<SessionCounters>,
+}
+
+/// The gateway's WireGuard identity.
+pub struct Identity {
+    /// Never leaves the process.
+    pub private: StaticSecret,
+    /// Its public half.
+    pub public: PublicKey,
+    /// Guards the handshake against floods, over all peers.
+    pub limiter: Arc<RateLimiter>,
+}
+
+/// Handshakes a second above which senders must prove their address by a cookie. Each
+/// initiation is looked at twice, once to learn the peer and once by the peer's tunnel.
+const HANDSHAKES_PER_SECOND: u64 = 2 * 1_000;
+
+impl Identity {
+    /// An identity with this private key.
+    #[must_use]
+    pub fn new(private: [u8; 32]) -> Self {
+        let private = StaticSecret::from(private);
+        let public = PublicKey::from(&private);
+        let limiter = Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND));
+        Self {
+            private,
+            public,
+            limiter,
+        }
+    }
+}
+
+impl Session {
+    /// A session without keys yet. Costs a Curve25519 operation: not for the worker's thread.
+    #[must_use]
+    pub fn new(identity: &Identity, plan: SessionPlan) -> Self {
+        let tunnel = Tunn::new(
+            identity.private.clone(),
+            PublicKey::from(plan.public_key),
+            None,
+            None,
+            plan.index.0,
+            Some(Arc::clone(&identity.limiter)),
+        );
+        Self {
+            plan,
+            tunnel,
+            established: false,
+            endpoint: None,
+            resume: false,
+            counters: Arc::default(),
+        }
+    }
+
+    /// Says where the peer was when it was last heard: it is greeted there.
+    pub fn resume_at(&mut self, endpoint: Endpoint) {
+        self.endpoint = Some(endpoint);
+        self.resume = true;
+    }
+
+    /// Notes where an authenticated packet came from: peers may roam.
+    pub fn heard_from(&mut self, endpoint: Endpoint) {
+        if self.endpoint != Some(endpoint) {
+            self.endpoint = Some(endpoint);
+            self.counters.store_endpoint(endpoint.remote);
+        }
+    }
+
+    /// Asks the tunnel whether it has keys to send with. Reads a clock: not for every packet.
+    pub fn refresh_established(&mut self) {
+        self.established = self.tunnel.time_since_last_handshake().is_some();
+    }
+}

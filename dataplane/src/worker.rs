@@ -1,0 +1,174 @@
+//! The run-to-completion loop: one thread, pinned, that does everything about a packet.
+//!
+//! The worker shares nothing that it could wait for. Commands come over a bounded queue, at
+//! most a few per burst; what it no longer needs goes back over another, so that freeing
+//! memory is somebody else's work and receiving it back proves that the worker is past the
+//! burst in which it was used.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::queue::ArrayQueue;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::accounting::{Accounting, Gate};
+use crate::forwarding::Forwarding;
+use crate::io::PacketIo;
+use crate::plane::Plane;
+use crate::session::{Identity, Session, SessionIndex};
+
+/// Commands and returned things that may wait.
+pub const QUEUE_MAX: usize = 4096;
+/// Commands between two bursts.
+const COMMANDS_PER_BURST: usize = 16;
+/// How often every session's timers are looked at (what boringtun wants).
+const TICK: Duration = Duration::from_millis(250);
+/// Parts that the sessions are divided into, so that no burst waits for all timers at once.
+const TICK_PARTS: u32 = 16;
+/// Empty looks at the rings before the worker sleeps.
+const SPINS_MAX: u32 = 64;
+/// Longest sleep; a command wakes it earlier.
+const SLEEP_MAX: Duration = Duration::from_millis(10);
+
+/// What the control thread asks of the worker.
+pub enum Command {
+    /// A new session; its index is free.
+    Install(Box<Session>),
+    /// A session to give back.
+    Remove(SessionIndex),
+    /// New routes and neighbours.
+    Forwarding(Arc<Forwarding>),
+}
+
+/// What the worker is done with.
+pub enum Returned {
+    /// A removed session: nothing counts on its behalf any more, and all that did is in the table.
+    Session(Box<Session>),
+    /// An old snapshot.
+    Forwarding(Arc<Forwarding>),
+}
+
+/// The queues between control and worker.
+#[derive(Clone)]
+pub struct Queues {
+    /// To the worker.
+    pub commands: Arc<ArrayQueue<Command>>,
+    /// From the worker.
+    pub returned: Arc<ArrayQueue<Returned>>,
+    /// Set to end the worker.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Default for Queues {
+    fn default() -> Self {
+        Self {
+            commands: Arc::new(ArrayQueue::new(QUEUE_MAX)),
+            returned: Arc::new(ArrayQueue::new(QUEUE_MAX)),
+            stop: Arc::default(),
+        }
+    }
+}
+
+/// One worker.
+pub struct Worker<I, G = Accounting> {
+    io: I,
+    plane: Plane<G>,
+    queues: Queues,
+    identity: Arc<Identity>,
+    next_tick: Instant,
+    next_part: u32,
+}
+
+impl<I: PacketIo, G: Gate> Worker<I, G> {
+    /// A worker that has not run yet.
+    pub fn new(io: I, plane: Plane<G>, queues: Queues, identity: Arc<Identity>) -> Self {
+        Self {
+            io,
+            plane,
+            queues,
+            identity,
+            next_tick: Instant::now(),
+            next_part: 0,
+        }
+    }
+
+    /// Runs until it is told to stop, or until the interface fails.
+    pub fn run(mut self) -> std::io::Result<()> {
+        let mut idle = 0;
+        while !self.queues.stop.load(Ordering::Relaxed) {
+            let burst_began_ns = monotonic_ns();
+            let received = self.io.receive(&mut self.plane);
+            self.plane.settle(burst_began_ns);
+            self.take_commands();
+            let now = Instant::now();
+            if now >= self.next_tick {
+                self.tick(now);
+            }
+            self.io.flush();
+            if received > 0 {
+                idle = 0;
+                continue;
+            }
+            idle += 1;
+            if idle > SPINS_MAX {
+                let until_tick = self.next_tick.saturating_duration_since(Instant::now());
+                self.io.wait(until_tick.min(SLEEP_MAX))?;
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        Ok(())
+    }
+
+    fn take_commands(&mut self) {
+        for _ in 0..COMMANDS_PER_BURST {
+            // Every command gives back at most one thing, so there is room for it first.
+            if self.queues.returned.is_full() {
+                return;
+            }
+            let returned = match self.queues.commands.pop() {
+                None => return,
+                Some(Command::Install(session)) => {
+                    self.plane.install(session);
+                    None
+                }
+                Some(Command::Remove(index)) => self.plane.remove(index).map(Returned::Session),
+                Some(Command::Forwarding(forwarding)) => Some(self.replace_forwarding(forwarding)),
+            };
+            if let Some(returned) = returned {
+                // Only this thread fills the queue, and there was room.
+                let pushed = self.queues.returned.push(returned);
+                assert!(pushed.is_ok(), "room was checked and nobody else pushes");
+            }
+        }
+    }
+
+    fn replace_forwarding(&mut self, forwarding: Arc<Forwarding>) -> Returned {
+        let old = self.plane.replace_forwarding(forwarding);
+        for _ in 0..self.plane.waiting() {
+            let plane = &mut self.plane;
+            self.io.originate(|out| plane.retry_waiting(out));
+        }
+        Returned::Forwarding(old)
+    }
+
+    /// Looks at the timers of the next part of the sessions.
+    fn tick(&mut self, now: Instant) {
+        self.next_tick = now + TICK / TICK_PARTS;
+        if self.next_part == 0 {
+            self.identity.limiter.reset_count();
+        }
+        let places = self.plane.session_places();
+        for place in (self.next_part as usize..places).step_by(TICK_PARTS as usize) {
+            let plane = &mut self.plane;
+            self.io.originate(|out| plane.tick(place, out));
+        }
+        self.next_part = (self.next_part + 1) % TICK_PARTS;
+    }
+}
+
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,487 @@
+//! A gateway in namespaces: client and origin on either side, wireguard-go as the client, the
+//! data plane's own binary between them under a user of its own, and this test in the place
+//! of control and metering.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use topnet_account::ChannelId;
+use topnet_api::{
+    Assignment, DataplaneClient, DataplaneStatus, DesiredSession, DesiredSessions, InstallReport,
+    SocketName, connect,
+};
+use topnet_netns::{Endpoint, Namespace, Offload, Veth};
+use topnet_unit::{Attachment, CreditGrant, Slot};
+
+/// A user that owns nothing.
+const USER: u32 = 64_001;
+const CAPABILITIES: &str = "+net_admin,+net_raw,+bpf,+ipc_lock";
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 1);
+pub const ORIGIN: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 2);
+pub const CLIENT_INNER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The three namespaces and their links.
+pub struct Topology {
+    pub client: Namespace,
+    pub provider: Namespace,
+    pub origin: Namespace,
+}
+
+impl Topology {
+    pub fn new(test: &str) -> Self {
+        let namespace = |role: &str| Namespace::create(&format!("topnet-{test}-{role}")).unwrap();
+        let [client, provider, origin] = ["client", "provider", "origin"].map(namespace);
+        let end = |namespace, interface, address| Endpoint {
+            namespace,
+            interface,
+            address,
+        };
+        Veth::default()
+            .connect(
+                end(&client, "eth0", "10.77.1.2/24"),
+                end(&provider, "clients", "10.77.1.1/24"),
+            )
+            .unwrap();
+        Veth::default()
+            .connect(
+                end(&provider, "uplink", "10.77.2.1/24"),
+                end(&origin, "eth0", "10.77.2.2/24"),
+            )
+            .unwrap();
+        for (namespace, interface) in [
+            (&client, "eth0"),
+            (&provider, "clients"),
+            (&provider, "uplink"),
+            (&origin, "eth0"),
+        ] {
+            namespace
+                .offload(interface, Offload::TxChecksum, false)
+                .unwrap();
+        }
+        origin.route("10.78.0.0/16", "10.77.2.1").unwrap();
+        // wireguard-go's socket has room for about 90 packets, and what it loses was sent and
+        // billed: senders keep less than that in flight.
+        origin
+            .sysctl("net.ipv4.tcp_wmem", "4096 16384 65536")
+            .unwrap();
+        Self {
+            client,
+            provider,
+            origin,
+        }
+    }
+}
+
+/// A directory that the data plane's user may use, with its configuration.
+pub struct Home {
+    pub dir: TempDir,
+    binary: PathBuf,
+}
+
+impl Home {
+    pub fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        // The build's directory may be closed to other users.
+        let binary = dir.path().join("topnet-dataplane");
+        fs::copy(env!("CARGO_BIN_EXE_topnet-dataplane"), &binary).unwrap();
+        let runtime = dir.path().join("run");
+        fs::create_dir(&runtime).unwrap();
+        chown(&runtime, Some(USER), Some(USER)).unwrap();
+        let key = dir.path().join("gateway.key");
+        fs::write(&key, run(Command::new("wg").arg("genkey"))).unwrap();
+        chown(&key, Some(USER), Some(USER)).unwrap();
+        Self { dir, binary }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.path("run")
+    }
+
+    /// Writes the configuration with `more` in its section.
+    pub fn configure(&self, clients: &str, uplink: &str, more: &str) {
+        let text = format!(
+            "runtime_dir = \"{}\"\ndata_dir = \"{}\"\n[dataplane]\nclient_interface = \"{clients}\"\n\
+             uplink_interface = \"{uplink}\"\nkey_file = \"{}\"\ninner_subnet = \"10.78.0.0/16\"\n\
+             slots_max = 64\nsessions_max = 64\n{more}\n",
+            self.runtime_dir().display(),
+            self.path("data").display(),
+            self.path("gateway.key").display(),
+        );
+        fs::write(self.path("topnet.toml"), text).unwrap();
+    }
+
+    pub fn command(&self, capabilities: &str) -> Command {
+        let mut command = Command::new("setpriv");
+        command
+            .args([format!("--reuid={USER}"), format!("--regid={USER}")])
+            .args(["--clear-groups", "--pdeathsig=KILL", "--no-new-privs"])
+            .args([
+                format!("--inh-caps={capabilities}"),
+                format!("--ambient-caps={capabilities}"),
+            ])
+            .arg(&self.binary)
+            .arg("--config")
+            .arg(self.path("topnet.toml"));
+        command
+    }
+
+    /// Runs the data plane, which is expected to refuse, and returns what it said.
+    pub fn refusal(&self, namespace: &Namespace, capabilities: &str) -> String {
+        let mut command = self.command(capabilities);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let child = namespace.spawn(command).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "it started: {said}");
+        said
+    }
+}
+
+/// A running data plane.
+pub struct Gateway {
+    pub topology: Topology,
+    pub home: Home,
+    pub process: Child,
+    runtime: tokio::runtime::Runtime,
+    revision: u64,
+}
+
+impl Gateway {
+    pub fn start(test: &str) -> Self {
+        Self::start_with(test, "")
+    }
+
+    pub fn start_with(test: &str, more: &str) -> Self {
+        let topology = Topology::new(test);
+        let home = Home::new();
+        home.configure("clients", "uplink", more);
+        let process = topology.provider.spawn(home.command(CAPABILITIES)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut gateway = Self {
+            topology,
+            home,
+            process,
+            runtime,
+            revision: 0,
+        };
+        gateway.wait_until_up();
+        gateway
+    }
+
+    pub fn restart(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.process = self
+            .topology
+            .provider
+            .spawn(self.home.command(CAPABILITIES))
+            .unwrap();
+        self.wait_until_up();
+    }
+
+    fn wait_until_up(&mut self) {
+        let tables = SocketName::Tables.below(&self.home.runtime_dir());
+        eventually("the data plane is up", || {
+            let ended = self.process.try_wait().unwrap();
+            assert!(ended.is_none(), "the data plane ended: {ended:?}");
+            UnixStream::connect(&tables).is_ok()
+        });
+    }
+
+    fn api<T>(&self, call: impl AsyncFnOnce(DataplaneClient) -> T) -> T {
+        let path = SocketName::Dataplane.below(&self.home.runtime_dir());
+        self.runtime.block_on(async {
+            let transport = connect(&path).await.unwrap();
+            let client = DataplaneClient::new(tarpc::client::Config::default(), transport).spawn();
+            call(client).await
+        })
+    }
+
+    pub fn status(&self) -> DataplaneStatus {
+        self.api(async |api| api.status(tarpc::context::current()).await.unwrap())
+    }
+
+    pub fn drops(&self, reason: &str) -> u64 {
+        let status = self.status();
+        status
+            .drops
+            .iter()
+            .find(|count| count.reason == reason)
+            .unwrap()
+            .packets
+    }
+
+    pub fn assignments(&self) -> Vec<Assignment> {
+        self.api(async |api| api.assignments(tarpc::context::current()).await.unwrap())
+            .slots
+    }
+
+    pub fn acknowledge(&self, slot: Slot) -> Result<(), String> {
+        let boot = self.status().boot;
+        self.api(async |api| {
+            let context = tarpc::context::current();
+            api.acknowledge(context, boot, slot.index, slot.generation)
+                .await
+                .unwrap()
+        })
+        .map_err(|error| error.code)
+    }
+
+    pub fn install(&mut self, sessions: &[DesiredSession]) -> InstallReport {
+        self.revision += 1;
+        let desired = DesiredSessions {
+            revision: self.revision,
+            sessions: sessions.to_vec(),
+        };
+        self.api(async |api| {
+            api.install(tarpc::context::current(), desired)
+                .await
+                .unwrap()
+        })
+        .unwrap()
+    }
+
+    /// What metering is given.
+    pub fn attach(&self) -> Attachment {
+        let path = SocketName::Tables.below(&self.home.runtime_dir());
+        let socket = UnixStream::connect(path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Attachment::receive(&socket).unwrap()
+    }
+
+    /// Installs one session for `client` and returns its slot.
+    pub fn admit(&mut self, client: &WireGuard) -> Slot {
+        let report = self.install(&[client.session()]);
+        assert_eq!(report.refused, []);
+        let installed = &report.installed[0];
+        Slot {
+            index: installed.slot,
+            generation: installed.generation,
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// An unmodified WireGuard client.
+pub struct WireGuard {
+    process: Child,
+    pub interface: String,
+    pub public_key: [u8; 32],
+}
+
+impl WireGuard {
+    /// Starts wireguard-go in the client's namespace and points it at the gateway.
+    pub fn start(gateway: &Gateway, interface: &str) -> Self {
+        let namespace = &gateway.topology.client;
+        let mut command = Command::new("wireguard-go");
+        command
+            .args(["-f", interface])
+            .env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let process = namespace.spawn(command).unwrap();
+        let private = run(Command::new("wg").arg("genkey"));
+        let key_file = gateway.home.path("client.key");
+        fs::write(&key_file, &private).unwrap();
+        let public = key_bytes(&pipe("wg", &["pubkey"], &private));
+        let server = base64(&gateway.status().wireguard_public_key);
+        eventually("wireguard-go is up", || {
+            let mut set = Command::new("wg");
+            set.args(["set", interface, "private-key"]).arg(&key_file);
+            set.args(["peer", &server, "endpoint", "10.77.1.1:51820"]);
+            set.args(["allowed-ips", "10.77.2.0/24"]);
+            namespace.run(set).is_ok()
+        });
+        let ip = |arguments: &str| {
+            let mut command = Command::new("ip");
+            command.args(arguments.split(' '));
+            namespace.run(command).unwrap();
+        };
+        ip(&format!("address add {CLIENT_INNER}/32 dev {interface}"));
+        ip(&format!("link set {interface} mtu 1420 up"));
+        ip(&format!("route add 10.77.2.0/24 dev {interface}"));
+        Self {
+            process,
+            interface: interface.to_owned(),
+            public_key: public,
+        }
+    }
+
+    pub fn session(&self) -> DesiredSession {
+        DesiredSession {
+            channel: ChannelId([1; 32]),
+            wireguard_public_key: self.public_key,
+            inner_address: CLIENT_INNER,
+        }
+    }
+
+    /// Bytes that the TUN interface sent and received.
+    pub fn interface_bytes(&self, namespace: &Namespace) -> (u64, u64) {
+        let mut command = Command::new("ip");
+        command.args(["-s", "-j", "link", "show", "dev", &self.interface]);
+        let output = namespace.run(command).unwrap().stdout;
+        let links: serde_json::Value = serde_json::from_slice(&output).unwrap();
+        let bytes = |side: &str| links[0]["stats64"][side]["bytes"].as_u64().unwrap();
+        (bytes("tx"), bytes("rx"))
+    }
+}
+
+impl Drop for WireGuard {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A UDP socket of the client whose packets go through the tunnel, and an echo at the origin.
+pub struct Echo {
+    pub socket: UdpSocket,
+}
+
+impl Echo {
+    pub fn new(topology: &Topology) -> Self {
+        let server = topology
+            .origin
+            .enter(|| UdpSocket::bind((ORIGIN, 7)).unwrap())
+            .unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            // Ends with the process: the namespace's removal does not close the socket.
+            while let Ok((bytes, from)) = server.recv_from(&mut buffer) {
+                let _ = server.send_to(&buffer[..bytes], from);
+            }
+        });
+        let socket = topology
+            .client
+            .enter(|| UdpSocket::bind((CLIENT_INNER, 0)).unwrap())
+            .unwrap();
+        socket.connect((ORIGIN, 7)).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
+        Self { socket }
+    }
+
+    /// Sends a datagram and waits for its echo.
+    pub fn round_trip(&self, payload_bytes: usize) -> bool {
+        let sent = vec![0x5a; payload_bytes];
+        self.socket.send(&sent).unwrap();
+        let mut received = [0; 2048];
+        matches!(self.socket.recv(&mut received), Ok(bytes) if received[..bytes] == sent)
+    }
+}
+
+/// A TCP connection from the client through the tunnel to the origin: both ends.
+pub fn tcp(topology: &Topology) -> (TcpStream, TcpStream) {
+    let listener = topology
+        .origin
+        .enter(|| TcpListener::bind((ORIGIN, 8080)).unwrap())
+        .unwrap();
+    let address = SocketAddr::from((ORIGIN, 8080));
+    let near = topology
+        .client
+        .enter(|| TcpStream::connect_timeout(&address, PATIENCE).unwrap())
+        .unwrap();
+    let (far, _) = listener.accept().unwrap();
+    (near, far)
+}
+
+/// Credit without end.
+pub fn unlimited() -> CreditGrant {
+    CreditGrant {
+        limit_bytes: u64::MAX / 2,
+        record_at_bytes: u64::MAX,
+    }
+}
+
+/// Waits until `holds`, or fails.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(
+            Instant::now() < deadline,
+            "still not true after {PATIENCE:?}: {what}"
+        );
+        sleep(Duration::from_millis(20));
+    }
+}
+
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Runs an `ip` command in a namespace.
+pub fn ip(namespace: &Namespace, arguments: &str) -> String {
+    let mut command = Command::new("ip");
+    command.args(arguments.split(' '));
+    String::from_utf8(namespace.run(command).unwrap().stdout).unwrap()
+}
+
+fn pipe(program: &str, arguments: &[&str], input: &str) -> String {
+    use std::io::Write;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    String::from_utf8(child.wait_with_output().unwrap().stdout)
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+fn base64(bytes: &[u8]) -> String {
+    data_encoding::BASE64.encode(bytes)
+}
+
+fn key_bytes(text: &str) -> [u8; 32] {
+    data_encoding::BASE64
+        .decode(text.as_bytes())
+        .unwrap()
+        .try_into()
+        .unwrap()
+}
+
+/// True if an interface has an XDP program.
+pub fn has_xdp(namespace: &Namespace, interface: &str) -> bool {
+    ip(namespace, &format!("link show dev {interface}")).contains("xdp")
+}
+
+pub fn exists(path: &Path) -> bool {
+    path.exists()
+}

@@ -1,0 +1,40 @@
+//! `topnet-metering --config FILE`: the payee.
+#![forbid(unsafe_code)]
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use topnet_config::Config;
+use topnet_metering::run::{RunError, run};
+use tracing_subscriber::EnvFilter;
+
+/// Turns counted units into paid units and raises credit.
+#[derive(Debug, Parser)]
+#[command(name = "topnet-metering", version)]
+struct Arguments {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", default_value = "/etc/topnet/topnet.toml")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match start(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: &Arguments) -> Result<(), RunError> {
+    let config = Config::load(&arguments.config)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|source| RunError::System { what: "start the runtime", source })?
+        .block_on(run(config))
+}

@@ -1,0 +1,341 @@
+//! The order of things: what must be on disk before what may happen.
+
+use std::{
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use topnet_account::{Address, Amount, ChannelId, Hash};
+use topnet_api::{Assignment, Assignments, ChainName, ChannelState, ChannelView, SlotState};
+use topnet_channel::{
+    Meter, Offer, PROTOCOL_VERSION, PayeeMessage, Payer, PayerMessage, PayerTerms, RefusalCode,
+    SecretKey, SlotUse,
+};
+use topnet_unit::{
+    Attachment, Balance, BootId, CreditTable, Handover, Header, Slot, UNIT_BYTES, UsageTable,
+};
+
+use super::{Books, Greeting, Output, Tips};
+use crate::{facts::Served, journal::Stored};
+
+const CHANNEL: ChannelId = ChannelId([9; 32]);
+const PAYEE: Address = Address([5; 32]);
+const SLOT: Slot = Slot { index: 3, generation: 1 };
+const LINK: u64 = 1;
+const NOW_MS: u64 = 1_000_000;
+
+struct World {
+    books: Books,
+    usage: UsageTable,
+    credit: CreditTable,
+    now: Instant,
+    stored: Option<Stored>,
+}
+
+fn secret() -> SecretKey {
+    SecretKey::from_seed([3; 32]).unwrap()
+}
+
+fn offer() -> Offer {
+    let unit_price = Amount::from_ntop(7);
+    Offer { version: PROTOCOL_VERSION, unit_price, epsilon_ppm: 0, window_max: 64 }
+}
+
+fn served() -> Served {
+    Served { service: ChainName::vpn(), payee: Some(PAYEE), close_window_blocks_min: 10 }
+}
+
+fn view() -> ChannelView {
+    ChannelView {
+        id: CHANNEL,
+        chain: ChainName::vpn(),
+        payer: Address([2; 32]),
+        payee: PAYEE,
+        signer: secret().public_key(),
+        allocation: Amount::from_ntop(1_000),
+        paid: Amount::ZERO,
+        close_window: 40,
+        expiry: u64::MAX,
+        state: ChannelState::Open,
+    }
+}
+
+fn tips(age_ms: u64) -> Tips {
+    let time_ms = NOW_MS - age_ms;
+    Tips { service_time_ms: time_ms, main_time_ms: time_ms, block_interval_ms: 100 }
+}
+
+fn tables(boot: u8) -> (Attachment, UsageTable, CreditTable) {
+    let header = Header { boot: BootId([boot; 16]), slots: 8, workers: 1, records: 8 };
+    let (handover, usage, credit, _) = Handover::in_memory(header).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    handover.send(&ours).unwrap();
+    (Attachment::receive(&theirs).unwrap(), usage, credit)
+}
+
+fn slot_use(boot: u8) -> SlotUse {
+    SlotUse { boot: BootId([boot; 16]), slot: SLOT }
+}
+
+fn assignments(boot: u8, state: SlotState) -> Assignments {
+    let assignment = Assignment {
+        channel: CHANNEL,
+        slot: SLOT.index,
+        generation: SLOT.generation,
+        base_bytes: 0,
+        state,
+    };
+    Assignments { boot: BootId([boot; 16]).to_string(), slots: vec![assignment] }
+}
+
+impl World {
+    /// One channel with a slot, which has said hello, and nothing paid.
+    fn new() -> Self {
+        let (attachment, usage, credit) = tables(1);
+        let books = Books::restore(served(), offer(), Vec::new()).unwrap();
+        let mut world = Self { books, usage, credit, now: Instant::now(), stored: None };
+        assert!(world.books.handle_channel(&view()));
+        world.books.handle_tips(tips(0));
+        world.books.poll_freshness(NOW_MS);
+        world.books.handle_attached(attachment);
+        world.books.handle_assignments(&assignments(1, SlotState::Live));
+        let greeting = world.books.handle_hello(LINK, CHANNEL, secret().public_key());
+        assert_eq!(greeting, Greeting::Welcome);
+        world
+    }
+
+    /// A turn without what came before it; gives what is to be done.
+    fn turn(&mut self) -> Vec<Output> {
+        self.books.poll_usage(true);
+        let entries = self.books.poll_entries(true);
+        for entry in &entries {
+            let stored = self.stored.take();
+            self.stored = Some(Stored {
+                channel: entry.channel,
+                facts: entry.facts.or(stored.as_ref().map(|stored| stored.facts)).unwrap(),
+                record: entry.record.clone().or(stored.and_then(|stored| stored.record)),
+            });
+        }
+        self.books.handle_committed(!entries.is_empty(), self.now);
+        std::iter::from_fn(|| self.books.poll_output()).collect()
+    }
+
+    /// The payer's end pays as far as it will, having seen `units`.
+    fn pay(&mut self, payer: &mut Payer, units: u64) {
+        payer.handle_own_bytes(units * UNIT_BYTES);
+        let meter = Meter { owed: units, ..Meter::default() };
+        payer.handle_message(&PayeeMessage::Meter(meter)).unwrap();
+        while let Some(unsaved) = payer.poll_send() {
+            self.books.handle_payer(LINK, &unsaved.saved().release());
+        }
+    }
+
+    fn limit_bytes(&self) -> u64 {
+        self.credit.balance(SLOT).limit_bytes
+    }
+}
+
+fn payer() -> Payer {
+    let terms = PayerTerms {
+        channel: CHANNEL,
+        allocation: Amount::from_ntop(1_000),
+        unit_price_max: Amount::from_ntop(7),
+        window_max: 64,
+    };
+    let mut payer = Payer::new(secret(), terms, None);
+    let _ = payer.hello();
+    payer.handle_message(&PayeeMessage::Offer(offer())).unwrap();
+    payer.handle_message(&PayeeMessage::Resume(None)).unwrap();
+    payer
+}
+
+fn replies(outputs: &[Output]) -> Vec<PayeeMessage> {
+    let reply = |output: &Output| match output {
+        Output::Reply(LINK, message) => Some(*message),
+        _ => None,
+    };
+    outputs.iter().filter_map(reply).collect()
+}
+
+/// Invariant 4: durable before released.
+#[test]
+fn credit_and_meter_wait_for_the_commit() {
+    let mut world = World::new();
+    world.pay(&mut payer(), 0);
+    assert_eq!(world.credit.balance(SLOT), Balance::NONE);
+    let entries = world.books.poll_entries(false);
+    assert_eq!(entries.len(), 1);
+    assert_eq!(world.credit.balance(SLOT), Balance::NONE, "polled is not committed");
+    assert_eq!(world.books.poll_output(), None);
+    world.books.handle_committed(true, world.now);
+    assert_eq!(world.limit_bytes(), UNIT_BYTES);
+    let outputs: Vec<Output> = std::iter::from_fn(|| world.books.poll_output()).collect();
+    let [PayeeMessage::Offer(_), PayeeMessage::Resume(Some(held)), PayeeMessage::Meter(meter)] =
+        replies(&outputs)[..]
+    else {
+        panic!("{outputs:?}")
+    };
+    assert_eq!((held.index, meter.accepted, meter.credit_bytes), (1, 1, UNIT_BYTES));
+}
+
+/// Invariant 6: fail closed.
+#[test]
+fn a_quarter_of_the_close_window_without_a_header_freezes_and_news_thaw() {
+    let mut world = World::new();
+    let mut payer = payer();
+    world.pay(&mut payer, 0);
+    world.turn();
+    // 40 blocks of 100 ms: a second.
+    for (age_ms, limit_bytes) in [(1_000, UNIT_BYTES), (1_001, 0), (0, UNIT_BYTES)] {
+        world.books.handle_tips(tips(age_ms));
+        world.books.poll_freshness(NOW_MS);
+        // Taking credit away waits for no commit.
+        world.books.handle_committed(false, world.now);
+        world.turn();
+        assert_eq!(world.limit_bytes(), limit_bytes, "{age_ms}");
+    }
+    let closing = ChannelView { state: ChannelState::Closing { deadline: 1 }, ..view() };
+    world.books.handle_channel(&closing);
+    world.books.poll_freshness(NOW_MS);
+    world.books.handle_committed(false, world.now);
+    assert_eq!(world.limit_bytes(), 0);
+    world.pay(&mut payer, 1);
+    let frozen = PayeeMessage::Refused(RefusalCode::Frozen);
+    assert!(replies(&world.turn()).contains(&frozen));
+}
+
+/// Invariant 9: last totals journalled before the slot is acknowledged.
+#[test]
+fn a_retired_slot_is_acknowledged_after_its_last_totals_are_committed() {
+    let mut world = World::new();
+    world.pay(&mut payer(), 0);
+    world.turn();
+    world.usage.add(SLOT.index, 700, 1);
+    world.books.handle_assignments(&assignments(1, SlotState::Retired));
+    assert_eq!(world.limit_bytes(), 0);
+    assert_eq!(world.books.poll_output(), None);
+    assert!(world.turn().contains(&Output::Acknowledge(slot_use(1))));
+    let status = world.books.status(CHANNEL).unwrap();
+    assert_eq!((status.metered_bytes, status.owed_units), (700, 1));
+    // The list still names it: it is acknowledged again, and counted once.
+    world.books.handle_assignments(&assignments(1, SlotState::Retired));
+    assert!(world.turn().contains(&Output::Acknowledge(slot_use(1))));
+    world.books.handle_acknowledged(slot_use(1));
+    world.turn();
+    assert_eq!(world.books.status(CHANNEL).unwrap().metered_bytes, 700);
+}
+
+#[test]
+fn a_dead_data_planes_tables_are_read_to_the_end() {
+    let mut world = World::new();
+    world.pay(&mut payer(), 0);
+    world.turn();
+    world.usage.add(SLOT.index, 700, 1);
+    let (attachment, usage, credit) = tables(2);
+    world.books.handle_attached(attachment);
+    world.books.handle_assignments(&assignments(2, SlotState::Live));
+    world.turn();
+    assert_eq!(world.limit_bytes(), 0, "the dead one's credit is closed");
+    assert_eq!(world.books.status(CHANNEL).unwrap().metered_bytes, 700);
+    assert_eq!(credit.balance(SLOT).limit_bytes, UNIT_BYTES - 700, "the rest goes on");
+    usage.add(SLOT.index, 100, 1);
+    world.turn();
+    assert_eq!(world.books.status(CHANNEL).unwrap().metered_bytes, 800);
+}
+
+#[test]
+fn both_dead_at_once_lose_what_no_record_held_and_bill_nothing_twice() {
+    let mut world = World::new();
+    world.pay(&mut payer(), 0);
+    world.usage.add(SLOT.index, 700, 1);
+    world.turn();
+    world.usage.add(SLOT.index, 50, 1);
+    let stored = world.stored.take().unwrap();
+    let mut books = Books::restore(served(), offer(), vec![stored]).unwrap();
+    let (attachment, _, credit) = tables(2);
+    books.handle_attached(attachment);
+    books.handle_assignments(&assignments(2, SlotState::Live));
+    books.handle_channel(&view());
+    books.handle_tips(tips(0));
+    books.poll_freshness(NOW_MS);
+    assert!(!books.poll_entries(true).is_empty());
+    books.handle_committed(true, world.now);
+    assert_eq!(books.status(CHANNEL).unwrap().metered_bytes, 700);
+    assert_eq!(credit.balance(SLOT).limit_bytes, UNIT_BYTES - 700);
+}
+
+#[test]
+fn finishing_waits_until_no_burst_can_be_under_way() {
+    let mut world = World::new();
+    world.pay(&mut payer(), 0);
+    world.turn();
+    assert!(world.books.handle_finish(CHANNEL));
+    let finished = Output::Finished(CHANNEL);
+    assert!(!world.turn().contains(&finished));
+    assert_eq!(world.limit_bytes(), 0);
+    // A burst that was decided upon before.
+    world.usage.add(SLOT.index, 900, 1);
+    world.now += Duration::from_millis(50);
+    assert!(!world.turn().contains(&finished));
+    world.now += Duration::from_millis(60);
+    let outputs: Vec<Output> = (0..3).flat_map(|_| world.turn()).collect();
+    assert!(outputs.contains(&finished));
+    let last = world.books.final_claim(CHANNEL).unwrap();
+    assert_eq!(last.status.metered_bytes, 900);
+    assert_eq!(last.claim.unwrap().index, 1);
+}
+
+#[test]
+fn strangers_and_other_peoples_channels_are_turned_away() {
+    let mut world = World::new();
+    let other = SecretKey::from_seed([4; 32]).unwrap().public_key();
+    assert_eq!(world.books.handle_hello(2, CHANNEL, other), Greeting::WrongKey);
+    let unknown = ChannelId(Hash::ZERO.0);
+    assert_eq!(world.books.handle_hello(2, unknown, other), Greeting::Unknown);
+    world.turn();
+    let roll = PayerMessage::Resume(None);
+    world.books.handle_payer(2, &roll);
+    assert_eq!(world.turn(), []);
+    for view in [
+        ChannelView { payee: Address([6; 32]), id: unknown, ..view() },
+        ChannelView { close_window: 9, id: unknown, ..view() },
+        ChannelView { chain: ChainName::main(), id: unknown, ..view() },
+    ] {
+        assert!(!world.books.handle_channel(&view));
+    }
+    // A second link of the same payer takes the first one's place.
+    let again = world.books.handle_hello(3, CHANNEL, secret().public_key());
+    assert_eq!(again, Greeting::Welcome);
+    assert!(world.turn().contains(&Output::Replaced(LINK)));
+    assert_eq!(world.books.connected(), 1);
+}
+
+#[test]
+fn a_slot_that_nobody_knows_is_looked_up_and_given_back() {
+    let mut world = World::new();
+    world.turn();
+    let unknown = ChannelId([1; 32]);
+    for (state, expected) in [
+        (SlotState::Live, Output::LookUp(unknown)),
+        (
+            SlotState::Retired,
+            Output::Acknowledge(SlotUse { slot: Slot { index: 4, generation: 1 }, ..slot_use(1) }),
+        ),
+    ] {
+        let mut list = assignments(1, SlotState::Live);
+        list.slots.push(Assignment {
+            channel: unknown,
+            slot: 4,
+            generation: 1,
+            base_bytes: 0,
+            state,
+        });
+        world.books.handle_assignments(&list);
+        assert!(world.turn().contains(&expected));
+    }
+    // Indices outside the tables are not believed.
+    let mut list = assignments(1, SlotState::Live);
+    list.slots[0].slot = 8;
+    world.books.handle_assignments(&list);
+    world.turn();
+}

@@ -1,0 +1,246 @@
+//! The payee's closes: durable before they are submitted, submitted until they are final.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+use topnet_account::{Address, ChannelId, Hash};
+use topnet_api::{ApiError, BlockRef, ChainName, ClaimBytes, CloseProgress, HexBytes};
+use topnet_chain::{Chain, ChainEnded, Standing};
+use topnet_channel::{Claim, SecretKey, SignedVoucher};
+use topnet_ledger::{
+    state::{Account, Channel, ChannelState, account_key, channel_key},
+    transaction::{ClaimBody, CloseByPayee, Message as _},
+};
+use tracing::{info, warn};
+
+use crate::{
+    index::{ChannelEnd, CloseRecord, Index},
+    relay::record,
+    start::TaskError,
+};
+
+/// Blocks between two looks at closes that are not final.
+const RETRY_BLOCKS: u64 = 5;
+
+/// Closes channels for the payee.
+#[derive(Clone)]
+pub(crate) struct Closer {
+    pub chain: Chain,
+    pub name: ChainName,
+    pub payee: Arc<SecretKey>,
+    pub index: Index,
+    /// One close is signed at a time, so that a channel never has two.
+    pub signing: Arc<Mutex<()>>,
+}
+
+impl Closer {
+    /// Signs, keeps and submits the close of `id`, or finds the one that was kept before.
+    pub(crate) async fn close(
+        &self,
+        id: ChannelId,
+        claim: Option<ClaimBytes>,
+    ) -> Result<CloseProgress, ApiError> {
+        let _signing = self.signing.lock().await;
+        if let Some(kept) = self.index.close(&id).map_err(unavailable)?
+            && kept.refused.is_none()
+        {
+            return self.progress(&id, &kept).await;
+        }
+        let channel = self.channel(&id).await?;
+        if channel.payee != self.payee.address() {
+            return Err(ApiError::new(
+                "not_the_payee",
+                format!(
+                    "channel {id} pays {}, not {}",
+                    channel.payee,
+                    self.payee.address()
+                ),
+                "close it where the payee's key is",
+            ));
+        }
+        if channel.state == ChannelState::Closed {
+            return Err(ApiError::new(
+                "channel_closed",
+                format!("channel {id} is closed already"),
+                "look at the channel for what was paid",
+            ));
+        }
+        let claim = claim
+            .map(|claim| claim_body(&channel, &claim))
+            .transpose()?;
+        let close = CloseByPayee { channel: id, claim };
+        let transaction = close.sign(&self.chain.genesis(), &self.payee);
+        let kept = CloseRecord {
+            id: transaction.id(),
+            transaction: HexBytes(transaction.to_bytes()),
+            refused: None,
+        };
+        self.keep(id, kept.clone()).await?;
+        match self.chain.submit(kept.transaction.0.clone()) {
+            Ok(_) => info!(channel = %id, transaction = %kept.id, "closing"),
+            Err(reason) if is_passing(reason.code) => {
+                info!(channel = %id, %reason, "the close waits for room");
+            }
+            Err(reason) => {
+                self.index.drop_close(&id).map_err(unavailable)?;
+                let mend = "ask metering for the claim again";
+                return Err(ApiError::new(reason.code, reason.text, mend));
+            }
+        }
+        self.progress(&id, &kept).await
+    }
+
+    /// Submits again what is kept and not final, for good.
+    pub(crate) async fn run(self) -> Result<(), TaskError> {
+        loop {
+            for (id, kept) in self.index.closes()? {
+                self.retry(id, kept).await?;
+            }
+            let next = self.chain.tip().height() + RETRY_BLOCKS;
+            self.chain.reached(next).await?;
+        }
+    }
+
+    async fn retry(&self, id: ChannelId, kept: CloseRecord) -> Result<(), TaskError> {
+        if kept.refused.is_some() || self.index.transaction(&self.name, &kept.id)?.is_some() {
+            return Ok(());
+        }
+        if let Standing::Waiting(_) = self.chain.standing(&kept.id) {
+            return Ok(());
+        }
+        // The state knows before the index does.
+        let channel: Option<Channel> = record(&self.chain, channel_key(&id)).await?;
+        let closed = channel.is_some_and(|channel| channel.state == ChannelState::Closed);
+        if closed {
+            let end = self.index.channel(&id)?.and_then(|record| record.end);
+            if end.is_some_and(|end| end.transaction != kept.id) {
+                let refused = "the channel was closed by somebody else".to_owned();
+                warn!(channel = %id, refused, "a close came too late");
+                let kept = CloseRecord {
+                    refused: Some(refused),
+                    ..kept
+                };
+                self.index.keep_close(&id, &kept)?;
+            }
+            return Ok(());
+        }
+        if let Standing::Dropped(reason) = self.chain.standing(&kept.id) {
+            warn!(channel = %id, %reason, "a close was dropped; submitting it again");
+        }
+        if let Err(reason) = self.chain.submit(kept.transaction.0) {
+            warn!(channel = %id, %reason, "a close is refused; trying again");
+        }
+        Ok(())
+    }
+
+    /// How far a close has come.
+    async fn progress(
+        &self,
+        id: &ChannelId,
+        kept: &CloseRecord,
+    ) -> Result<CloseProgress, ApiError> {
+        let mut progress = CloseProgress {
+            channel: *id,
+            transaction: kept.id,
+            service_block: None,
+            main_block: None,
+            redeemed: None,
+            payee_fees: None,
+            refund: None,
+        };
+        let Some(channel) = self.index.channel(id).map_err(unavailable)? else {
+            return Ok(progress);
+        };
+        let Some(end) = channel.end else {
+            return Ok(progress);
+        };
+        progress.main_block = self
+            .settled([channel.payer, channel.payee], &end)
+            .await
+            .map_err(unavailable)?;
+        progress.redeemed = Some(end.paid);
+        progress.payee_fees = Some(channel.payee_fees);
+        progress.refund = Some(end.refund);
+        progress.transaction = end.transaction;
+        progress.service_block = Some(end.block);
+        Ok(progress)
+    }
+
+    /// The block of main from which on what the close paid is in the parties' balances there:
+    /// that of the batch after the close, or of the later one that has the last of them.
+    /// What is not worth sending stays on the service and is waited for by nobody.
+    async fn settled(
+        &self,
+        parties: [Address; 2],
+        end: &ChannelEnd,
+    ) -> Result<Option<BlockRef>, TaskError> {
+        let Some(batch) = self.index.batch_from(end.block.height)? else {
+            return Ok(None);
+        };
+        let mut settled = batch.main_block;
+        for party in parties {
+            if let Some(paid) = self.index.payout_from(&party, batch.seq)? {
+                if paid.height > settled.height {
+                    settled = paid;
+                }
+                continue;
+            }
+            let account: Option<Account> = record(&self.chain, account_key(&party)).await?;
+            if account.is_some_and(|account| account.queued) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(settled))
+    }
+
+    async fn channel(&self, id: &ChannelId) -> Result<Channel, ApiError> {
+        let channel: Option<Channel> = record(&self.chain, channel_key(id))
+            .await
+            .map_err(unavailable)?;
+        channel.ok_or_else(|| unknown_channel(id))
+    }
+
+    async fn keep(&self, id: ChannelId, record: CloseRecord) -> Result<(), ApiError> {
+        let index = self.index.clone();
+        tokio::task::spawn_blocking(move || index.keep_close(&id, &record))
+            .await
+            .map_err(|_| unavailable(ChainEnded))?
+            .map_err(unavailable)
+    }
+}
+
+fn claim_body(channel: &Channel, bytes: &ClaimBytes) -> Result<ClaimBody, ApiError> {
+    let voucher = SignedVoucher::from_bytes(&bytes.voucher).map_err(|error| {
+        let mend = "send what metering gave as the channel's last claim";
+        ApiError::new(
+            "claim_malformed",
+            format!("the claim's voucher: {error}"),
+            mend,
+        )
+    })?;
+    let claim = Claim {
+        voucher,
+        index: bytes.index,
+        preimage: bytes.preimage,
+    };
+    Ok(ClaimBody {
+        signer: channel.signer,
+        claim,
+        log_root: Hash::ZERO,
+    })
+}
+
+/// Refusals that say nothing about the transaction.
+fn is_passing(code: &str) -> bool {
+    matches!(code, "mempool_full" | "account_queue_full" | "nonce_taken")
+}
+
+pub(crate) fn unknown_channel(id: &ChannelId) -> ApiError {
+    let mend = "check the id; a channel that was just opened shows with its block";
+    ApiError::new("channel_unknown", format!("there is no channel {id}"), mend)
+}
+
+pub(crate) fn unavailable(error: impl std::fmt::Display) -> ApiError {
+    let mend = "settlement's log says more; it is started again";
+    ApiError::new("settlement_unavailable", error.to_string(), mend)
+}

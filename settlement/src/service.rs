@@ -1,0 +1,281 @@
+//! Answers the other processes.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tarpc::context::Context;
+use tokio::sync::watch;
+use topnet_account::{Address, Amount, ChannelId, Hash};
+use topnet_api::{
+    AccountView, ApiError, BlockRef, ChainName, ChainParameters, ChainTip, ChannelState,
+    ChannelView, ClaimBytes, CloseProgress, ServiceView, Settlement, SubmittedTransaction,
+    TransactionStatus,
+};
+use topnet_chain::{Chain, Standing};
+use topnet_ledger::{
+    Genesis,
+    event::decode_events,
+    machine::Rejection,
+    state::{
+        self, Account, Channel, Record as _, Service as ServiceRecord, account_key, channel_key,
+        service_key,
+    },
+    transaction::transaction_id,
+};
+
+use crate::{
+    close::{Closer, unavailable, unknown_channel},
+    describe::describe,
+    index::{Index, TransactionRecord},
+    relay::record,
+};
+
+/// A chain that runs here.
+#[derive(Clone)]
+pub(crate) struct RunningChain {
+    pub chain: Chain,
+    pub genesis: Arc<Genesis>,
+    /// Height up to which the index has it.
+    pub indexed: watch::Receiver<u64>,
+}
+
+/// Settlement's answers. Clones answer the same.
+#[derive(Clone)]
+pub struct Service {
+    pub(crate) chains: Arc<BTreeMap<ChainName, RunningChain>>,
+    pub(crate) main: ChainName,
+    pub(crate) service: ChainName,
+    pub(crate) index: Index,
+    pub(crate) closer: Closer,
+    pub(crate) payee: Address,
+}
+
+impl Service {
+    fn chain(&self, name: &ChainName) -> Result<&RunningChain, ApiError> {
+        self.chains.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.chains.keys().map(|name| name.0.as_str()).collect();
+            let mend = format!("name one of {}", known.join(", "));
+            ApiError::new(
+                "chain_unknown",
+                format!("no chain `{name}` runs here"),
+                mend,
+            )
+        })
+    }
+
+    fn indexed(&self, chain: &ChainName, id: &Hash) -> Result<Option<TransactionRecord>, ApiError> {
+        self.index.transaction(chain, id).map_err(unavailable)
+    }
+
+    /// Waits until the index has all that is final now.
+    async fn catch_up(&self, running: &RunningChain) -> Result<(), ApiError> {
+        let height = running.chain.tip().height();
+        let mut indexed = running.indexed.clone();
+        let reached = indexed.wait_for(|reached| *reached >= height).await;
+        reached.map(|_| ()).map_err(unavailable)
+    }
+
+    async fn status(&self, name: &ChainName, id: Hash) -> Result<TransactionStatus, ApiError> {
+        let running = self.chain(name)?;
+        if let Some(found) = self.indexed(name, &id)? {
+            return status_of(id, &found);
+        }
+        match running.chain.standing(&id) {
+            Standing::Waiting(reason) => {
+                let events = reason
+                    .map(|reason| format!("waits: {reason}"))
+                    .into_iter()
+                    .collect();
+                Ok(TransactionStatus {
+                    id,
+                    block: None,
+                    events,
+                })
+            }
+            Standing::Dropped(reason) => Err(refused(reason)),
+            Standing::Unknown => {
+                // It may have left the mempool for a block that the index has yet to see.
+                self.catch_up(running).await?;
+                if let Some(found) = self.indexed(name, &id)? {
+                    return status_of(id, &found);
+                }
+                Err(ApiError::new(
+                    "transaction_unknown",
+                    format!("no transaction {id} is on chain `{name}` or waits here"),
+                    "submit it again: what waits is forgotten when settlement restarts",
+                ))
+            }
+        }
+    }
+
+    fn view(&self, id: ChannelId, channel: &Channel) -> ChannelView {
+        ChannelView {
+            id,
+            chain: self.service.clone(),
+            payer: channel.payer,
+            payee: channel.payee,
+            signer: channel.signer,
+            allocation: channel.allocation,
+            paid: channel.paid,
+            close_window: channel.close_window.into(),
+            expiry: channel.expiry,
+            state: match channel.state {
+                state::ChannelState::Open => ChannelState::Open,
+                state::ChannelState::Closing { deadline } => ChannelState::Closing { deadline },
+                state::ChannelState::Closed => ChannelState::Closed,
+            },
+        }
+    }
+}
+
+impl Settlement for Service {
+    async fn chains(self, _: Context) -> Vec<ChainParameters> {
+        let chains = self.chains.iter();
+        chains
+            .map(|(name, running)| parameters(name, &running.genesis))
+            .collect()
+    }
+
+    async fn tip(self, _: Context, chain: ChainName) -> Result<ChainTip, ApiError> {
+        let tip = self.chain(&chain)?.chain.tip();
+        Ok(ChainTip {
+            block: BlockRef {
+                chain,
+                height: tip.height(),
+                hash: tip.hash,
+            },
+            state_root: tip.header.state_root(),
+            time_ms: tip.header.time_ms(),
+        })
+    }
+
+    async fn submit(
+        self,
+        _: Context,
+        chain: ChainName,
+        transaction: Vec<u8>,
+    ) -> Result<SubmittedTransaction, ApiError> {
+        let running = self.chain(&chain)?;
+        let id = transaction_id(&transaction);
+        if self.indexed(&chain, &id)?.is_some() {
+            return Ok(SubmittedTransaction { id });
+        }
+        let id = running.chain.submit(transaction).map_err(refused)?;
+        Ok(SubmittedTransaction { id })
+    }
+
+    async fn transaction(
+        self,
+        _: Context,
+        chain: ChainName,
+        id: Hash,
+    ) -> Result<TransactionStatus, ApiError> {
+        self.status(&chain, id).await
+    }
+
+    async fn account(
+        self,
+        _: Context,
+        chain: ChainName,
+        address: Address,
+    ) -> Result<AccountView, ApiError> {
+        let running = self.chain(&chain)?;
+        let account: Option<Account> = record(&running.chain, account_key(&address))
+            .await
+            .map_err(unavailable)?;
+        let Account { nonce, balance, .. } = account.unwrap_or_default();
+        Ok(AccountView {
+            address,
+            balance,
+            nonce,
+        })
+    }
+
+    async fn channel(self, _: Context, id: ChannelId) -> Result<ChannelView, ApiError> {
+        let chain = &self.chain(&self.service)?.chain;
+        let channel: Option<Channel> =
+            record(chain, channel_key(&id)).await.map_err(unavailable)?;
+        channel
+            .map(|channel| self.view(id, &channel))
+            .ok_or_else(|| unknown_channel(&id))
+    }
+
+    async fn channels(self, _: Context, party: Address) -> Result<Vec<ChannelView>, ApiError> {
+        let running = self.chain(&self.service)?;
+        self.catch_up(running).await?;
+        let ids = self.index.channels_of(&party).map_err(unavailable)?;
+        let keys = ids.iter().map(channel_key).collect();
+        let state = running.chain.read(keys).await.map_err(unavailable)?;
+        let view = |id: ChannelId| {
+            let value = state.values.get(&channel_key(&id)).cloned().flatten()?;
+            Some(Channel::from_bytes(&value).map(|channel| self.view(id, &channel)))
+        };
+        ids.into_iter()
+            .filter_map(view)
+            .collect::<Result<_, _>>()
+            .map_err(unavailable)
+    }
+
+    async fn service(self, _: Context, chain: ChainName) -> Result<ServiceView, ApiError> {
+        let id = self.chain(&chain)?.chain.genesis();
+        let main = &self.chain(&self.main)?.chain;
+        let found: Option<ServiceRecord> =
+            record(main, service_key(&id)).await.map_err(unavailable)?;
+        let Some(found) = found else {
+            let mend = "name a service's chain; topnet_chains lists them";
+            return Err(ApiError::new(
+                "service_unknown",
+                format!("main knows no service `{chain}`"),
+                mend,
+            ));
+        };
+        Ok(ServiceView {
+            chain,
+            escrow: found.escrow,
+            batches: found.inbox.next,
+        })
+    }
+
+    async fn payee(self, _: Context) -> Address {
+        self.payee
+    }
+
+    async fn close(
+        self,
+        _: Context,
+        id: ChannelId,
+        claim: Option<ClaimBytes>,
+    ) -> Result<CloseProgress, ApiError> {
+        self.closer.close(id, claim).await
+    }
+}
+
+fn parameters(name: &ChainName, genesis: &Genesis) -> ChainParameters {
+    let rules = &genesis.rules;
+    ChainParameters {
+        chain: name.clone(),
+        genesis: genesis.hash(),
+        block_interval_ms: genesis.block_interval_ms,
+        epoch_blocks: genesis.epoch_blocks,
+        // A genesis whose fees overflow is refused at start.
+        closing_fee: rules.fees.closing().unwrap_or(Amount::ZERO),
+        close_window_min: rules.close_window_min.into(),
+        allocation_min: rules.allocation_min,
+    }
+}
+
+fn status_of(id: Hash, found: &TransactionRecord) -> Result<TransactionStatus, ApiError> {
+    let events = decode_events(&found.events.0).map_err(unavailable)?;
+    Ok(TransactionStatus {
+        id,
+        block: Some(found.block.clone()),
+        events: events.iter().map(describe).collect(),
+    })
+}
+
+fn refused(reason: Rejection) -> ApiError {
+    let mend = match reason.code {
+        "mempool_full" | "account_queue_full" => "submit it again in a few blocks",
+        _ => "make a transaction that follows the chain's state, and submit that",
+    };
+    ApiError::new(reason.code, reason.text, mend)
+}

@@ -1,0 +1,335 @@
+//! The process with its real chains, from its socket.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use support::{EPOCH_BLOCKS, Provider, balance, other_hash, settle, soon, top, until};
+use tokio::io::AsyncWriteExt as _;
+use topnet_account::{Amount, ChannelId};
+use topnet_api::{
+    ChainName, ChannelState, ClaimBytes, CloseProgress, SettlementClient, SocketName,
+};
+use topnet_channel::Voucher;
+use topnet_ledger::transaction::{Action, Open, channel_id};
+
+const UNIT_PRICE: Amount = Amount::from_ntop(26_000);
+const TOKENS: u16 = 200;
+
+/// What the payer promises: 1 TOP for what came before, and one token's worth for each of
+/// `TOKENS`.
+fn claim(provider: &Provider, channel: ChannelId) -> (ClaimBytes, Amount) {
+    let voucher = Voucher {
+        channel,
+        seq: 1,
+        cumulative_amount: top(1),
+        cumulative_units: 1_000,
+        unit_price: UNIT_PRICE,
+        tokens: TOKENS,
+        root: [0; 32],
+    };
+    let preimage = voucher.chain(&provider.payer).preimage(TOKENS).unwrap();
+    let signed = voucher.sign(&provider.payer);
+    let worth = signed.voucher.redeemable(TOKENS).unwrap();
+    (
+        ClaimBytes {
+            voucher: signed.to_bytes().to_vec(),
+            index: TOKENS,
+            preimage,
+        },
+        worth,
+    )
+}
+
+fn fund(provider: &Provider) -> Action {
+    Action::Fund {
+        service: provider.service.hash(),
+        amount: top(100),
+        beneficiary: provider.payer.address(),
+    }
+}
+
+fn open(provider: &Provider) -> Action {
+    Action::Open(Open {
+        payee: provider.payee.address(),
+        allocation: top(60),
+        signer: provider.payer.public_key(),
+        close_window: 20,
+        expiry: 1_000_000,
+    })
+}
+
+async fn funded(client: &SettlementClient, provider: &Provider) {
+    until("the service's credit", async || {
+        let balance = balance(client, &ChainName::vpn(), provider.payer.address()).await;
+        (balance == top(100)).then_some(())
+    })
+    .await;
+}
+
+async fn closed(
+    client: &SettlementClient,
+    channel: ChannelId,
+    claim: &ClaimBytes,
+) -> CloseProgress {
+    until("the close on main", async || {
+        let progress = client
+            .close(soon(), channel, Some(claim.clone()))
+            .await
+            .unwrap()
+            .unwrap();
+        progress.main_block.is_some().then_some(progress)
+    })
+    .await
+}
+
+/// What both chains must say when the close is settled.
+async fn reconcile(
+    client: &SettlementClient,
+    provider: &Provider,
+    progress: &CloseProgress,
+    worth: Amount,
+) {
+    let (main, vpn) = (ChainName::main(), ChainName::vpn());
+    let (payer, payee) = (provider.payer.address(), provider.payee.address());
+    let (redeemed, fees) = (progress.redeemed.unwrap(), progress.payee_fees.unwrap());
+    assert_eq!(redeemed, worth);
+    assert_eq!(
+        fees,
+        provider.service.rules.fees.close_with(TOKENS).unwrap()
+    );
+    let rules = &provider.service.rules.fees;
+    let set_aside = rules.closing().unwrap();
+    let refund = top(60)
+        .checked_sub(redeemed)
+        .unwrap()
+        .checked_add(set_aside)
+        .unwrap();
+    assert_eq!(progress.refund, Some(refund));
+
+    assert_eq!(
+        balance(client, &main, payee).await,
+        redeemed.checked_sub(fees).unwrap(),
+        "the payee has what it redeemed less its fees"
+    );
+    assert_eq!(
+        balance(client, &main, payer).await,
+        Amount::from_ntop(top(900).ntop() - provider.main.rules.fees.fund.ntop() + refund.ntop()),
+        "the payer has its refund back"
+    );
+    assert_eq!(
+        balance(client, &vpn, payer).await,
+        Amount::from_ntop(top(40).ntop() - set_aside.ntop() - rules.open.ntop()),
+        "what was not put into the channel stays on the service"
+    );
+    let service = client.service(soon(), vpn).await.unwrap().unwrap();
+    assert!(service.batches >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn money_goes_to_the_service_through_a_channel_and_home() {
+    let mut provider = Provider::new();
+    let client = provider.start().await;
+    let (main, vpn) = (ChainName::main(), ChainName::vpn());
+    let (payer, payee) = (provider.payer.address(), provider.payee.address());
+    assert_eq!(client.payee(soon()).await.unwrap(), payee);
+    let chains = client.chains(soon()).await.unwrap();
+    assert_eq!(chains.len(), 2);
+    assert_eq!(chains[1].genesis, provider.service.hash());
+    assert_eq!(chains[1].epoch_blocks, EPOCH_BLOCKS);
+
+    settle(
+        &client,
+        &main,
+        &provider.order(&provider.main, 0, fund(&provider)),
+    )
+    .await;
+    funded(&client, &provider).await;
+    let opening = provider.order(&provider.service, 0, open(&provider));
+    let (block, events) = settle(&client, &vpn, &opening).await;
+    assert_eq!(block.chain, vpn);
+    assert!(events[0].contains("opened channel"), "{events:?}");
+    let tip = client.tip(soon(), vpn.clone()).await.unwrap().unwrap();
+    assert!(tip.block.height >= block.height);
+
+    let channel = channel_id(&provider.service.hash(), &payer, &payee, 0);
+    let view = client.channel(soon(), channel).await.unwrap().unwrap();
+    assert_eq!(
+        (view.payer, view.payee, view.allocation),
+        (payer, payee, top(60))
+    );
+    assert_eq!(view.state, ChannelState::Open);
+    for party in [payer, payee] {
+        assert_eq!(
+            client.channels(soon(), party).await.unwrap().unwrap(),
+            [view.clone()]
+        );
+    }
+
+    // A claim that the payer did not sign leaves nothing behind.
+    let (claim, worth) = claim(&provider, channel);
+    let forged = ClaimBytes {
+        preimage: [7; 32],
+        ..claim.clone()
+    };
+    let refused = client
+        .close(soon(), channel, Some(forged))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(refused.code, "token_false");
+    let progress = closed(&client, channel, &claim).await;
+    reconcile(&client, &provider, &progress, worth).await;
+    let view = client.channel(soon(), channel).await.unwrap().unwrap();
+    assert_eq!((view.state, view.paid), (ChannelState::Closed, worth));
+
+    // What is not there, is said to be not there.
+    let unknown = other_hash();
+    let errors = [
+        client
+            .tip(soon(), ChainName("cdn".to_owned()))
+            .await
+            .unwrap()
+            .unwrap_err(),
+        client
+            .transaction(soon(), main.clone(), unknown)
+            .await
+            .unwrap()
+            .unwrap_err(),
+        client
+            .channel(soon(), ChannelId(unknown.0))
+            .await
+            .unwrap()
+            .unwrap_err(),
+        client
+            .service(soon(), main.clone())
+            .await
+            .unwrap()
+            .unwrap_err(),
+        client
+            .close(soon(), ChannelId(unknown.0), None)
+            .await
+            .unwrap()
+            .unwrap_err(),
+        client
+            .submit(soon(), main, vec![1, 2, 3])
+            .await
+            .unwrap()
+            .unwrap_err(),
+    ];
+    let codes: Vec<&str> = errors.iter().map(|error| error.code.as_str()).collect();
+    assert_eq!(
+        codes[..5],
+        [
+            "chain_unknown",
+            "transaction_unknown",
+            "channel_unknown",
+            "service_unknown",
+            "channel_unknown",
+        ]
+    );
+
+    // Garbage on the socket ends that connection and no other.
+    let path = SocketName::Settlement.below(&provider.dir.path().join("run"));
+    let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+    stream.write_all(&[0xff; 4_096]).await.unwrap();
+    assert_eq!(client.payee(soon()).await.unwrap(), payee);
+
+    // The index is made anew from the chains.
+    provider.kill();
+    fs::remove_dir_all(provider.storage_dir().join("index")).unwrap();
+    let client = provider.start().await;
+    let (again, _) = settle(&client, &vpn, &opening).await;
+    assert_eq!(again, block);
+    assert_eq!(
+        client.channels(soon(), payee).await.unwrap().unwrap().len(),
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_at_any_step_costs_time_and_nothing_else() {
+    let mut provider = Provider::new();
+    let (main, vpn) = (ChainName::main(), ChainName::vpn());
+    let (payer, payee) = (provider.payer.address(), provider.payee.address());
+    let funding = provider.order(&provider.main, 0, fund(&provider));
+    let opening = provider.order(&provider.service, 0, open(&provider));
+    let channel = channel_id(&provider.service.hash(), &payer, &payee, 0);
+    let (claim, worth) = claim(&provider, channel);
+
+    // Killed with the transaction in the mempool, and again when it has just become final and
+    // the relay has work.
+    let client = provider.start().await;
+    client
+        .submit(soon(), main.clone(), funding.to_bytes())
+        .await
+        .unwrap()
+        .unwrap();
+    provider.kill();
+    let client = provider.start().await;
+    settle(&client, &main, &funding).await;
+    provider.kill();
+    let client = provider.start().await;
+    funded(&client, &provider).await;
+    settle(&client, &vpn, &opening).await;
+
+    // Killed as soon as the close is promised: it is submitted without being asked for again.
+    client
+        .close(soon(), channel, Some(claim.clone()))
+        .await
+        .unwrap()
+        .unwrap();
+    provider.kill();
+    let client = provider.start().await;
+    until("the close on the service", async || {
+        let view = client.channel(soon(), channel).await.unwrap().unwrap();
+        (view.state == ChannelState::Closed).then_some(())
+    })
+    .await;
+    provider.kill();
+    let client = provider.start().await;
+    let progress = closed(&client, channel, &claim).await;
+    reconcile(&client, &provider, &progress, worth).await;
+}
+
+#[test]
+fn what_cannot_start_names_the_file_and_the_mend() {
+    let provider = Provider::new();
+    let at = |name: &str| provider.dir.path().join(name);
+    let run = || {
+        let output = provider.command().output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let restore = |name: &str, text: &str| fs::write(at(name), text).unwrap();
+
+    let passphrase = fs::read_to_string(at("passphrase")).unwrap();
+    restore("passphrase", "wrong\n");
+    let error = run();
+    assert!(
+        error.contains("validator.key") && error.contains("passphrase"),
+        "{error}"
+    );
+    restore("passphrase", &passphrase);
+
+    fs::set_permissions(at("payee.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    let error = run();
+    assert!(
+        error.contains("payee.key") && error.contains("chmod 600"),
+        "{error}"
+    );
+    fs::set_permissions(at("payee.key"), fs::Permissions::from_mode(0o600)).unwrap();
+
+    let main = fs::read_to_string(at("main.json")).unwrap();
+    restore(
+        "main.json",
+        &main.replace("\"epoch_blocks\":10", "\"epoch_blocks\":11"),
+    );
+    let error = run();
+    assert!(error.contains("belong together"), "{error}");
+    restore("main.json", "{");
+    let error = run();
+    assert!(error.contains("main.json"), "{error}");
+    restore("main.json", &main);
+}

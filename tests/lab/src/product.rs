@@ -1,0 +1,296 @@
+//! The product's own processes, started and asked through the `topnet` command as an operator
+//! and a client would.
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::de::DeserializeOwned;
+use topnet_netns::Namespace;
+
+use crate::{
+    interrupt::Interrupt,
+    process::{Lifetime, Process, User, as_user, output},
+    run_dir::RunDir,
+    topology::{CLIENTS_INTERFACE, INNER_SUBNET, PROVIDER, Topology, UPLINK_INTERFACE},
+    users::{CLIENT, CONTROL, DATAPLANE, GROUP, METERING, SETTLEMENT},
+};
+
+const READY_WAIT: Duration = Duration::from_secs(30);
+const COMMAND_WAIT: Duration = Duration::from_secs(90);
+/// Milliseconds between blocks.
+const BLOCK_INTERVAL_MS: u32 = 100;
+/// A batch every two seconds, so that nobody waits long for the main chain.
+const EPOCH_BLOCKS: u32 = 20;
+/// Ten seconds: the lab has no time for a real one.
+pub const CLOSE_WINDOW_BLOCKS: u32 = 100;
+
+/// What the processes are called, in the order in which they start.
+pub const PROCESSES: [(&str, User); 4] = [
+    ("settlement", SETTLEMENT),
+    ("dataplane", DATAPLANE),
+    ("metering", METERING),
+    ("control", CONTROL),
+];
+
+/// The `topnet` command with one configuration, as one user.
+#[derive(Clone, Debug)]
+pub struct Topnet {
+    program: PathBuf,
+    config: PathBuf,
+    user: User,
+    lifetime: Lifetime,
+}
+
+impl Topnet {
+    /// The command with these words, to be started.
+    pub fn with(&self, words: &[&str]) -> Command {
+        let mut command = as_user(self.user, self.lifetime, &self.program);
+        command.arg("--config").arg(&self.config).args(words);
+        command
+    }
+
+    /// Asks with `--json` and reads the answer.
+    pub fn ask<T: DeserializeOwned>(
+        &self,
+        namespace: &Namespace,
+        interrupt: &Interrupt,
+        words: &[&str],
+    ) -> Result<T> {
+        let mut with_json = vec!["--json"];
+        with_json.extend(words);
+        let text = output(namespace, self.with(&with_json), interrupt, COMMAND_WAIT)?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("`topnet {}` said: {}", words.join(" "), text.trim()))
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+}
+
+/// The client's wallet.
+#[derive(Debug)]
+pub struct Wallet {
+    /// The command as the client uses it.
+    pub topnet: Topnet,
+    /// Its private directory.
+    pub home: PathBuf,
+    /// Its address.
+    pub address: String,
+}
+
+impl Wallet {
+    /// Makes the client's key and configuration.
+    pub fn create(
+        topology: &Topology,
+        run_dir: &RunDir,
+        lifetime: Lifetime,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
+        let home = run_dir.private("client", CLIENT.uid, CLIENT.gid)?;
+        let passphrase = passphrase_file(&home.join("passphrase"), CLIENT, 0o600)?;
+        let topnet = Topnet {
+            program: run_dir.program("topnet")?,
+            config: home.join("topnet/topnet.toml"),
+            user: CLIENT,
+            lifetime,
+        };
+        let mut init = as_user(CLIENT, lifetime, &topnet.program);
+        init.args(["--json", "init"]).arg(home.join("topnet"));
+        init.arg("--passphrase-file").arg(&passphrase);
+        init.args(["wallet", "--unit-price-max", "30000", "--provider"]);
+        init.arg(format!("http://{PROVIDER}:8545"));
+        let made = output(&topology.client, init, interrupt, COMMAND_WAIT)?;
+        let made: serde_json::Value = serde_json::from_str(&made)?;
+        let address = made["address"].as_str().context("no address")?.to_owned();
+        Ok(Self {
+            topnet,
+            home,
+            address,
+        })
+    }
+
+    /// Starts to pay.
+    pub fn pay(
+        &self,
+        topology: &Topology,
+        run_dir: &RunDir,
+        channel: &str,
+        interface: &str,
+    ) -> Result<Process> {
+        let status = self.status_file();
+        let words = [
+            "wallet",
+            "pay",
+            "--channel",
+            channel,
+            "--interface",
+            interface,
+            "--status-file",
+            status.to_str().context("a path that is not UTF-8")?,
+        ];
+        let command = self.topnet.with(&words);
+        Process::start(&topology.client, "wallet", command, &run_dir.log("wallet"))
+    }
+
+    /// Where `pay` shows how it stands.
+    pub fn status_file(&self) -> PathBuf {
+        self.home.join("paying.json")
+    }
+}
+
+/// The provider's processes. They end in the order opposite to their start.
+#[derive(Debug)]
+pub struct Provider {
+    /// The command as the operator uses it.
+    pub topnet: Topnet,
+    /// The payee's address.
+    pub payee: String,
+    /// In the order of [`PROCESSES`].
+    pub processes: Vec<Process>,
+}
+
+impl Provider {
+    /// Makes keys, chains and configuration, with `balance` nTOP for `payer`.
+    pub fn create(
+        topology: &Topology,
+        run_dir: &RunDir,
+        lifetime: Lifetime,
+        interrupt: &Interrupt,
+        payer: &str,
+        balance: u64,
+    ) -> Result<Self> {
+        let home = run_dir.join("provider");
+        let passphrase = passphrase_file(&run_dir.join("passphrase"), METERING, 0o440)?;
+        let runtime_dir = run_dir.join("run");
+        fs::create_dir(&runtime_dir)?;
+        chown(&runtime_dir, None, Some(GROUP))?;
+        fs::set_permissions(&runtime_dir, Permissions::from_mode(0o2770))?;
+        let data_dir = run_dir.join("data");
+        for (name, user) in PROCESSES {
+            run_dir.program(&format!("topnet-{name}"))?;
+            run_dir.private(&format!("data/{name}"), user.uid, user.gid)?;
+        }
+        let program = run_dir.program("topnet")?;
+        let mut init = Command::new(&program);
+        init.args(["--json", "init"]).arg(&home);
+        init.arg("--passphrase-file").arg(&passphrase);
+        init.args(["provider", "--client-interface", CLIENTS_INTERFACE]);
+        init.args(["--uplink-interface", UPLINK_INTERFACE]);
+        init.args(["--public-address", &PROVIDER.to_string()]);
+        init.args(["--inner-subnet", INNER_SUBNET, "--name", "lab"]);
+        init.arg("--runtime-dir").arg(&runtime_dir);
+        init.arg("--data-dir").arg(&data_dir);
+        init.args(["--balance", &format!("{payer}={balance}")]);
+        init.args(["--block-interval-ms", &BLOCK_INTERVAL_MS.to_string()]);
+        init.args(["--epoch-blocks", &EPOCH_BLOCKS.to_string()]);
+        init.args(["--close-window-min", &CLOSE_WINDOW_BLOCKS.to_string()]);
+        let made = output(&topology.provider, init, interrupt, COMMAND_WAIT)?;
+        let made: serde_json::Value = serde_json::from_str(&made)?;
+        let keys = [
+            ("wireguard", DATAPLANE),
+            ("payment", METERING),
+            ("payee", SETTLEMENT),
+            ("validator", SETTLEMENT),
+        ];
+        for (key, user) in keys {
+            let file = home.join("keys").join(format!("{key}.key"));
+            chown(&file, Some(user.uid), Some(user.gid))
+                .with_context(|| format!("cannot hand over {}", file.display()))?;
+        }
+        let topnet = Topnet {
+            program,
+            config: home.join("topnet.toml"),
+            user: CONTROL,
+            lifetime,
+        };
+        let payee = made["payee"].as_str().context("no payee")?.to_owned();
+        Ok(Self {
+            topnet,
+            payee,
+            processes: Vec::new(),
+        })
+    }
+
+    /// Starts every process and waits until each answers.
+    pub fn start(
+        &mut self,
+        topology: &Topology,
+        run_dir: &RunDir,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        for (name, user) in PROCESSES {
+            let topnet = Topnet {
+                user,
+                ..self.topnet.clone()
+            };
+            let command = topnet.with(&["run", name]);
+            let log = run_dir.log(name);
+            let mut process = Process::start(&topology.provider, name, command, &log)?;
+            let socket = run_dir.join("run").join(format!("{name}.sock"));
+            process.wait_ready(interrupt, READY_WAIT, || {
+                name == "control" || socket.exists()
+            })?;
+            self.processes.push(process);
+        }
+        let asked = interrupt.wait("control answers", READY_WAIT, || {
+            Ok(self.status(topology, interrupt).ok().filter(all_answer))
+        });
+        asked.map(drop).with_context(|| self.last_words())
+    }
+
+    /// What the operator sees.
+    pub fn status(&self, topology: &Topology, interrupt: &Interrupt) -> Result<serde_json::Value> {
+        self.topnet.ask(&topology.provider, interrupt, &["status"])
+    }
+
+    /// An error if a process has ended.
+    pub fn check(&mut self) -> Result<()> {
+        for process in &mut self.processes {
+            let ended = process.ended()?;
+            ensure!(
+                ended.is_none(),
+                "{} ended\n{}",
+                process.name(),
+                process.last_words()
+            );
+        }
+        Ok(())
+    }
+
+    /// The end of every process's log.
+    pub fn last_words(&self) -> String {
+        let words: Vec<_> = self.processes.iter().map(Process::last_words).collect();
+        words.join("\n")
+    }
+}
+
+impl Drop for Provider {
+    fn drop(&mut self) {
+        while self.processes.pop().is_some() {}
+    }
+}
+
+fn all_answer(status: &serde_json::Value) -> bool {
+    let answers = |process: &serde_json::Value| process["answers"] == true;
+    let processes = status["processes"].as_array();
+    processes.is_some_and(|list| !list.is_empty() && list.iter().all(answers))
+}
+
+/// A passphrase of this run. Keys are encrypted with it as they would be anywhere.
+fn passphrase_file(path: &Path, owner: User, mode: u32) -> Result<PathBuf> {
+    let write = || {
+        fs::write(path, format!("lab {}\n", std::process::id()))?;
+        fs::set_permissions(path, Permissions::from_mode(mode))?;
+        chown(path, Some(owner.uid), Some(owner.gid))
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path.to_owned())
+}
