@@ -22,7 +22,8 @@ struct Arguments {
 /// Runs until SIGTERM or SIGINT.
 pub fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("TOPNET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_env("TOPNET_LOG").unwrap_or_else(|_| EnvFilter::new("info,tarpc=warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

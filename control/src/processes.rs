@@ -2,6 +2,7 @@
 //! come back, and never waited for longer than a deadline.
 
 use std::{
+    error::Error,
     future::Future,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -129,22 +130,33 @@ impl<C: Clone> Peer<C> {
         if let Some(client) = kept.as_ref() {
             return Ok(client.clone());
         }
-        let client = (self.connector)(self.path.clone()).await.map_err(|error| {
-            ApiError::new(
-                "process_unreachable",
-                error.to_string(),
-                format!(
-                    "start it with `topnet run {}`, or wait until it is back",
-                    self.process
-                ),
-            )
-        })?;
+        let client = (self.connector)(self.path.clone())
+            .await
+            .map_err(|error| self.unreachable(&error))?;
         *kept = Some(client.clone());
         Ok(client)
     }
 
     async fn forget(&self) {
         *self.client.lock().await = None;
+    }
+
+    fn unreachable(&self, error: &ConnectError) -> ApiError {
+        let reason = error
+            .source()
+            .map_or_else(|| error.to_string(), ToString::to_string);
+        ApiError::new(
+            "process_unreachable",
+            format!(
+                "{} does not answer at {}: {reason}",
+                self.process,
+                self.path.display()
+            ),
+            format!(
+                "start it with `topnet run {}`, or wait until it is back",
+                self.process
+            ),
+        )
     }
 
     fn failed(&self, error: &str) -> ApiError {

@@ -21,19 +21,23 @@ pub mod accounting;
 mod bpf_map;
 pub mod drops;
 pub mod endpoints;
+mod error;
 pub mod forwarding;
 #[allow(unsafe_code)]
 pub mod io;
 pub mod netlink;
 pub mod packet;
 pub mod plane;
+mod ports;
 pub mod registry;
 mod run;
 pub mod service;
 pub mod session;
 pub mod slots;
+mod tables;
 pub mod worker;
 #[allow(unsafe_code)]
 pub mod xdp;
 
-pub use run::{RunError, run};
+pub use error::RunError;
+pub use run::run;

@@ -5,6 +5,8 @@
 //! [`REFRESH`]. Next hops that the worker asks for become *managed* neighbours
 //! (`NTF_EXT_MANAGED`): AF_XDP traffic never refreshes an entry, so the kernel is told to.
 
+mod messages;
+
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,16 +22,14 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
     NeighbourState,
 };
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteType,
-};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::forwarding::{Forwarding, Neighbour, Port, Route, RouteTable, RouteTarget};
+use self::messages::{neighbour, route};
+use crate::forwarding::{Forwarding, Neighbour, Port, Route, RouteTable};
 use crate::packet::MacAddress;
 
 /// How often everything is read again although nothing was heard.
@@ -86,6 +86,8 @@ pub struct Interface {
     pub mac: Option<MacAddress>,
     /// Its own IPv4 addresses.
     pub addresses: Vec<Ipv4Addr>,
+    /// Largest packet that it carries.
+    pub mtu_bytes: u32,
     /// Receive queues in use.
     pub queues: u32,
 }
@@ -129,6 +131,13 @@ impl Connection {
                 LinkAttribute::Address(bytes) => MacAddress::from_slice(bytes),
                 _ => None,
             });
+        let mtu_bytes = link
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Mtu(bytes) => Some(*bytes),
+                _ => None,
+            });
         let mut addresses = Vec::new();
         let mut stream = self
             .handle
@@ -155,6 +164,7 @@ impl Connection {
             index,
             mac,
             addresses,
+            mtu_bytes: mtu_bytes.unwrap_or_default(),
             queues: queues(name, index),
         }))
     }
@@ -396,101 +406,4 @@ impl Stale {
             }
         }
     }
-}
-
-fn route(message: &RouteMessage) -> Option<(u32, Route)> {
-    let header: &RouteHeader = &message.header;
-    if header.address_family != AddressFamily::Inet || header.tos != 0 {
-        return None;
-    }
-    let mut table = u32::from(header.table);
-    let mut network = Ipv4Addr::UNSPECIFIED;
-    let (mut metric, mut interface, mut via) = (0, None, None);
-    let mut paths: &[RouteNextHop] = &[];
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Table(value) => table = *value,
-            RouteAttribute::Destination(RouteAddress::Inet(value)) => network = *value,
-            RouteAttribute::Priority(value) => metric = *value,
-            RouteAttribute::Oif(value) => interface = Some(*value),
-            RouteAttribute::Gateway(value) => via = gateway(value),
-            RouteAttribute::MultiPath(value) => paths = value,
-            _ => {}
-        }
-    }
-    let target = match header.kind {
-        RouteType::Unicast => match (interface, paths.first()) {
-            (Some(interface), _) => RouteTarget::Forward {
-                interface,
-                gateway: via,
-            },
-            // Of several equal paths the first: one flow must not be spread over them.
-            (None, Some(path)) => RouteTarget::Forward {
-                interface: path.interface_index,
-                gateway: path
-                    .attributes
-                    .iter()
-                    .find_map(|attribute| match attribute {
-                        RouteAttribute::Gateway(value) => gateway(value),
-                        _ => None,
-                    }),
-            },
-            (None, None) => RouteTarget::Refuse,
-        },
-        RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast => {
-            RouteTarget::Local
-        }
-        RouteType::Throw => RouteTarget::Throw,
-        _ => RouteTarget::Refuse,
-    };
-    let prefix_bits = header.destination_prefix_length;
-    Some((
-        table,
-        Route {
-            network,
-            prefix_bits,
-            metric,
-            target,
-        },
-    ))
-}
-
-fn gateway(address: &RouteAddress) -> Option<Ipv4Addr> {
-    match address {
-        RouteAddress::Inet(address) => Some(*address),
-        _ => None,
-    }
-}
-
-/// A neighbour with a hardware address that may be used.
-fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, MacAddress)> {
-    let usable = matches!(
-        message.header.state,
-        NeighbourState::Reachable
-            | NeighbourState::Stale
-            | NeighbourState::Delay
-            | NeighbourState::Probe
-            | NeighbourState::Permanent
-            | NeighbourState::Noarp
-    );
-    let (mut address, mut mac) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(value)) => {
-                address = Some(*value)
-            }
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = MacAddress::from_slice(bytes),
-            _ => {}
-        }
-    }
-    let (true, Some(address), Some(mac)) = (usable, address, mac) else {
-        return None;
-    };
-    Some((
-        Neighbour {
-            interface: message.header.ifindex,
-            address,
-        },
-        mac,
-    ))
 }

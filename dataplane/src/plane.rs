@@ -8,16 +8,18 @@
 //!
 //! Nothing here allocates, takes a lock or reads a clock for data packets.
 
+mod handshake;
+
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Instant;
 
 use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use topnet_config::Ipv4Subnet;
 
+use self::handshake::{WAITING_MAX, Waiting};
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
 use crate::forwarding::{Forwarding, Neighbour, NextHop, NextHopCache, PortIndex, Unreachable};
@@ -29,24 +31,9 @@ use crate::packet::{
 use crate::session::{Endpoint, Identity, Session, SessionCounters, SessionIndex};
 
 /// Bytes that WireGuard adds to a packet: header and authentication tag.
-const WIREGUARD_BYTES: usize = 32;
+pub const WIREGUARD_BYTES: usize = 32;
 /// Bytes of the longest handshake message.
 const HANDSHAKE_BYTES_MAX: usize = 148;
-/// Bytes of a cookie reply.
-const COOKIE_BYTES: usize = 64;
-/// First byte of a cookie reply: the one answer that proves nothing about who asked.
-const COOKIE_TYPE: u8 = 3;
-
-/// Answers to handshakes that may wait for a neighbour to be resolved.
-const WAITING_MAX: usize = 32;
-
-/// An answer to a handshake, complete but for the next hop.
-#[derive(Clone, Copy)]
-struct Waiting {
-    endpoint: Endpoint,
-    message: [u8; HANDSHAKE_BYTES_MAX],
-    message_bytes: usize,
-}
 
 /// What the plane is told once.
 #[derive(Clone, Debug)]
@@ -57,7 +44,7 @@ pub struct PlaneConfig {
     pub wireguard_port: u16,
     /// Where inner addresses come from.
     pub inner_subnet: Ipv4Subnet,
-    /// Largest inner packet towards a client.
+    /// Largest inner packet, either way.
     pub inner_mtu: usize,
     /// Room for sessions.
     pub sessions_max: usize,
@@ -150,22 +137,6 @@ impl<G: Gate> Plane<G> {
         self.next_hops.replace(forwarding)
     }
 
-    /// Answers to handshakes that wait for a next hop; each is worth a try after a new snapshot.
-    #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Sends the answer that has waited longest, or lets it wait on.
-    pub fn retry_waiting(&mut self, out: &mut [u8]) -> Option<Transmit> {
-        let waiting = self.waiting.pop_front()?;
-        let message = &waiting.message[..waiting.message_bytes];
-        out[OUTER_BYTES..OUTER_BYTES + message.len()].copy_from_slice(message);
-        self.send_to_peer(waiting.endpoint, waiting.message_bytes, out)
-            .ok()
-            .flatten()
-    }
-
     /// Publishes what the burst came to. To be called after every burst.
     pub fn settle(&mut self, burst_began_ns: u64) {
         self.gate.settle(burst_began_ns);
@@ -175,26 +146,6 @@ impl<G: Gate> Plane<G> {
     #[must_use]
     pub fn session_places(&self) -> usize {
         self.sessions.len()
-    }
-
-    /// Lets the session at `place` do what its timers say; it may fill `out`.
-    pub fn tick(&mut self, place: usize, out: &mut [u8]) -> Option<Transmit> {
-        let session = self.sessions.get_mut(place)?.as_mut()?;
-        let room = &mut out[OUTER_BYTES..];
-        let mut result = session.tunnel.update_timers(room);
-        if matches!(result, TunnResult::Done) && std::mem::take(&mut session.resume) {
-            result = session
-                .tunnel
-                .format_handshake_initiation(&mut out[OUTER_BYTES..], false);
-        }
-        let message_bytes = match result {
-            TunnResult::WriteToNetwork(message) => Some(message.len()),
-            // Expired keys are boringtun's business: the next handshake mends them.
-            _ => None,
-        };
-        session.refresh_established();
-        let endpoint = session.endpoint?;
-        self.send_to_peer(endpoint, message_bytes?, out).ok()?
     }
 
     fn process(
@@ -246,10 +197,7 @@ impl<G: Gate> Plane<G> {
                 let index = SessionIndex::of_receiver(data.receiver_idx);
                 self.up_data(index, endpoint, message, out)
             }
-            Packet::HandshakeInit(_) => match self.initiator(endpoint, message, out)? {
-                Initiator::Known(index) => self.up_handshake(index, endpoint, message, out),
-                Initiator::AskedForCookie => self.send_to_peer(endpoint, COOKIE_BYTES, out),
-            },
+            Packet::HandshakeInit(_) => self.up_initiation(endpoint, message, out),
             Packet::HandshakeResponse(response) => {
                 let index = SessionIndex::of_receiver(response.receiver_idx);
                 self.up_handshake(index, endpoint, message, out)
@@ -259,64 +207,6 @@ impl<G: Gate> Plane<G> {
                 self.up_handshake(index, endpoint, message, out)
             }
         }
-    }
-
-    /// Which session a handshake initiation belongs to; its sender is encrypted to us.
-    fn initiator(
-        &self,
-        endpoint: Endpoint,
-        message: &[u8],
-        out: &mut [u8],
-    ) -> Result<Initiator, DropReason> {
-        let mut cookie = [0u8; COOKIE_BYTES];
-        let address = IpAddr::V4(*endpoint.remote.ip());
-        let verified = self
-            .identity
-            .limiter
-            .verify_packet(Some(address), message, &mut cookie);
-        let init = match verified {
-            Ok(Packet::HandshakeInit(init)) => init,
-            Err(TunnResult::WriteToNetwork(reply)) => {
-                out[OUTER_BYTES..OUTER_BYTES + COOKIE_BYTES].copy_from_slice(reply);
-                return Ok(Initiator::AskedForCookie);
-            }
-            Ok(_) | Err(_) => return Err(DropReason::HandshakeInvalid),
-        };
-        let half = parse_handshake_anon(&self.identity.private, &self.identity.public, &init)
-            .map_err(|_| DropReason::HandshakeInvalid)?;
-        match self.by_key.get(&half.peer_static_public) {
-            Some(index) => Ok(Initiator::Known(*index)),
-            None => Err(DropReason::PeerUnknown),
-        }
-    }
-
-    fn up_handshake(
-        &mut self,
-        index: SessionIndex,
-        endpoint: Endpoint,
-        message: &[u8],
-        out: &mut [u8],
-    ) -> Result<Option<Transmit>, DropReason> {
-        let session = session(&mut self.sessions, index)?;
-        let address = IpAddr::V4(*endpoint.remote.ip());
-        let result = session
-            .tunnel
-            .decapsulate(Some(address), message, &mut out[OUTER_BYTES..]);
-        let answer_bytes = match result {
-            TunnResult::WriteToNetwork(answer) => answer.len(),
-            TunnResult::Done => return Ok(None),
-            TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => return Err(DropReason::HandshakeInvalid),
-        };
-        if out[OUTER_BYTES] != COOKIE_TYPE {
-            session.heard_from(endpoint);
-            session.refresh_established();
-            session
-                .counters
-                .store_handshake(self.started.elapsed().as_millis() as u64);
-        }
-        self.send_to_peer(endpoint, answer_bytes, out)
     }
 
     fn up_data(
@@ -355,6 +245,9 @@ impl<G: Gate> Plane<G> {
         }
         if ip.ttl <= 1 {
             return Err(DropReason::TtlExceeded);
+        }
+        if ip.total_bytes > self.config.inner_mtu {
+            return Err(DropReason::TooLarge);
         }
         let hop = next_hop(&mut self.next_hops, &mut self.resolve, ip.destination)?;
         self.gate.admit(slot, ip.total_bytes)?;
@@ -420,39 +313,6 @@ impl<G: Gate> Plane<G> {
         Ok(Some(self.wrap(endpoint, hop, message_bytes, out)))
     }
 
-    /// Sends a handshake message or keepalive that stands in `out` after the room for the outer
-    /// headers. A first contact's neighbour is known a moment later: the message waits for it.
-    fn send_to_peer(
-        &mut self,
-        endpoint: Endpoint,
-        message_bytes: usize,
-        out: &mut [u8],
-    ) -> Result<Option<Transmit>, DropReason> {
-        match next_hop(
-            &mut self.next_hops,
-            &mut self.resolve,
-            *endpoint.remote.ip(),
-        ) {
-            Ok(hop) => Ok(Some(self.wrap(endpoint, hop, message_bytes, out))),
-            Err(DropReason::NeighbourUnresolved) if message_bytes <= HANDSHAKE_BYTES_MAX => {
-                if self.waiting.len() == WAITING_MAX {
-                    self.waiting.pop_front();
-                    self.drops.add(DropReason::NeighbourUnresolved, 1);
-                }
-                let mut message = [0; HANDSHAKE_BYTES_MAX];
-                message[..message_bytes]
-                    .copy_from_slice(&out[OUTER_BYTES..OUTER_BYTES + message_bytes]);
-                self.waiting.push_back(Waiting {
-                    endpoint,
-                    message,
-                    message_bytes,
-                });
-                Ok(None)
-            }
-            Err(reason) => Err(reason),
-        }
-    }
-
     fn wrap(
         &mut self,
         endpoint: Endpoint,
@@ -496,12 +356,6 @@ impl<G: Gate> Handler for Plane<G> {
     fn starved(&mut self, packets: u64) {
         self.drops.add(DropReason::NoBuffer, packets);
     }
-}
-
-enum Initiator {
-    Known(SessionIndex),
-    /// `out` holds a cookie reply.
-    AskedForCookie,
 }
 
 fn session(

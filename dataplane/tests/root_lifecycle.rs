@@ -66,6 +66,13 @@ fn what_cannot_work_is_refused_with_the_mend() {
         }
     }
     home.configure("clients", "uplink", "");
+    ip(provider, "link set dev clients mtu 1400");
+    let said = home.refusal(provider, CAPABILITIES);
+    assert!(
+        said.contains("clients") && said.contains("mtu 1480"),
+        "{said}"
+    );
+    ip(provider, "link set dev clients mtu 1500");
     let taken = provider
         .enter(|| UdpSocket::bind("10.77.1.1:51820").unwrap())
         .unwrap();

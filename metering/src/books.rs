@@ -129,7 +129,12 @@ impl Books {
             outputs: VecDeque::new(),
             counters: Counters::default(),
         };
-        for Stored { channel, facts, record } in stored {
+        for Stored {
+            channel,
+            facts,
+            record,
+        } in stored
+        {
             let terms = books.terms(channel, &facts);
             let payee = match record {
                 Some(record) => {
@@ -137,7 +142,9 @@ impl Books {
                 }
                 None => Payee::new(terms),
             };
-            books.accounts.insert(channel, Account::new(payee, facts, false));
+            books
+                .accounts
+                .insert(channel, Account::new(payee, facts, false));
         }
         Ok(books)
     }
@@ -160,7 +167,9 @@ impl Books {
 
     /// What the chain says of a channel. False if it is not one that we serve.
     pub fn handle_channel(&mut self, view: &ChannelView) -> bool {
-        let Some(facts) = Facts::of(view, &self.served) else { return false };
+        let Some(facts) = Facts::of(view, &self.served) else {
+            return false;
+        };
         if self.accounts.len() >= CHANNELS_MAX && !self.accounts.contains_key(&view.id) {
             warn!(channel = %view.id, "there are too many channels; close some");
             return false;
@@ -191,7 +200,10 @@ impl Books {
         let mut changed = Vec::new();
         for (channel, account) in &mut self.accounts {
             let blocks = account.facts.close_window_blocks;
-            let reason = account.stopped.clone().or_else(|| stale(tips, blocks, wall_ms));
+            let reason = account
+                .stopped
+                .clone()
+                .or_else(|| stale(tips, blocks, wall_ms));
             if reason.is_some() != account.frozen.is_some() {
                 account.payee.handle_frozen(reason.is_some());
                 // Credit comes back with the next commit; taking it away waits for none.
@@ -219,7 +231,9 @@ impl Books {
         channel: ChannelId,
         key: PublicKey,
     ) -> Greeting {
-        let Some(account) = self.accounts.get_mut(&channel) else { return Greeting::Unknown };
+        let Some(account) = self.accounts.get_mut(&channel) else {
+            return Greeting::Unknown;
+        };
         if account.facts.signer != key {
             return Greeting::WrongKey;
         }
@@ -236,8 +250,12 @@ impl Books {
 
     /// A payer says something after its hello.
     pub fn handle_payer(&mut self, connection: ConnectionId, message: &PayerMessage) {
-        let Some(&channel) = self.connections.get(&connection) else { return };
-        let Some(account) = self.accounts.get_mut(&channel) else { return };
+        let Some(&channel) = self.connections.get(&connection) else {
+            return;
+        };
+        let Some(account) = self.accounts.get_mut(&channel) else {
+            return;
+        };
         match account.payee.handle_message(message) {
             Ok(()) => {
                 self.counters.tokens += u64::from(matches!(message, PayerMessage::Token(_)));
@@ -256,7 +274,9 @@ impl Books {
 
     /// A link is gone.
     pub fn handle_disconnected(&mut self, connection: ConnectionId) {
-        let Some(channel) = self.connections.remove(&connection) else { return };
+        let Some(channel) = self.connections.remove(&connection) else {
+            return;
+        };
         if let Some(account) = self.accounts.get_mut(&channel)
             && account.connection == Some(connection)
         {
@@ -270,7 +290,9 @@ impl Books {
     /// Closes a channel's credit for good; [`Output::Finished`] follows. False if nobody knows
     /// the channel.
     pub fn handle_finish(&mut self, channel: ChannelId) -> bool {
-        let Some(account) = self.accounts.get_mut(&channel) else { return false };
+        let Some(account) = self.accounts.get_mut(&channel) else {
+            return false;
+        };
         account.payee.handle_finish();
         if account.finish == Finish::NotAsked || account.finish == Finish::Done {
             account.finish = Finish::Asked;
@@ -284,11 +306,16 @@ impl Books {
     /// at or before it.
     pub fn final_claim(&self, channel: ChannelId) -> Option<FinalClaim> {
         let status = self.status(channel)?;
-        let claim = self.accounts.get(&channel)?.payee.claim().map(|claim| ClaimBytes {
-            voucher: claim.voucher.to_bytes().to_vec(),
-            index: claim.index,
-            preimage: claim.preimage,
-        });
+        let claim = self
+            .accounts
+            .get(&channel)?
+            .payee
+            .claim()
+            .map(|claim| ClaimBytes {
+                voucher: claim.voucher.to_bytes().to_vec(),
+                index: claim.index,
+                preimage: claim.preimage,
+            });
         Some(FinalClaim { status, claim })
     }
 
@@ -302,12 +329,18 @@ impl Books {
         self.urgent = false;
         let mut entries = Vec::new();
         for channel in &self.touched {
-            let Some(account) = self.accounts.get_mut(channel) else { continue };
+            let Some(account) = self.accounts.get_mut(channel) else {
+                continue;
+            };
             account.urgent = false;
             let record = account.payee.poll_record();
             let facts = std::mem::take(&mut account.facts_changed).then_some(account.facts);
             if record.is_some() || facts.is_some() {
-                entries.push(Entry { channel: *channel, facts, record });
+                entries.push(Entry {
+                    channel: *channel,
+                    facts,
+                    record,
+                });
             }
         }
         entries
@@ -321,7 +354,9 @@ impl Books {
         }
         let mut touched = std::mem::take(&mut self.touched);
         touched.retain(|channel| {
-            let Some(account) = self.accounts.get_mut(channel) else { return false };
+            let Some(account) = self.accounts.get_mut(channel) else {
+                return false;
+            };
             if committed {
                 account.payee.handle_durable();
                 account.note_window();
@@ -330,7 +365,8 @@ impl Books {
             if account.payee.is_durable() {
                 account.tell(&mut self.outputs);
             }
-            let finishing = account.finish(self.attached.as_ref(), *channel, now, &mut self.outputs);
+            let finishing =
+                account.finish(self.attached.as_ref(), *channel, now, &mut self.outputs);
             account.urgent |= finishing;
             self.urgent |= account.urgent;
             account.touched = finishing || !account.payee.is_durable() || account.facts_changed;
@@ -372,7 +408,10 @@ impl Books {
     /// Channels that the chain should be asked about from time to time: those that can use or
     /// pay something.
     pub fn active(&self) -> impl Iterator<Item = ChannelId> {
-        self.accounts.iter().filter(|(_, account)| account.is_active()).map(|(channel, _)| *channel)
+        self.accounts
+            .iter()
+            .filter(|(_, account)| account.is_active())
+            .map(|(channel, _)| *channel)
     }
 
     /// Every channel's signer, who is no stranger.
@@ -395,9 +434,14 @@ impl Books {
             PayeeState::Open => ("open", None),
             PayeeState::Frozen => ("frozen", account.frozen.clone()),
             PayeeState::Finished => ("finished", None),
-            PayeeState::Broken => ("broken", Some("its counts contradict themselves".to_owned())),
+            PayeeState::Broken => (
+                "broken",
+                Some("its counts contradict themselves".to_owned()),
+            ),
         };
-        let refused = account.refused.map(|code| format!("a payment was refused: {code:?}"));
+        let refused = account
+            .refused
+            .map(|code| format!("a payment was refused: {code:?}"));
         Some(ChannelStatus {
             channel,
             metered_bytes: meter.channel_bytes,

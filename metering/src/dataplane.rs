@@ -36,7 +36,10 @@ enum Fault {
     #[error("the data plane does not answer: {0}")]
     Rpc(#[from] RpcError),
     #[error("cannot attach to the data plane's tables at {path}: {source}")]
-    Tables { path: PathBuf, source: HandoverError },
+    Tables {
+        path: PathBuf,
+        source: HandoverError,
+    },
     #[error(transparent)]
     Ended(#[from] Ended),
 }
@@ -134,10 +137,19 @@ async fn acknowledge(
     slot_use: SlotUse,
 ) -> Result<(), Fault> {
     let SlotUse { boot, slot } = slot_use;
-    let answer = client.acknowledge(context::current(), boot.to_string(), slot.index, slot.generation);
+    let answer = client.acknowledge(
+        context::current(),
+        boot.to_string(),
+        slot.index,
+        slot.generation,
+    );
     match answer.await? {
         Ok(()) => {
-            info!(slot = slot.index, generation = slot.generation, "the slot's last totals are journalled");
+            info!(
+                slot = slot.index,
+                generation = slot.generation,
+                "the slot's last totals are journalled"
+            );
             handle.tell(Event::Acknowledged(slot_use)).await?;
         }
         // Its next list says how it sees the slot.
@@ -147,7 +159,11 @@ async fn acknowledge(
 }
 
 /// Asks beside, so that a slow settlement does not hold up the slots.
-fn look_up(handle: &Handle, chain: &LookUp, channel: topnet_account::ChannelId) -> Result<(), Fault> {
+fn look_up(
+    handle: &Handle,
+    chain: &LookUp,
+    channel: topnet_account::ChannelId,
+) -> Result<(), Fault> {
     let (handle, chain) = (handle.clone(), chain.clone());
     tokio::spawn(async move {
         match chain.channel(channel).await {

@@ -77,8 +77,15 @@ impl Facts {
         let (words, []) = rest.as_chunks::<8>() else {
             return None;
         };
-        let [allocation, close_window_blocks, window_units_max, unpaid_bytes_max] =
-            words.try_into().ok().map(|words: &[[u8; 8]; 4]| words.map(u64::from_le_bytes))?;
+        let [
+            allocation,
+            close_window_blocks,
+            window_units_max,
+            unpaid_bytes_max,
+        ] = words
+            .try_into()
+            .ok()
+            .map(|words: &[[u8; 8]; 4]| words.map(u64::from_le_bytes))?;
         Some(Self {
             signer: PublicKey(*signer),
             allocation: Amount::from_ntop(allocation),
@@ -93,9 +100,9 @@ impl Facts {
 pub fn standing(view: &ChannelView) -> Result<(), String> {
     match view.state {
         ChannelState::Open => Ok(()),
-        ChannelState::Closing { deadline } => {
-            Err(format!("the channel is closing, final at block {deadline}; open another"))
-        }
+        ChannelState::Closing { deadline } => Err(format!(
+            "the channel is closing, final at block {deadline}; open another"
+        )),
         ChannelState::Closed => Err("the channel is closed on its chain; open another".to_owned()),
     }
 }
@@ -119,9 +126,7 @@ mod tests {
         let signer = "07".repeat(32);
         assert_eq!(
             hex,
-            format!(
-                "01{signer}0100000000000000020000000000000003000000000000000400000000000000"
-            )
+            format!("01{signer}0100000000000000020000000000000003000000000000000400000000000000")
         );
         assert_eq!(Facts::from_bytes(&bytes), Some(facts));
         assert_eq!(Facts::from_bytes(&bytes[..64]), None);

@@ -27,7 +27,9 @@ const LOG_FILES_MAX: usize = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// RocksDB cannot: free the disk, mend the permissions, or stop the other process.
-    #[error("cannot {what} the journal in {path}: {source}; is the disk full, or another metering running?")]
+    #[error(
+        "cannot {what} the journal in {path}: {source}; is the disk full, or another metering running?"
+    )]
     Database {
         /// What was tried.
         what: &'static str,
@@ -37,7 +39,10 @@ pub enum JournalError {
         source: rocksdb::Error,
     },
     /// Another release wrote it.
-    #[error("the journal in {path} has the format `{found}`, this release reads {}; run the release that wrote it", String::from_utf8_lossy(VERSION))]
+    #[error(
+        "the journal in {path} has the format `{found}`, this release reads {}; run the release that wrote it",
+        String::from_utf8_lossy(VERSION)
+    )]
     Version {
         /// Where.
         path: PathBuf,
@@ -87,7 +92,11 @@ impl Journal {
     /// Opens the journal in `path`, or begins one.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         let failed = |what| {
-            move |source| JournalError::Database { what, path: path.to_owned(), source }
+            move |source| JournalError::Database {
+                what,
+                path: path.to_owned(),
+                source,
+            }
         };
         let mut options = Options::default();
         options.create_if_missing(true);
@@ -103,13 +112,20 @@ impl Journal {
             Some(found) if found == VERSION => {}
             Some(found) => {
                 let found = String::from_utf8_lossy(&found).into_owned();
-                return Err(JournalError::Version { path: path.to_owned(), found });
+                return Err(JournalError::Version {
+                    path: path.to_owned(),
+                    found,
+                });
             }
             None => database
                 .put_opt(VERSION_KEY, VERSION, &synced)
                 .map_err(failed("begin"))?,
         }
-        Ok(Self { path: path.to_owned(), database, synced })
+        Ok(Self {
+            path: path.to_owned(),
+            database,
+            synced,
+        })
     }
 
     /// Every channel.
@@ -129,7 +145,11 @@ impl Journal {
                 .database
                 .get(place(RECORD, channel))
                 .map_err(|source| self.failed("read", source))?;
-            stored.push(Stored { channel, facts, record });
+            stored.push(Stored {
+                channel,
+                facts,
+                record,
+            });
         }
         Ok(stored)
     }
@@ -152,18 +172,31 @@ impl Journal {
 
     /// A record that nobody can read.
     pub(crate) fn damaged(&self, key: &[u8]) -> JournalError {
-        let channel = key.iter().skip(1).map(|byte| format!("{byte:02x}")).collect();
-        JournalError::Damaged { path: self.path.clone(), channel }
+        let channel = key
+            .iter()
+            .skip(1)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        JournalError::Damaged {
+            path: self.path.clone(),
+            channel,
+        }
     }
 
     fn failed(&self, what: &'static str, source: rocksdb::Error) -> JournalError {
-        JournalError::Database { what, path: self.path.clone(), source }
+        JournalError::Database {
+            what,
+            path: self.path.clone(),
+            source,
+        }
     }
 }
 
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Journal").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Journal")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -214,8 +247,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();
         assert_eq!(journal.stored().unwrap(), []);
-        journal.commit(&[entry(1, b"one"), entry(2, b"two")]).unwrap();
-        let newer = Entry { facts: None, ..entry(1, b"newer") };
+        journal
+            .commit(&[entry(1, b"one"), entry(2, b"two")])
+            .unwrap();
+        let newer = Entry {
+            facts: None,
+            ..entry(1, b"newer")
+        };
         journal.commit(&[newer]).unwrap();
         let copy = killed(dir.path());
         let again = Journal::open(copy.path()).unwrap();
@@ -224,7 +262,10 @@ mod tests {
             facts: facts(number),
             record: Some(record.to_vec()),
         };
-        assert_eq!(again.stored().unwrap(), [stored(1, b"newer"), stored(2, b"two")]);
+        assert_eq!(
+            again.stored().unwrap(),
+            [stored(1, b"newer"), stored(2, b"two")]
+        );
     }
 
     #[test]
@@ -232,10 +273,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();
         let second = Journal::open(dir.path());
-        assert!(matches!(second, Err(JournalError::Database { what: "open", .. })));
+        assert!(matches!(
+            second,
+            Err(JournalError::Database { what: "open", .. })
+        ));
         journal.database.put(VERSION_KEY, b"something/2").unwrap();
         drop(journal);
         let newer = Journal::open(dir.path());
-        assert!(matches!(newer, Err(JournalError::Version { found, .. }) if found == "something/2"));
+        assert!(
+            matches!(newer, Err(JournalError::Version { found, .. }) if found == "something/2")
+        );
     }
 }

@@ -124,11 +124,17 @@ pub struct KnownKeys(Arc<RwLock<HashSet<PublicKey>>>);
 impl KnownKeys {
     /// True if a known channel's vouchers are signed with `key`.
     pub fn contains(&self, key: &PublicKey) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(key)
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(key)
     }
 
     fn insert(&self, key: PublicKey) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key);
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key);
     }
 }
 
@@ -155,7 +161,10 @@ impl Handle {
     }
 
     /// Sends an event that is answered.
-    pub async fn ask<T>(&self, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Result<T, Ended> {
+    pub async fn ask<T>(
+        &self,
+        event: impl FnOnce(oneshot::Sender<T>) -> Event,
+    ) -> Result<T, Ended> {
         let (sender, answer) = oneshot::channel();
         self.tell(event(sender)).await?;
         answer.await.map_err(|_| Ended)
@@ -195,15 +204,25 @@ pub fn start(books: Books, journal: Journal) -> std::io::Result<Running> {
         freshened: now,
         committed: now,
     };
-    thread::Builder::new().name("keeper".to_owned()).spawn(move || {
-        let ended = keeper.run();
-        if let Err(error) = &ended {
-            error!(%error, "metering stops: what cannot be journalled must not be served");
-        }
-        let _ = ended_in.send(ended);
-    })?;
-    let handle = Handle { events: events_in, payments: payments_in, known };
-    Ok(Running { handle, errands: errands_out, ended })
+    thread::Builder::new()
+        .name("keeper".to_owned())
+        .spawn(move || {
+            let ended = keeper.run();
+            if let Err(error) = &ended {
+                error!(%error, "metering stops: what cannot be journalled must not be served");
+            }
+            let _ = ended_in.send(ended);
+        })?;
+    let handle = Handle {
+        events: events_in,
+        payments: payments_in,
+        known,
+    };
+    Ok(Running {
+        handle,
+        errands: errands_out,
+        ended,
+    })
 }
 
 struct Keeper {
@@ -257,7 +276,13 @@ impl Keeper {
             heard += 1;
         }
         for _ in 0..TURN_MAX {
-            let Ok(Payment { connection, message }) = self.payments.try_recv() else { break };
+            let Ok(Payment {
+                connection,
+                message,
+            }) = self.payments.try_recv()
+            else {
+                break;
+            };
             self.books.handle_payer(connection, &message);
             heard += 1;
         }
@@ -279,7 +304,13 @@ impl Keeper {
                     self.books.poll_freshness(wall_ms());
                 }
             }
-            Event::Hello { connection, channel, key, replies, greeting } => {
+            Event::Hello {
+                connection,
+                channel,
+                key,
+                replies,
+                greeting,
+            } => {
                 let result = self.books.handle_hello(connection, channel, key);
                 if result == Greeting::Welcome {
                     self.links.insert(connection, replies);
@@ -293,7 +324,9 @@ impl Keeper {
             Event::Status(channel, answer) => drop(answer.send(self.books.status(channel))),
             Event::Statuses(answer) => {
                 let channels = self.books.channels();
-                let statuses = channels.filter_map(|channel| self.books.status(channel)).collect();
+                let statuses = channels
+                    .filter_map(|channel| self.books.status(channel))
+                    .collect();
                 let _ = answer.send(statuses);
             }
             Event::Overview(answer) => drop(answer.send(self.overview())),
@@ -345,8 +378,13 @@ impl Keeper {
     }
 
     fn reply(&mut self, connection: ConnectionId, message: PayeeMessage) {
-        let Some(link) = self.links.get(&connection) else { return };
-        let full = matches!(link.try_send(message), Err(mpsc::error::TrySendError::Full(_)));
+        let Some(link) = self.links.get(&connection) else {
+            return;
+        };
+        let full = matches!(
+            link.try_send(message),
+            Err(mpsc::error::TrySendError::Full(_))
+        );
         // Totals may be lost, other words must not be: a payer that does not read starts anew.
         if full && !matches!(message, PayeeMessage::Meter(_)) {
             warn!(connection, "a payer does not read; its link ends");
@@ -360,7 +398,9 @@ impl Keeper {
     }
 
     fn finished(&mut self, channel: ChannelId) {
-        let waiting = self.finishing.extract_if(.., |(waiting, _)| *waiting == channel);
+        let waiting = self
+            .finishing
+            .extract_if(.., |(waiting, _)| *waiting == channel);
         for (_, answer) in waiting {
             let _ = answer.send(self.books.final_claim(channel));
         }
@@ -369,6 +409,8 @@ impl Keeper {
 
 /// The time of day, compared with headers' and used for nothing else.
 fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -55,10 +55,15 @@ async fn converse(
     let key = link.peer;
     let (mut sender, mut receiver) = link.split();
     let first = timeout(HELLO_TIMEOUT, receiver.recv()).await;
-    let first = first.map_err(|_| "it said no hello")?.map_err(|error| error.to_string())?;
+    let first = first
+        .map_err(|_| "it said no hello")?
+        .map_err(|error| error.to_string())?;
     let Some(first) = first else { return Ok(()) };
     let channel = match PayerMessage::from_bytes(&first) {
-        Ok(PayerMessage::Hello { version: PROTOCOL_VERSION, channel }) => channel,
+        Ok(PayerMessage::Hello {
+            version: PROTOCOL_VERSION,
+            channel,
+        }) => channel,
         Ok(PayerMessage::Hello { .. }) => return refuse(sender, RefusalCode::Version).await,
         Ok(_) => return refuse(sender, RefusalCode::OutOfOrder).await,
         Err(_) => return refuse(sender, RefusalCode::Malformed).await,
@@ -133,7 +138,10 @@ async fn look_up(channel: ChannelId, handle: &Handle, chain: &LookUp) -> bool {
 
 async fn refuse(mut sender: Sender, code: RefusalCode) -> Result<(), String> {
     let refusal = PayeeMessage::Refused(code);
-    sender.send(&refusal.to_bytes()).await.map_err(|error| error.to_string())?;
+    sender
+        .send(&refusal.to_bytes())
+        .await
+        .map_err(|error| error.to_string())?;
     sender.finish().await;
     Err(format!("refused: {code:?}"))
 }

@@ -46,7 +46,9 @@ pub enum RunError {
     #[error("[metering] payment_listen: {0}")]
     Link(#[from] LinkError),
     /// The socket for other processes.
-    #[error("cannot listen at {path}: {source}; does the directory exist, and may this user write there?")]
+    #[error(
+        "cannot listen at {path}: {source}; does the directory exist, and may this user write there?"
+    )]
     Socket {
         /// Where.
         path: PathBuf,
@@ -79,8 +81,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
     let books = Books::restore(served(metering), offer(metering), stored)
         .map_err(|(channel, error)| RunError::Record { channel, error })?;
-    let keeper::Running { handle, errands, ended } =
-        keeper::start(books, journal).map_err(system("start the keeper's thread"))?;
+    let keeper::Running {
+        handle,
+        errands,
+        ended,
+    } = keeper::start(books, journal).map_err(system("start the keeper's thread"))?;
 
     let known = handle.known.clone();
     let limits = Limits {
@@ -89,16 +94,30 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     };
     let listener = Listener::bind(metering.payment_listen, &secret, limits)?;
     let path = SocketName::Metering.below(&config.runtime_dir);
-    let incoming = listen(&path).await.map_err(|source| RunError::Socket { path, source })?;
-    let service = Service { handle: handle.clone(), identity: secret.public_key() };
+    let incoming = listen(&path)
+        .await
+        .map_err(|source| RunError::Socket { path, source })?;
+    let service = Service {
+        handle: handle.clone(),
+        identity: secret.public_key(),
+    };
     info!(identity = %service.identity, listen = %metering.payment_listen, "metering runs");
 
     tokio::spawn(serve_connections(incoming, service.serve()));
     tokio::spawn(payments::serve(listener, handle.clone(), chain.clone()));
     let service_chain = ChainName(metering.service.clone());
-    tokio::spawn(settlement::watch_chains(handle.clone(), chain.clone(), service_chain));
+    tokio::spawn(settlement::watch_chains(
+        handle.clone(),
+        chain.clone(),
+        service_chain,
+    ));
     tokio::spawn(settlement::watch_channels(handle.clone(), chain.clone()));
-    tokio::spawn(dataplane::follow(config.runtime_dir.clone(), handle.clone(), chain, errands));
+    tokio::spawn(dataplane::follow(
+        config.runtime_dir.clone(),
+        handle.clone(),
+        chain,
+        errands,
+    ));
 
     let mut ended = ended;
     let ended = tokio::select! {
@@ -108,7 +127,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     };
     match ended {
         Ok(result) => Ok(result?),
-        Err(_) => Err(system("keep the journal")(io::Error::other("its thread panicked"))),
+        Err(_) => Err(system("keep the journal")(io::Error::other(
+            "its thread panicked",
+        ))),
     }
 }
 
@@ -127,7 +148,10 @@ fn open_journal(metering: &Metering) -> Result<Journal, RunError> {
         .recursive(true)
         .mode(0o700)
         .create(&metering.journal_dir)
-        .map_err(|source| RunError::System { what: "make [metering] journal_dir", source })?;
+        .map_err(|source| RunError::System {
+            what: "make [metering] journal_dir",
+            source,
+        })?;
     Ok(Journal::open(&metering.journal_dir)?)
 }
 

@@ -32,7 +32,10 @@ impl Metering for Service {
 
     async fn status(self, _: Context) -> MeteringStatus {
         let overview = self.handle.ask(Event::Overview).await.ok();
-        let counters = overview.as_ref().map(|overview| overview.counters).unwrap_or_default();
+        let counters = overview
+            .as_ref()
+            .map(|overview| overview.counters)
+            .unwrap_or_default();
         let ending = || Some(Ended.to_string());
         MeteringStatus {
             identity: self.identity,

@@ -9,8 +9,7 @@ use tokio::{
 };
 use topnet_account::{Address, ChannelId};
 use topnet_api::{
-    ApiError, ChainName, ChannelView, ConnectError, SettlementClient, SocketName,
-    connect,
+    ApiError, ChainName, ChannelView, ConnectError, SettlementClient, SocketName, connect,
 };
 use tracing::{debug, info};
 
@@ -83,13 +82,15 @@ impl LookUp {
         let answer = client.chains(context::current()).await;
         let chains = self.heard(answer).await?;
         let found = chains.iter().find(|parameters| parameters.chain == *chain);
-        found.map(|parameters| parameters.block_interval_ms).ok_or_else(|| {
-            AskError::Refused(ApiError::new(
-                "chain_unknown",
-                format!("settlement runs no chain {chain}"),
-                "name a service that it has in [metering] service",
-            ))
-        })
+        found
+            .map(|parameters| parameters.block_interval_ms)
+            .ok_or_else(|| {
+                AskError::Refused(ApiError::new(
+                    "chain_unknown",
+                    format!("settlement runs no chain {chain}"),
+                    "name a service that it has in [metering] service",
+                ))
+            })
     }
 
     async fn time_ms(&self, chain: ChainName) -> Result<u64, AskError> {

@@ -5,11 +5,7 @@
 mod support;
 
 use std::{
-    io::Write,
-    net::UdpSocket,
-    os::unix::net::UnixStream,
-    sync::atomic::Ordering,
-    time::Duration,
+    io::Write, net::UdpSocket, os::unix::net::UnixStream, sync::atomic::Ordering, time::Duration,
 };
 
 use support::{CHANNEL, UNIT_PRICE, World, claim, signer, until};
@@ -34,14 +30,24 @@ fn reconcile(world: &World, last: &FinalClaim, released: u64) {
     assert_eq!(status.metered_bytes, bytes, "counted to the byte");
     assert_eq!(status.usage_bytes, bytes);
     assert_eq!(status.owed_units, owed);
-    assert_eq!(status.unpaid_bytes, 0, "nothing passed before it was paid for");
+    assert_eq!(
+        status.unpaid_bytes, 0,
+        "nothing passed before it was paid for"
+    );
     assert!(status.accepted_units >= owed);
     assert!(released >= status.accepted_units && released <= owed + WINDOW);
     let claim = claim(last.claim.as_ref().unwrap());
     assert_eq!(claim.voucher.voucher.channel, CHANNEL);
     assert!(claim.is_signed_by(&signer().public_key()));
-    assert_eq!(claim.units(), Some(owed), "the claim is for exactly what is owed");
-    assert_eq!(claim.redeemable(), Some(Amount::from_ntop(owed * UNIT_PRICE)));
+    assert_eq!(
+        claim.units(),
+        Some(owed),
+        "the claim is for exactly what is owed"
+    );
+    assert_eq!(
+        claim.redeemable(),
+        Some(Amount::from_ntop(owed * UNIT_PRICE))
+    );
     assert_eq!(status.redeemable, Amount::from_ntop(owed * UNIT_PRICE));
 }
 
@@ -66,7 +72,11 @@ async fn hundreds_of_units_are_paid_and_claimed_exactly() {
     reconcile(&world, &last, paid.released_units);
     assert_eq!(paid.owed_units, last.status.owed_units);
     assert!(!paid.meter_above_own && !paid.meter_below_own);
-    assert_eq!(world.finish().await.claim, last.claim, "repeating it gives the same answer");
+    assert_eq!(
+        world.finish().await.claim,
+        last.claim,
+        "repeating it gives the same answer"
+    );
     assert_eq!(last.status.state, "finished");
 }
 
@@ -123,9 +133,16 @@ async fn who_stops_paying_is_stopped_within_the_window() {
     world.plane.wanted.fetch_add(100 * MIB, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let stopped = world.plane.forwarded();
-    assert!(stopped <= before + WINDOW * UNIT_BYTES, "{before} {stopped}");
+    assert!(
+        stopped <= before + WINDOW * UNIT_BYTES,
+        "{before} {stopped}"
+    );
     let status = world.channel().await.unwrap();
-    assert_eq!(stopped, status.accepted_units * UNIT_BYTES, "to the last paid byte");
+    assert_eq!(
+        stopped,
+        status.accepted_units * UNIT_BYTES,
+        "to the last paid byte"
+    );
     assert_eq!(status.unpaid_bytes, 0);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(world.plane.forwarded(), stopped);
@@ -170,7 +187,10 @@ async fn credit_is_frozen_while_the_chains_are_not_heard_or_the_channel_closes()
     download(&world, 20 * MIB).await;
 
     world.chain.stalled.store(true, Ordering::Relaxed);
-    until("the freeze", async || world.channel().await.unwrap().state == "frozen").await;
+    until("the freeze", async || {
+        world.channel().await.unwrap().state == "frozen"
+    })
+    .await;
     let stopped = world.plane.forwarded();
     let wanted = world.plane.wanted.fetch_add(5 * MIB, Ordering::Relaxed) + 5 * MIB;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -179,7 +199,10 @@ async fn credit_is_frozen_while_the_chains_are_not_heard_or_the_channel_closes()
     until("the thaw", async || world.plane.forwarded() == wanted).await;
 
     *world.chain.state.lock().unwrap() = ChannelState::Closing { deadline: 99 };
-    until("the freeze", async || world.channel().await.unwrap().state == "frozen").await;
+    until("the freeze", async || {
+        world.channel().await.unwrap().state == "frozen"
+    })
+    .await;
     let reason = world.channel().await.unwrap().reason.unwrap();
     assert!(reason.contains("closing"), "{reason}");
     let last = world.finish().await;
@@ -200,17 +223,30 @@ async fn garbage_at_the_doors_leaves_the_rest_alone() {
         let _ = noise.send_to(&vec![number as u8; length], world.payment);
     }
     let path = SocketName::Metering.below(&world.dir.path().join("run"));
-    for garbage in [&b"\0\0\0\x05hello"[..], b"\xff\xff\xff\xff", b"GET / HTTP/1.1\r\n\r\n"] {
-        UnixStream::connect(&path).unwrap().write_all(garbage).unwrap();
+    for garbage in [
+        &b"\0\0\0\x05hello"[..],
+        b"\xff\xff\xff\xff",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ] {
+        UnixStream::connect(&path)
+            .unwrap()
+            .write_all(garbage)
+            .unwrap();
     }
     // Strangers, unknown channels and other people's channels get no service.
     for seed in [50, 51] {
         let stranger = topnet_channel::SecretKey::from_seed([seed; 32]).unwrap();
-        let link = topnet_link::connect(world.payment, world.identity(), &stranger).await.unwrap();
+        let link = topnet_link::connect(world.payment, world.identity(), &stranger)
+            .await
+            .unwrap();
         let (mut sender, mut receiver) = link.split();
         let hello = topnet_channel::PayerMessage::Hello {
             version: topnet_channel::PROTOCOL_VERSION,
-            channel: if seed == 50 { CHANNEL } else { topnet_account::ChannelId([77; 32]) },
+            channel: if seed == 50 {
+                CHANNEL
+            } else {
+                topnet_account::ChannelId([77; 32])
+            },
         };
         sender.send(&hello.to_bytes()).await.unwrap();
         let answer = receiver.recv().await.unwrap().unwrap();

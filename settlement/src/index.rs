@@ -15,11 +15,16 @@ use std::{
 use rocksdb::{
     ColumnFamilyDescriptor, DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{BlockRef, ChainName, HexBytes};
 use topnet_chain::FinalBlock;
 use topnet_ledger::event::{Event, decode_events};
+
+mod record;
+
+pub(crate) use record::{BatchRecord, ChannelEnd, ChannelRecord, CloseRecord, TransactionRecord};
+use record::{cursor_key, outbox_key, party_key, payout_key, transaction_key};
 
 /// Raised whenever the format below changes.
 const VERSION: u32 = 1;
@@ -34,6 +39,8 @@ const BATCHES: &str = "batches";
 const PAYOUTS: &str = "payouts";
 const OUTBOXES: &str = "outboxes";
 const CLOSES: &str = "closes";
+/// The cursor is noted at least once in so many blocks.
+const CURSOR_BLOCKS: u64 = 64;
 /// Key of the version and the chains that an index was made for.
 const IDENTITY: &[u8] = b"identity";
 /// All that is made of blocks.
@@ -72,49 +79,6 @@ pub enum IndexError {
         /// What is wrong.
         problem: String,
     },
-}
-
-/// A transaction in a final block.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TransactionRecord {
-    pub block: BlockRef,
-    pub events: HexBytes,
-}
-
-/// A channel's parties, and what it came to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ChannelRecord {
-    pub payer: Address,
-    pub payee: Address,
-    /// Of all claims, the payee's close included.
-    pub payee_fees: Amount,
-    pub end: Option<ChannelEnd>,
-}
-
-/// How a channel ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ChannelEnd {
-    pub transaction: Hash,
-    pub block: BlockRef,
-    /// Redeemed over the channel's life, fees included.
-    pub paid: Amount,
-    pub refund: Amount,
-}
-
-/// A batch that main accepted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct BatchRecord {
-    pub seq: u64,
-    pub main_block: BlockRef,
-}
-
-/// A close that the payee asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct CloseRecord {
-    pub id: Hash,
-    pub transaction: HexBytes,
-    /// Why it can never stand, once that is known.
-    pub refused: Option<String>,
 }
 
 /// The index. Clones are the same one.
@@ -193,8 +157,14 @@ impl Index {
             batch.put(CHANNELS, id.as_ref(), &record)?;
         }
         let outbox_key = outbox_key(chain, &block.header.outbox());
-        if self.bytes(OUTBOXES, &outbox_key)?.is_none() {
+        let outbox_known = self.bytes(OUTBOXES, &outbox_key)?.is_some();
+        if !outbox_known {
             batch.put(OUTBOXES, &outbox_key, &height)?;
+        }
+        // Most blocks say nothing; seeing some of them again after a crash costs less than
+        // noting each.
+        if batch.is_empty() && !height.is_multiple_of(CURSOR_BLOCKS) {
+            return Ok(());
         }
         batch.put(META, &cursor_key(chain), &(height + 1))?;
         batch.write()
@@ -487,6 +457,10 @@ impl Batch<'_> {
         self.writes.delete_cf(self.index.table(table), key);
     }
 
+    fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
     fn write(self) -> Result<(), IndexError> {
         let written = self.index.database.write(self.writes);
         written.map_err(|source| self.index.failed(source))
@@ -498,24 +472,4 @@ impl Batch<'_> {
         let written = self.index.database.write_opt(self.writes, &options);
         written.map_err(|source| self.index.failed(source))
     }
-}
-
-fn cursor_key(chain: &ChainName) -> Vec<u8> {
-    [b"cursor/", chain.0.as_bytes()].concat()
-}
-
-fn transaction_key(chain: &ChainName, id: &Hash) -> Vec<u8> {
-    [chain.0.as_bytes(), b"/", id.as_ref()].concat()
-}
-
-fn outbox_key(chain: &ChainName, commitment: &Hash) -> Vec<u8> {
-    [chain.0.as_bytes(), b"/", commitment.as_ref()].concat()
-}
-
-fn party_key(party: &Address, channel: &ChannelId) -> Vec<u8> {
-    [&party.as_bytes()[..], channel.as_ref()].concat()
-}
-
-fn payout_key(account: &Address, seq: u64) -> Vec<u8> {
-    [&account.as_bytes()[..], &seq.to_be_bytes()].concat()
 }

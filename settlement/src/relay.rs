@@ -16,7 +16,7 @@ use topnet_ledger::{
     },
     transaction::{Body, TRANSACTION_BYTES_MAX},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::{index::Index, start::TaskError};
 
@@ -107,8 +107,13 @@ pub(crate) async fn relay<C: Cargo>(
     };
     let mut source_tips = relay.source.tips();
     let mut destination_tips = relay.destination.tips();
+    // The outbox that was seen carried to its end: while it stays, there is nothing to do.
+    let mut carried = None;
     loop {
-        relay.step().await?;
+        let outbox = source_tips.borrow_and_update().header.outbox();
+        if carried != Some(outbox) {
+            carried = relay.step().await?.then_some(outbox);
+        }
         tokio::select! {
             changed = source_tips.changed() => changed.map_err(|_| ChainEnded)?,
             changed = destination_tips.changed() => changed.map_err(|_| ChainEnded)?,
@@ -128,21 +133,35 @@ struct Relay<C> {
     cargo: std::marker::PhantomData<C>,
 }
 
+/// What follows the destination's inbox.
+enum Found<E> {
+    /// Nothing: it has all.
+    Nothing,
+    /// Entries that no certificate covers yet.
+    Unproved,
+    /// Entries and their proof.
+    Import(Import<E>),
+}
+
 impl<C: Cargo> Relay<C> {
-    async fn step(&mut self) -> Result<(), TaskError> {
+    /// Does what there is to do; true if the destination has all that the source had to say
+    /// when this began.
+    async fn step(&mut self) -> Result<bool, TaskError> {
         let inbox = C::inbox(&self.source, &self.destination).await?;
         if let Some((first, id)) = self.waiting {
             let waits = matches!(self.destination.standing(&id), Standing::Waiting(_));
             if first == inbox.next && waits {
-                return Ok(());
+                return Ok(false);
             }
             if let Standing::Dropped(reason) = self.destination.standing(&id) {
                 self.complain(first, &reason.to_string());
             }
             self.waiting = None;
         }
-        let Some(import) = self.import(&inbox).await? else {
-            return Ok(());
+        let import = match self.import(&inbox).await? {
+            Found::Import(import) => import,
+            Found::Unproved => return Ok(false),
+            Found::Nothing => return Ok(true),
         };
         let (first, count) = (import.first, import.entries.len());
         let transaction = Transaction {
@@ -156,7 +175,7 @@ impl<C: Cargo> Relay<C> {
             }
             Err(reason) => self.complain(first, &reason.to_string()),
         }
-        Ok(())
+        Ok(false)
     }
 
     fn complain(&mut self, first: u64, reason: &str) {
@@ -169,9 +188,8 @@ impl<C: Cargo> Relay<C> {
         }
     }
 
-    /// The entries that follow `inbox` and the proof of them; `None` if there are none, or no
-    /// proof of them yet.
-    async fn import(&self, inbox: &OutboxHead) -> Result<Option<Import<C::Entry>>, TaskError> {
+    /// The entries that follow `inbox` and the proof of them.
+    async fn import(&self, inbox: &OutboxHead) -> Result<Found<C::Entry>, TaskError> {
         let heads: Option<Heads> = record(&self.source, heads_key()).await?;
         let Heads(heads) = heads.unwrap_or_default();
         let Some(head) = heads
@@ -183,11 +201,11 @@ impl<C: Cargo> Relay<C> {
             });
         };
         if head.next <= inbox.next {
-            return Ok(None);
+            return Ok(Found::Nothing);
         }
         let entries = self.entries(inbox, head).await?;
         let Some((heads, proof)) = self.prove(inbox, &heads, &entries).await? else {
-            return Ok(None);
+            return Ok(Found::Unproved);
         };
         let reached = heads
             .iter()
@@ -199,7 +217,7 @@ impl<C: Cargo> Relay<C> {
             .take(count)
             .map(|bytes| C::Entry::from_bytes(bytes))
             .collect::<Result<_, CodecError>>()?;
-        Ok(Some(Import {
+        Ok(Found::Import(Import {
             source: self.source.genesis(),
             first: inbox.next,
             entries,

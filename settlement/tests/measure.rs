@@ -53,16 +53,39 @@ async fn measure() {
         for e in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
             let p = e.unwrap().path();
             let stat = std::fs::read_to_string(p.join("stat")).unwrap_or_default();
-            if stat.is_empty() { continue; }
-            let name = stat.split('(').nth(1).unwrap().split(')').next().unwrap().to_owned();
-            let f: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-            t.push((name, f[11].parse::<f64>().unwrap() / 100.0, f[12].parse::<f64>().unwrap() / 100.0));
+            if stat.is_empty() {
+                continue;
+            }
+            let name = stat
+                .split('(')
+                .nth(1)
+                .unwrap()
+                .split(')')
+                .next()
+                .unwrap()
+                .to_owned();
+            let f: Vec<&str> = stat
+                .rsplit(')')
+                .next()
+                .unwrap()
+                .split_whitespace()
+                .collect();
+            t.push((
+                name,
+                f[11].parse::<f64>().unwrap() / 100.0,
+                f[12].parse::<f64>().unwrap() / 100.0,
+            ));
         }
         t.sort_by(|a, b| (b.1 + b.2).total_cmp(&(a.1 + a.2)));
         t
     };
-    for (name, user, sys) in threads().into_iter().take(12) { println!("{name}: user {user} sys {sys}"); }
-    println!("{}", std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap());
+    for (name, user, sys) in threads().into_iter().take(12) {
+        println!("{name}: user {user} sys {sys}");
+    }
+    println!(
+        "{}",
+        std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap()
+    );
     let (c1, h1, t) = (
         cpu(),
         client

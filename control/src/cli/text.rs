@@ -310,7 +310,7 @@ impl Text for ProviderStatus {
         let mut table = Table::new("provider").row_if("payee", self.payee);
         for process in &self.processes {
             let state = match &process.error {
-                Some(error) => error.to_string(),
+                Some(error) => format!("{}; {}", error.what, error.mend),
                 None => "answers".to_owned(),
             };
             table = table.row(&process.process, state);

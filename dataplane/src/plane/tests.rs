@@ -271,7 +271,7 @@ fn every_refusal_has_its_reason_and_no_bill() {
         packet[10..12].copy_from_slice(&sum.to_be_bytes());
         packet
     };
-    let up: [(&str, Vec<u8>, DropReason); 8] = [
+    let up: [(&str, Vec<u8>, DropReason); 9] = [
         (
             "another source",
             udp([10, 78, 0, 3], ORIGIN, 64, 8),
@@ -291,6 +291,11 @@ fn every_refusal_has_its_reason_and_no_bill() {
             "no hops left",
             udp(INNER, ORIGIN, 1, 8),
             DropReason::TtlExceeded,
+        ),
+        (
+            "too large",
+            udp(INNER, ORIGIN, 64, 1400),
+            DropReason::TooLarge,
         ),
         (
             "nowhere",

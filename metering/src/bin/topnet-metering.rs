@@ -18,8 +18,12 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tarpc=warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     match start(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -35,6 +39,9 @@ fn start(arguments: &Arguments) -> Result<(), RunError> {
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|source| RunError::System { what: "start the runtime", source })?
+        .map_err(|source| RunError::System {
+            what: "start the runtime",
+            source,
+        })?
         .block_on(run(config))
 }

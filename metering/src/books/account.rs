@@ -114,7 +114,9 @@ impl Account {
     /// Tells the payer and the data plane what has become durable.
     pub(super) fn tell(&mut self, outputs: &mut VecDeque<Output>) {
         outputs.extend(self.acknowledge.drain(..).map(Output::Acknowledge));
-        let Some(connection) = self.connection else { return };
+        let Some(connection) = self.connection else {
+            return;
+        };
         let mut say = |message| outputs.push_back(Output::Reply(connection, message));
         if self.greet {
             self.greet = false;
@@ -152,9 +154,15 @@ impl Account {
             }
             Finish::Closed(_) => {}
         }
-        let Finish::Closed(closed) = self.finish else { return false };
-        let counting: Vec<SlotUse> =
-            self.payee.slot_uses().filter(|(_, over)| !over).map(|(slot_use, _)| slot_use).collect();
+        let Finish::Closed(closed) = self.finish else {
+            return false;
+        };
+        let counting: Vec<SlotUse> = self
+            .payee
+            .slot_uses()
+            .filter(|(_, over)| !over)
+            .map(|(slot_use, _)| slot_use)
+            .collect();
         if !counting.is_empty() {
             if now < closed + BURST_TIME_MAX {
                 return true;
@@ -184,7 +192,10 @@ pub(super) fn stale(tips: Option<Tips>, close_window_blocks: u64, wall_ms: u64) 
         return Some("the chains have not been heard since metering started".to_owned());
     };
     let limit_ms = close_window_blocks.saturating_mul(tips.block_interval_ms) / 4;
-    let chains = [("service chain", tips.service_time_ms), ("main chain", tips.main_time_ms)];
+    let chains = [
+        ("service chain", tips.service_time_ms),
+        ("main chain", tips.main_time_ms),
+    ];
     chains.into_iter().find_map(|(chain, time_ms)| {
         let age_ms = wall_ms.saturating_sub(time_ms);
         (age_ms > limit_ms).then(|| {

@@ -28,16 +28,24 @@ impl Books {
         self.slots.clear();
         let channels: Vec<ChannelId> = self.accounts.keys().copied().collect();
         for channel in channels {
-            let Some(account) = self.accounts.get_mut(&channel) else { continue };
-            let gone: Vec<SlotUse> =
-                account.payee.slot_uses().map(|(slot_use, _)| slot_use).collect();
+            let Some(account) = self.accounts.get_mut(&channel) else {
+                continue;
+            };
+            let gone: Vec<SlotUse> = account
+                .payee
+                .slot_uses()
+                .map(|(slot_use, _)| slot_use)
+                .collect();
             for slot_use in gone {
                 if slot_use.boot == boot {
                     self.slots.insert(slot_use.slot.index, (channel, slot_use));
                     continue;
                 }
                 // Without its mapping the last durable word is the last word.
-                let dead = self.dead.iter().find(|dead| dead.header.boot == slot_use.boot);
+                let dead = self
+                    .dead
+                    .iter()
+                    .find(|dead| dead.header.boot == slot_use.boot);
                 let usage_bytes = dead.map_or(0, |dead| {
                     dead.credit.close(slot_use.slot);
                     dead.usage.totals(slot_use.slot.index).bytes
@@ -52,7 +60,9 @@ impl Books {
 
     /// The slots that the attached data plane has in use. A list of another run is no news.
     pub fn handle_assignments(&mut self, assignments: &Assignments) {
-        let Some(attached) = &self.attached else { return };
+        let Some(attached) = &self.attached else {
+            return;
+        };
         let (boot, slots) = (attached.header.boot, attached.header.slots);
         if assignments.boot.parse() != Ok(boot) {
             return;
@@ -60,10 +70,16 @@ impl Books {
         let mut listed = HashSet::new();
         for assigned in &assignments.slots {
             if !(1..slots).contains(&assigned.slot) {
-                error!(slot = assigned.slot, slots, "the data plane names a slot that its tables do not have");
+                error!(
+                    slot = assigned.slot,
+                    slots, "the data plane names a slot that its tables do not have"
+                );
                 continue;
             }
-            let slot = Slot { index: assigned.slot, generation: assigned.generation };
+            let slot = Slot {
+                index: assigned.slot,
+                generation: assigned.generation,
+            };
             let slot_use = SlotUse { boot, slot };
             listed.insert(slot_use);
             let retired = assigned.state == SlotState::Retired;
@@ -80,7 +96,9 @@ impl Books {
         retired: bool,
     ) {
         self.retire_before(slot_use, base_bytes);
-        let Some(attached) = &self.attached else { return };
+        let Some(attached) = &self.attached else {
+            return;
+        };
         let Some(account) = self.accounts.get_mut(&channel) else {
             // It never had credit, so nothing was counted.
             self.outputs.push_back(if retired {
@@ -90,7 +108,10 @@ impl Books {
             });
             return;
         };
-        let known = account.payee.slot_uses().any(|(known, _)| known == slot_use);
+        let known = account
+            .payee
+            .slot_uses()
+            .any(|(known, _)| known == slot_use);
         if !known {
             if !account.payee.handle_slot(slot_use, base_bytes) {
                 warn!(%channel, "the channel has too many slots; this one waits");
@@ -116,7 +137,9 @@ impl Books {
     /// Another use of the same slot is over, and was acknowledged: its bytes end where those of
     /// `slot_use` begin.
     fn retire_before(&mut self, slot_use: SlotUse, base_bytes: u64) {
-        let Some(&(channel, before)) = self.slots.get(&slot_use.slot.index) else { return };
+        let Some(&(channel, before)) = self.slots.get(&slot_use.slot.index) else {
+            return;
+        };
         if before == slot_use {
             return;
         }
@@ -129,14 +152,23 @@ impl Books {
     /// What the data plane does not name any more has been acknowledged, perhaps by a run of
     /// ours that did not live to hear it.
     fn forget_unlisted(&mut self, boot: BootId, listed: &HashSet<SlotUse>) {
-        let unlisted: Vec<(ChannelId, SlotUse)> =
-            self.slots.values().copied().filter(|(_, slot_use)| !listed.contains(slot_use)).collect();
+        let unlisted: Vec<(ChannelId, SlotUse)> = self
+            .slots
+            .values()
+            .copied()
+            .filter(|(_, slot_use)| !listed.contains(slot_use))
+            .collect();
         for (channel, slot_use) in unlisted {
             debug_assert_eq!(slot_use.boot, boot);
-            let Some(attached) = &self.attached else { return };
+            let Some(attached) = &self.attached else {
+                return;
+            };
             if let Some(account) = self.accounts.get_mut(&channel) {
                 let usage_bytes = attached.usage.totals(slot_use.slot.index).bytes;
-                let over = account.payee.slot_uses().any(|(known, over)| known == slot_use && over);
+                let over = account
+                    .payee
+                    .slot_uses()
+                    .any(|(known, over)| known == slot_use && over);
                 if !over {
                     warn!(%channel, ?slot_use, "the data plane forgot a slot before it was acknowledged");
                     attached.credit.close(slot_use.slot);
@@ -150,7 +182,9 @@ impl Books {
     /// The data plane has heard that the last totals are journalled.
     pub fn handle_acknowledged(&mut self, slot_use: SlotUse) {
         let index = slot_use.slot.index;
-        let Some(&(channel, current)) = self.slots.get(&index) else { return };
+        let Some(&(channel, current)) = self.slots.get(&index) else {
+            return;
+        };
         if current != slot_use {
             return;
         }
@@ -165,13 +199,17 @@ impl Books {
     /// Reads what was counted: where a record says that it is worth looking, or everywhere.
     /// Gives the number of records.
     pub fn poll_usage(&mut self, everywhere: bool) -> u64 {
-        let Some(attached) = &mut self.attached else { return 0 };
+        let Some(attached) = &mut self.attached else {
+            return 0;
+        };
         let mut seen = std::mem::take(&mut self.seen);
         let mut records = 0;
         for ring in &mut attached.rings {
             match ring.drain(|record| seen.push(record.slot.index)) {
                 Ok(drained) => records += drained,
-                Err(corrupt) => warn!(%corrupt, "unit records were skipped; the tables have it all"),
+                Err(corrupt) => {
+                    warn!(%corrupt, "unit records were skipped; the tables have it all")
+                }
             }
         }
         self.counters.records += records;
@@ -191,9 +229,13 @@ impl Books {
         else {
             return;
         };
-        let Some(account) = self.accounts.get_mut(&channel) else { return };
+        let Some(account) = self.accounts.get_mut(&channel) else {
+            return;
+        };
         let before = account.payee.channel_bytes();
-        account.payee.handle_usage(slot_use, attached.usage.totals(index).bytes);
+        account
+            .payee
+            .handle_usage(slot_use, attached.usage.totals(index).bytes);
         if account.payee.channel_bytes() != before {
             account.note_usage();
             self.touch(channel);

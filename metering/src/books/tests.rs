@@ -20,7 +20,10 @@ use crate::{facts::Served, journal::Stored};
 
 const CHANNEL: ChannelId = ChannelId([9; 32]);
 const PAYEE: Address = Address([5; 32]);
-const SLOT: Slot = Slot { index: 3, generation: 1 };
+const SLOT: Slot = Slot {
+    index: 3,
+    generation: 1,
+};
 const LINK: u64 = 1;
 const NOW_MS: u64 = 1_000_000;
 
@@ -38,11 +41,20 @@ fn secret() -> SecretKey {
 
 fn offer() -> Offer {
     let unit_price = Amount::from_ntop(7);
-    Offer { version: PROTOCOL_VERSION, unit_price, epsilon_ppm: 0, window_max: 64 }
+    Offer {
+        version: PROTOCOL_VERSION,
+        unit_price,
+        epsilon_ppm: 0,
+        window_max: 64,
+    }
 }
 
 fn served() -> Served {
-    Served { service: ChainName::vpn(), payee: Some(PAYEE), close_window_blocks_min: 10 }
+    Served {
+        service: ChainName::vpn(),
+        payee: Some(PAYEE),
+        close_window_blocks_min: 10,
+    }
 }
 
 fn view() -> ChannelView {
@@ -62,11 +74,20 @@ fn view() -> ChannelView {
 
 fn tips(age_ms: u64) -> Tips {
     let time_ms = NOW_MS - age_ms;
-    Tips { service_time_ms: time_ms, main_time_ms: time_ms, block_interval_ms: 100 }
+    Tips {
+        service_time_ms: time_ms,
+        main_time_ms: time_ms,
+        block_interval_ms: 100,
+    }
 }
 
 fn tables(boot: u8) -> (Attachment, UsageTable, CreditTable) {
-    let header = Header { boot: BootId([boot; 16]), slots: 8, workers: 1, records: 8 };
+    let header = Header {
+        boot: BootId([boot; 16]),
+        slots: 8,
+        workers: 1,
+        records: 8,
+    };
     let (handover, usage, credit, _) = Handover::in_memory(header).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     handover.send(&ours).unwrap();
@@ -74,7 +95,10 @@ fn tables(boot: u8) -> (Attachment, UsageTable, CreditTable) {
 }
 
 fn slot_use(boot: u8) -> SlotUse {
-    SlotUse { boot: BootId([boot; 16]), slot: SLOT }
+    SlotUse {
+        boot: BootId([boot; 16]),
+        slot: SLOT,
+    }
 }
 
 fn assignments(boot: u8, state: SlotState) -> Assignments {
@@ -85,7 +109,10 @@ fn assignments(boot: u8, state: SlotState) -> Assignments {
         base_bytes: 0,
         state,
     };
-    Assignments { boot: BootId([boot; 16]).to_string(), slots: vec![assignment] }
+    Assignments {
+        boot: BootId([boot; 16]).to_string(),
+        slots: vec![assignment],
+    }
 }
 
 impl World {
@@ -93,13 +120,23 @@ impl World {
     fn new() -> Self {
         let (attachment, usage, credit) = tables(1);
         let books = Books::restore(served(), offer(), Vec::new()).unwrap();
-        let mut world = Self { books, usage, credit, now: Instant::now(), stored: None };
+        let mut world = Self {
+            books,
+            usage,
+            credit,
+            now: Instant::now(),
+            stored: None,
+        };
         assert!(world.books.handle_channel(&view()));
         world.books.handle_tips(tips(0));
         world.books.poll_freshness(NOW_MS);
         world.books.handle_attached(attachment);
-        world.books.handle_assignments(&assignments(1, SlotState::Live));
-        let greeting = world.books.handle_hello(LINK, CHANNEL, secret().public_key());
+        world
+            .books
+            .handle_assignments(&assignments(1, SlotState::Live));
+        let greeting = world
+            .books
+            .handle_hello(LINK, CHANNEL, secret().public_key());
         assert_eq!(greeting, Greeting::Welcome);
         world
     }
@@ -112,8 +149,14 @@ impl World {
             let stored = self.stored.take();
             self.stored = Some(Stored {
                 channel: entry.channel,
-                facts: entry.facts.or(stored.as_ref().map(|stored| stored.facts)).unwrap(),
-                record: entry.record.clone().or(stored.and_then(|stored| stored.record)),
+                facts: entry
+                    .facts
+                    .or(stored.as_ref().map(|stored| stored.facts))
+                    .unwrap(),
+                record: entry
+                    .record
+                    .clone()
+                    .or(stored.and_then(|stored| stored.record)),
             });
         }
         self.books.handle_committed(!entries.is_empty(), self.now);
@@ -123,7 +166,10 @@ impl World {
     /// The payer's end pays as far as it will, having seen `units`.
     fn pay(&mut self, payer: &mut Payer, units: u64) {
         payer.handle_own_bytes(units * UNIT_BYTES);
-        let meter = Meter { owed: units, ..Meter::default() };
+        let meter = Meter {
+            owed: units,
+            ..Meter::default()
+        };
         payer.handle_message(&PayeeMessage::Meter(meter)).unwrap();
         while let Some(unsaved) = payer.poll_send() {
             self.books.handle_payer(LINK, &unsaved.saved().release());
@@ -165,17 +211,27 @@ fn credit_and_meter_wait_for_the_commit() {
     assert_eq!(world.credit.balance(SLOT), Balance::NONE);
     let entries = world.books.poll_entries(false);
     assert_eq!(entries.len(), 1);
-    assert_eq!(world.credit.balance(SLOT), Balance::NONE, "polled is not committed");
+    assert_eq!(
+        world.credit.balance(SLOT),
+        Balance::NONE,
+        "polled is not committed"
+    );
     assert_eq!(world.books.poll_output(), None);
     world.books.handle_committed(true, world.now);
     assert_eq!(world.limit_bytes(), UNIT_BYTES);
     let outputs: Vec<Output> = std::iter::from_fn(|| world.books.poll_output()).collect();
-    let [PayeeMessage::Offer(_), PayeeMessage::Resume(Some(held)), PayeeMessage::Meter(meter)] =
-        replies(&outputs)[..]
+    let [
+        PayeeMessage::Offer(_),
+        PayeeMessage::Resume(Some(held)),
+        PayeeMessage::Meter(meter),
+    ] = replies(&outputs)[..]
     else {
         panic!("{outputs:?}")
     };
-    assert_eq!((held.index, meter.accepted, meter.credit_bytes), (1, 1, UNIT_BYTES));
+    assert_eq!(
+        (held.index, meter.accepted, meter.credit_bytes),
+        (1, 1, UNIT_BYTES)
+    );
 }
 
 /// Invariant 6: fail closed.
@@ -194,7 +250,10 @@ fn a_quarter_of_the_close_window_without_a_header_freezes_and_news_thaw() {
         world.turn();
         assert_eq!(world.limit_bytes(), limit_bytes, "{age_ms}");
     }
-    let closing = ChannelView { state: ChannelState::Closing { deadline: 1 }, ..view() };
+    let closing = ChannelView {
+        state: ChannelState::Closing { deadline: 1 },
+        ..view()
+    };
     world.books.handle_channel(&closing);
     world.books.poll_freshness(NOW_MS);
     world.books.handle_committed(false, world.now);
@@ -211,14 +270,18 @@ fn a_retired_slot_is_acknowledged_after_its_last_totals_are_committed() {
     world.pay(&mut payer(), 0);
     world.turn();
     world.usage.add(SLOT.index, 700, 1);
-    world.books.handle_assignments(&assignments(1, SlotState::Retired));
+    world
+        .books
+        .handle_assignments(&assignments(1, SlotState::Retired));
     assert_eq!(world.limit_bytes(), 0);
     assert_eq!(world.books.poll_output(), None);
     assert!(world.turn().contains(&Output::Acknowledge(slot_use(1))));
     let status = world.books.status(CHANNEL).unwrap();
     assert_eq!((status.metered_bytes, status.owed_units), (700, 1));
     // The list still names it: it is acknowledged again, and counted once.
-    world.books.handle_assignments(&assignments(1, SlotState::Retired));
+    world
+        .books
+        .handle_assignments(&assignments(1, SlotState::Retired));
     assert!(world.turn().contains(&Output::Acknowledge(slot_use(1))));
     world.books.handle_acknowledged(slot_use(1));
     world.turn();
@@ -233,11 +296,17 @@ fn a_dead_data_planes_tables_are_read_to_the_end() {
     world.usage.add(SLOT.index, 700, 1);
     let (attachment, usage, credit) = tables(2);
     world.books.handle_attached(attachment);
-    world.books.handle_assignments(&assignments(2, SlotState::Live));
+    world
+        .books
+        .handle_assignments(&assignments(2, SlotState::Live));
     world.turn();
     assert_eq!(world.limit_bytes(), 0, "the dead one's credit is closed");
     assert_eq!(world.books.status(CHANNEL).unwrap().metered_bytes, 700);
-    assert_eq!(credit.balance(SLOT).limit_bytes, UNIT_BYTES - 700, "the rest goes on");
+    assert_eq!(
+        credit.balance(SLOT).limit_bytes,
+        UNIT_BYTES - 700,
+        "the rest goes on"
+    );
     usage.add(SLOT.index, 100, 1);
     world.turn();
     assert_eq!(world.books.status(CHANNEL).unwrap().metered_bytes, 800);
@@ -289,17 +358,35 @@ fn finishing_waits_until_no_burst_can_be_under_way() {
 fn strangers_and_other_peoples_channels_are_turned_away() {
     let mut world = World::new();
     let other = SecretKey::from_seed([4; 32]).unwrap().public_key();
-    assert_eq!(world.books.handle_hello(2, CHANNEL, other), Greeting::WrongKey);
+    assert_eq!(
+        world.books.handle_hello(2, CHANNEL, other),
+        Greeting::WrongKey
+    );
     let unknown = ChannelId(Hash::ZERO.0);
-    assert_eq!(world.books.handle_hello(2, unknown, other), Greeting::Unknown);
+    assert_eq!(
+        world.books.handle_hello(2, unknown, other),
+        Greeting::Unknown
+    );
     world.turn();
     let roll = PayerMessage::Resume(None);
     world.books.handle_payer(2, &roll);
     assert_eq!(world.turn(), []);
     for view in [
-        ChannelView { payee: Address([6; 32]), id: unknown, ..view() },
-        ChannelView { close_window: 9, id: unknown, ..view() },
-        ChannelView { chain: ChainName::main(), id: unknown, ..view() },
+        ChannelView {
+            payee: Address([6; 32]),
+            id: unknown,
+            ..view()
+        },
+        ChannelView {
+            close_window: 9,
+            id: unknown,
+            ..view()
+        },
+        ChannelView {
+            chain: ChainName::main(),
+            id: unknown,
+            ..view()
+        },
     ] {
         assert!(!world.books.handle_channel(&view));
     }
@@ -319,7 +406,13 @@ fn a_slot_that_nobody_knows_is_looked_up_and_given_back() {
         (SlotState::Live, Output::LookUp(unknown)),
         (
             SlotState::Retired,
-            Output::Acknowledge(SlotUse { slot: Slot { index: 4, generation: 1 }, ..slot_use(1) }),
+            Output::Acknowledge(SlotUse {
+                slot: Slot {
+                    index: 4,
+                    generation: 1,
+                },
+                ..slot_use(1)
+            }),
         ),
     ] {
         let mut list = assignments(1, SlotState::Live);

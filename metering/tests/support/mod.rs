@@ -2,8 +2,7 @@
 //! process itself, its tables, its journal, its payment port, and a wallet.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     net::{SocketAddr, UdpSocket},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -40,7 +39,11 @@ pub const UNIT_PRICE: u64 = 7;
 pub const CHANNEL: ChannelId = ChannelId([9; 32]);
 const BURST_BYTES: u64 = 40_000;
 const SLOTS: u32 = 8;
-const CHEAP: Cost = Cost { memory_kib: 64, passes: 1, lanes: 1 };
+const CHEAP: Cost = Cost {
+    memory_kib: 64,
+    passes: 1,
+    lanes: 1,
+};
 const PAYEE: Address = Address([5; 32]);
 
 /// Everything, below one directory that goes with it.
@@ -106,10 +109,14 @@ impl World {
         fs::create_dir(dir.path().join("run")).unwrap();
 
         let runtime_dir = dir.path().join("run");
-        let incoming = listen(&SocketName::Settlement.below(&runtime_dir)).await.unwrap();
+        let incoming = listen(&SocketName::Settlement.below(&runtime_dir))
+            .await
+            .unwrap();
         let service = ChainService(Arc::clone(&chain));
         task::spawn(serve_connections(incoming, Settlement::serve(service)));
-        let incoming = listen(&SocketName::Dataplane.below(&runtime_dir)).await.unwrap();
+        let incoming = listen(&SocketName::Dataplane.below(&runtime_dir))
+            .await
+            .unwrap();
         let service = PlaneService(Arc::clone(&plane));
         task::spawn(serve_connections(incoming, Dataplane::serve(service)));
         let tables = UnixListener::bind(SocketName::Tables.below(&runtime_dir)).unwrap();
@@ -149,7 +156,8 @@ impl World {
         loop {
             match connect(&path).await {
                 Ok(transport) => {
-                    return MeteringClient::new(tarpc::client::Config::default(), transport).spawn();
+                    return MeteringClient::new(tarpc::client::Config::default(), transport)
+                        .spawn();
                 }
                 Err(error) if Instant::now() > deadline => panic!("{error}"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -158,15 +166,29 @@ impl World {
     }
 
     pub async fn status(&self) -> MeteringStatus {
-        self.client().await.status(context::current()).await.unwrap()
+        self.client()
+            .await
+            .status(context::current())
+            .await
+            .unwrap()
     }
 
     pub async fn channel(&self) -> Option<ChannelStatus> {
-        self.client().await.channel(context::current(), CHANNEL).await.unwrap().ok()
+        self.client()
+            .await
+            .channel(context::current(), CHANNEL)
+            .await
+            .unwrap()
+            .ok()
     }
 
     pub async fn finish(&self) -> FinalClaim {
-        self.client().await.finish(context::current(), CHANNEL).await.unwrap().unwrap()
+        self.client()
+            .await
+            .finish(context::current(), CHANNEL)
+            .await
+            .unwrap()
+            .unwrap()
     }
 
     /// Starts a wallet that pays for what the client sees.
@@ -226,7 +248,11 @@ impl Wallet {
 
     /// The payee ends it.
     pub async fn ended(self) -> PayStatus {
-        tokio::time::timeout(PATIENCE, self.paying).await.unwrap().unwrap().unwrap()
+        tokio::time::timeout(PATIENCE, self.paying)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
     }
 
     /// Nothing more is written or sent, not even a farewell.
@@ -259,25 +285,48 @@ pub async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
 }
 
 fn free_port() -> SocketAddr {
-    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    UdpSocket::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
 
 struct ClientCounter(Arc<AtomicU64>);
 
 impl ByteCounter for ClientCounter {
     fn read(&mut self) -> io::Result<Readings> {
-        let counted = Counted { up_bytes: 0, down_bytes: self.0.load(Ordering::Relaxed) };
-        Ok(Readings { interface: Some(Reading { counted, incarnation: 1 }), transfer: None })
+        let counted = Counted {
+            up_bytes: 0,
+            down_bytes: self.0.load(Ordering::Relaxed),
+        };
+        Ok(Readings {
+            interface: Some(Reading {
+                counted,
+                incarnation: 1,
+            }),
+            transfer: None,
+        })
     }
 }
 
 impl Boot {
     fn new(number: u8) -> Self {
         let boot = BootId([number; 16]);
-        let header = Header { boot, slots: SLOTS, workers: 1, records: 64 };
+        let header = Header {
+            boot,
+            slots: SLOTS,
+            workers: 1,
+            records: 64,
+        };
         let (handover, usage, credit, mut producers) = Handover::in_memory(header).unwrap();
         let producer = producers.remove(0);
-        Self { boot, usage, credit, producer, handover: Arc::new(handover) }
+        Self {
+            boot,
+            usage,
+            credit,
+            producer,
+            handover: Arc::new(handover),
+        }
     }
 }
 
@@ -313,7 +362,11 @@ impl Plane {
     /// The session is gone: nothing counts into the slot any more.
     pub fn retire(&self) {
         let boot = self.boot();
-        self.slots.lock().unwrap().iter_mut().for_each(|slot| slot.state = SlotState::Retired);
+        self.slots
+            .lock()
+            .unwrap()
+            .iter_mut()
+            .for_each(|slot| slot.state = SlotState::Retired);
         drop(boot);
     }
 
@@ -349,19 +402,29 @@ impl Plane {
         let mut boot = self.boot();
         let live = self.slots.lock().unwrap().iter().find_map(|slot| {
             let is_live = slot.state == SlotState::Live;
-            is_live.then_some(Slot { index: slot.slot, generation: slot.generation })
+            is_live.then_some(Slot {
+                index: slot.slot,
+                generation: slot.generation,
+            })
         });
         let Some(slot) = live else { return false };
         let balance = boot.credit.balance(slot);
         let used = boot.usage.totals(slot.index).bytes;
-        let burst = BURST_BYTES.min(bytes).min(balance.limit_bytes.saturating_sub(used));
+        let burst = BURST_BYTES
+            .min(bytes)
+            .min(balance.limit_bytes.saturating_sub(used));
         if burst == 0 {
             return false;
         }
         let (before, after) = boot.usage.add(slot.index, burst, 1);
         self.forwarded.fetch_add(burst, Ordering::Relaxed);
         if (before + 1..=after).contains(&balance.record_at_bytes) {
-            let record = UnitRecord { slot, bytes: after, packets: 0, time_ns: 0 };
+            let record = UnitRecord {
+                slot,
+                bytes: after,
+                packets: 0,
+                time_ns: 0,
+            };
             boot.producer.push(record);
         }
         true
@@ -388,7 +451,10 @@ impl Dataplane for PlaneService {
     async fn assignments(self, _: Context) -> Assignments {
         let boot = self.0.boot();
         let slots = self.0.slots.lock().unwrap().clone();
-        Assignments { boot: boot.boot.to_string(), slots }
+        Assignments {
+            boot: boot.boot.to_string(),
+            slots,
+        }
     }
 
     async fn acknowledge(
@@ -446,8 +512,16 @@ impl Settlement for ChainService {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let stalled = self.0.stalled.load(Ordering::Relaxed);
         let time_ms = if stalled { 1 } else { now.as_millis() as u64 };
-        let block = BlockRef { chain, height: 1, hash: Hash::ZERO };
-        Ok(ChainTip { block, state_root: Hash::ZERO, time_ms })
+        let block = BlockRef {
+            chain,
+            height: 1,
+            hash: Hash::ZERO,
+        };
+        Ok(ChainTip {
+            block,
+            state_root: Hash::ZERO,
+            time_ms,
+        })
     }
 
     async fn channel(self, _: Context, id: ChannelId) -> Result<ChannelView, ApiError> {
@@ -490,12 +564,7 @@ impl Settlement for ChainService {
         Err(not_here())
     }
 
-    async fn account(
-        self,
-        _: Context,
-        _: ChainName,
-        _: Address,
-    ) -> Result<AccountView, ApiError> {
+    async fn account(self, _: Context, _: ChainName, _: Address) -> Result<AccountView, ApiError> {
         Err(not_here())
     }
 

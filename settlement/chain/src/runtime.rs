@@ -25,7 +25,7 @@ use crate::{
     verifier::committee,
 };
 
-const WORKER_THREADS: usize = 2;
+const WORKER_THREADS: usize = 1;
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// The engine keeps this file locked while it uses the directory.
 const HOLD_FILE: &str = ".hold";

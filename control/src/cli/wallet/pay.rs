@@ -18,7 +18,8 @@ pub(super) async fn pay(
     arguments: WalletPay,
     output: Output,
 ) -> Result<(), CliError> {
-    let filter = EnvFilter::try_from_env("TOPNET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_env("TOPNET_LOG").unwrap_or_else(|_| EnvFilter::new("info,tarpc=warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -1,0 +1,196 @@
+//! The data interfaces: found, checked, bound to sockets and given the program.
+
+use std::net::Ipv4Addr;
+
+use topnet_api::IoStatus;
+use topnet_config::{Dataplane, Io};
+use topnet_ebpf_abi::Steering;
+
+use crate::error::RunError;
+use crate::forwarding::PortIndex;
+use crate::io::{Bind, Binding, SocketHandle};
+use crate::netlink::{Connection, Interface};
+use crate::packet::{IPV4_BYTES, UDP_BYTES};
+use crate::plane::WIREGUARD_BYTES;
+use crate::xdp::{Mode, Program};
+
+/// What the tunnel adds to an inner packet: IPv4, UDP and WireGuard's header and tag.
+const TUNNEL_BYTES: u32 = (IPV4_BYTES + UDP_BYTES + WIREGUARD_BYTES) as u32;
+
+/// A data interface and what it is for.
+pub(crate) struct DataPort {
+    pub(crate) interface: Interface,
+    pub(crate) takes_clients: bool,
+    pub(crate) takes_inner: bool,
+}
+
+pub(crate) async fn data_ports(
+    section: &Dataplane,
+    connection: &Connection,
+) -> Result<Vec<DataPort>, RunError> {
+    let find = async |name: &str, key: &'static str| {
+        let error = |reason, mend| RunError::Interface {
+            name: name.to_owned(),
+            key,
+            reason,
+            mend,
+        };
+        let Some(interface) = connection.interface(name).await? else {
+            return Err(error(
+                "there is no such interface",
+                "choose one that `ip link` lists",
+            ));
+        };
+        if interface.mac.is_none() {
+            return Err(error(
+                "it is not an Ethernet interface",
+                "choose one that is",
+            ));
+        }
+        Ok(interface)
+    };
+    let clients = find(&section.client_interface, "client_interface").await?;
+    let uplink = find(&section.uplink_interface, "uplink_interface").await?;
+    let inner_bytes = u32::from(section.inner_mtu);
+    for (interface, needed_bytes) in [
+        (&clients, inner_bytes + TUNNEL_BYTES),
+        (&uplink, inner_bytes),
+    ] {
+        let Interface {
+            name, mtu_bytes, ..
+        } = interface;
+        if *mtu_bytes < needed_bytes {
+            let (name, mtu_bytes) = (name.clone(), *mtu_bytes);
+            return Err(RunError::Mtu {
+                name,
+                mtu_bytes,
+                needed_bytes,
+            });
+        }
+    }
+    if clients.index == uplink.index {
+        return Ok(vec![DataPort {
+            interface: clients,
+            takes_clients: true,
+            takes_inner: true,
+        }]);
+    }
+    Ok(vec![
+        DataPort {
+            interface: clients,
+            takes_clients: true,
+            takes_inner: false,
+        },
+        DataPort {
+            interface: uplink,
+            takes_clients: false,
+            takes_inner: true,
+        },
+    ])
+}
+
+pub(crate) fn gateway_address(
+    section: &Dataplane,
+    ports: &[DataPort],
+) -> Result<Ipv4Addr, RunError> {
+    let clients = ports.iter().find(|port| port.takes_clients);
+    let address = clients.and_then(|port| port.interface.addresses.first().copied());
+    address.ok_or_else(|| RunError::Interface {
+        name: section.client_interface.clone(),
+        key: "client_interface",
+        reason: "it has no IPv4 address that clients could reach",
+        mend: "give it one: `ip address add ADDRESS/BITS dev NAME`",
+    })
+}
+
+pub(crate) fn bindings(ports: &[DataPort]) -> Vec<Binding> {
+    (0u8..)
+        .zip(ports)
+        .flat_map(|(index, port)| {
+            (0..port.interface.queues).map(move |queue| Binding {
+                port: PortIndex(index),
+                interface: port.interface.name.clone(),
+                queue,
+            })
+        })
+        .collect()
+}
+
+pub(crate) fn attach(
+    program: &mut Program,
+    section: &Dataplane,
+    ports: &[DataPort],
+    gateway_address: Ipv4Addr,
+    sockets: &[SocketHandle],
+) -> Result<(), RunError> {
+    let network = section.inner_subnet.network().to_bits();
+    let mask = u32::MAX << (32 - u32::from(section.inner_subnet.prefix_bits()));
+    for socket in sockets {
+        program.add_socket(socket)?;
+    }
+    for (index, port) in (0u32..).zip(ports) {
+        let steering = Steering {
+            wireguard_port: if port.takes_clients {
+                section.wireguard_port
+            } else {
+                0
+            },
+            takes_inner: port.takes_inner.into(),
+            inner_network: network.to_be(),
+            inner_mask: mask.to_be(),
+            gateway_address: gateway_address.to_bits().to_be(),
+        };
+        program.steer(index, steering)?;
+        let Interface {
+            name,
+            index: interface_index,
+            ..
+        } = &port.interface;
+        program.attach(index, name, *interface_index, mode_of(section.io))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn io_status(io: Io, sockets: &[SocketHandle], interfaces: &[Interface]) -> IoStatus {
+    let zero_copy = sockets.iter().all(|socket| socket.zero_copy);
+    let copying = sockets.iter().find(|socket| !socket.zero_copy);
+    let mode = match (mode_of(io), zero_copy) {
+        (Mode::Generic, _) => "generic",
+        (Mode::Native, true) => "native-zerocopy",
+        (Mode::Native, false) => "native-copy",
+    };
+    let reason = match (io, copying) {
+        (Io::Auto, Some(socket)) => {
+            format!(
+                "the driver of {} has native XDP but cannot share frames",
+                socket.binding.interface
+            )
+        }
+        (Io::Auto, None) => "the drivers have native XDP and share frames".to_owned(),
+        _ => "configured (dataplane.io)".to_owned(),
+    };
+    IoStatus {
+        backend: "af_xdp".to_owned(),
+        mode: mode.to_owned(),
+        reason,
+        interfaces: interfaces
+            .iter()
+            .map(|interface| interface.name.clone())
+            .collect(),
+    }
+}
+
+pub(crate) fn bind_of(io: Io) -> Bind {
+    match io {
+        Io::Auto => Bind::Either,
+        Io::AfXdpZeroCopy => Bind::ZeroCopy,
+        Io::AfXdpCopy | Io::AfXdpGeneric => Bind::Copy,
+    }
+}
+
+fn mode_of(io: Io) -> Mode {
+    match io {
+        Io::Auto | Io::AfXdpZeroCopy | Io::AfXdpCopy => Mode::Native,
+        Io::AfXdpGeneric => Mode::Generic,
+    }
+}

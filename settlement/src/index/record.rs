@@ -1,0 +1,68 @@
+//! The index's records, stored as JSON, and the keys that they stand under.
+
+use serde::{Deserialize, Serialize};
+use topnet_account::{Address, Amount, ChannelId, Hash};
+use topnet_api::{BlockRef, ChainName, HexBytes};
+
+/// A transaction in a final block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TransactionRecord {
+    pub block: BlockRef,
+    pub events: HexBytes,
+}
+
+/// A channel's parties, and what it came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChannelRecord {
+    pub payer: Address,
+    pub payee: Address,
+    /// Of all claims, the payee's close included.
+    pub payee_fees: Amount,
+    pub end: Option<ChannelEnd>,
+}
+
+/// How a channel ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChannelEnd {
+    pub transaction: Hash,
+    pub block: BlockRef,
+    /// Redeemed over the channel's life, fees included.
+    pub paid: Amount,
+    pub refund: Amount,
+}
+
+/// A batch that main accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BatchRecord {
+    pub seq: u64,
+    pub main_block: BlockRef,
+}
+
+/// A close that the payee asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CloseRecord {
+    pub id: Hash,
+    pub transaction: HexBytes,
+    /// Why it can never stand, once that is known.
+    pub refused: Option<String>,
+}
+
+pub(super) fn cursor_key(chain: &ChainName) -> Vec<u8> {
+    [b"cursor/", chain.0.as_bytes()].concat()
+}
+
+pub(super) fn transaction_key(chain: &ChainName, id: &Hash) -> Vec<u8> {
+    [chain.0.as_bytes(), b"/", id.as_ref()].concat()
+}
+
+pub(super) fn outbox_key(chain: &ChainName, commitment: &Hash) -> Vec<u8> {
+    [chain.0.as_bytes(), b"/", commitment.as_ref()].concat()
+}
+
+pub(super) fn party_key(party: &Address, channel: &ChannelId) -> Vec<u8> {
+    [&party.as_bytes()[..], channel.as_ref()].concat()
+}
+
+pub(super) fn payout_key(account: &Address, seq: u64) -> Vec<u8> {
+    [&account.as_bytes()[..], &seq.to_be_bytes()].concat()
+}
