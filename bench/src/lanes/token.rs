@@ -188,10 +188,13 @@ fn payee(channel: ChannelId, secret: &SecretKey) -> Payee {
     })
 }
 
+/// Channels, and tokens each with its channel's place.
+type PaidChannels = (Vec<Payee>, Vec<(usize, Token)>);
+
 /// Every channel with its first voucher, and the tokens of all in the order in which they come:
 /// at random over the channels, in sequence within each. A token is named by its channel's
 /// place, which a payer's connection knows from its hello on.
-fn paid_channels() -> Result<(Vec<Payee>, Vec<(usize, Token)>)> {
+fn paid_channels() -> Result<PaidChannels> {
     let secret = SecretKey::from_seed([3; 32])?;
     let mut payees = Vec::with_capacity(CHANNELS);
     let mut chains = Vec::with_capacity(CHANNELS);

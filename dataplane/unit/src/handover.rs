@@ -154,6 +154,9 @@ pub struct Handover {
     rings: Vec<RingHandover>,
 }
 
+/// A hand-over of anonymous memory, and the data plane's own ends of it.
+pub type InMemory = (Handover, UsageTable, CreditTable, Vec<Producer<Mapping>>);
+
 impl Handover {
     /// Makes the rings for tables that exist, and the producing end of each worker's. `usage`
     /// is best a descriptor that cannot be mapped for writing.
@@ -191,9 +194,7 @@ impl Handover {
     }
 
     /// Tables of anonymous memory where no XDP program shares them, with both writing ends.
-    pub fn in_memory(
-        header: Header,
-    ) -> Result<(Self, UsageTable, CreditTable, Vec<Producer<Mapping>>), HandoverError> {
+    pub fn in_memory(header: Header) -> Result<InMemory, HandoverError> {
         header.check()?;
         let usage = memfd("topnet-usage", crate::table_bytes(header.slots))?;
         let credit = memfd("topnet-credit", crate::table_bytes(header.slots))?;

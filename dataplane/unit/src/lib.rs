@@ -18,7 +18,8 @@ mod tables;
 mod unit;
 
 pub use handover::{
-    Attachment, Handover, HandoverError, Header, RECORDS_MAX, RingHandover, SLOTS_MAX, WORKERS_MAX,
+    Attachment, Handover, HandoverError, Header, InMemory, RECORDS_MAX, RingHandover, SLOTS_MAX,
+    WORKERS_MAX,
 };
 pub use ring::{Consumer, Producer, RingCorrupt, UnitRecord, Words};
 pub use shared_memory::{Access, Mapping, SharedMemoryError, memfd};

@@ -136,7 +136,16 @@ impl Wallet {
             "--status-file",
             status.to_str().context("a path that is not UTF-8")?,
         ];
-        let command = self.topnet.with(&words);
+        // wireguard-go's socket is root's, and it ends when anybody changes that: like a person's
+        // own `wg show`, the wallet's needs the right to open it.
+        let payer = Topnet {
+            user: User {
+                capabilities: &["dac_override"],
+                ..CLIENT
+            },
+            ..self.topnet.clone()
+        };
+        let command = payer.with(&words);
         Process::start(&topology.client, "wallet", command, &run_dir.log("wallet"))
     }
 

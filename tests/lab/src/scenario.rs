@@ -286,7 +286,6 @@ impl<'a> Lab<'a> {
         };
         let tunnel = Tunnel::start(client, &self.run_dir, interface, &config, interrupt)?;
         tunnel.route(client, ORIGIN_NETWORK, interrupt)?;
-        tunnel.allow_queries(users::CLIENT.uid)?;
         self.tunnel = Some(tunnel);
         self.pay(channel, &name)
     }

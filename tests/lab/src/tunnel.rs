@@ -4,10 +4,10 @@ use crate::interrupt::Interrupt;
 use crate::process::{Process, output};
 use crate::run_dir::RunDir;
 use anyhow::{Context, Result};
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -127,16 +127,6 @@ impl Tunnel {
         let mut command = Command::new("ip");
         command.args(["route", "replace", destination, "dev", &self.interface]);
         output(namespace, command, interrupt, COMMAND_WAIT).map(drop)
-    }
-
-    /// Lets a user ask wireguard-go for its counts, as `wg show` does.
-    pub fn allow_queries(&self, uid: u32) -> Result<()> {
-        let socket = self.socket();
-        let allow = || {
-            fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
-            chown(&socket, Some(uid), None)
-        };
-        allow().with_context(|| format!("cannot hand over {}", socket.display()))
     }
 
     /// Bytes that the interface received and sent: inner packets.
