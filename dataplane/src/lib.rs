@@ -7,7 +7,7 @@
 //! routes and neighbours fresh ([`netlink`]), installs sessions ([`registry`], [`slots`]) and
 //! answers requests ([`service`]).
 //!
-//! `unsafe` is confined to [`io`]'s AF_XDP file, [`xdp`] and `bpf_map`.
+//! `unsafe` is confined to [`io`]'s AF_XDP file and one line of [`xdp`].
 //!
 //! What happens when something dies: metering — every slot runs to its limit and stops.
 //! This process — the kernel closes its `bpf_link`s, the program is gone from the interfaces
@@ -17,8 +17,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod accounting;
-#[allow(unsafe_code)]
-mod bpf_map;
 pub mod drops;
 pub mod endpoints;
 mod error;

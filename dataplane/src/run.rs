@@ -139,11 +139,6 @@ impl Running {
 
         let mut program = Program::load(section.slots_max)?;
         let tables = program.tables()?;
-        if !tables.usage_is_read_only {
-            tracing::debug!(
-                "metering gets a writable descriptor of the usage table (no CAP_SYS_ADMIN)"
-            );
-        }
         let usage = Arc::new(UsageTable::map(
             &tables.usage,
             section.slots_max,
@@ -161,7 +156,7 @@ impl Running {
             workers: 1,
             records: RING_RECORDS,
         };
-        let (handover, mut rings) = Handover::new(header, tables.usage_for_readers, tables.credit)?;
+        let (handover, mut rings) = Handover::new(header, tables.usage, tables.credit)?;
 
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(system("make an event counter"))?;

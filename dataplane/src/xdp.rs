@@ -13,7 +13,6 @@ use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use topnet_ebpf_abi::{QUEUES_MAX, Steering, Verdict};
 
-use crate::bpf_map;
 use crate::io::SocketHandle;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/object/topnet.o");
@@ -80,14 +79,16 @@ pub struct Program {
 }
 
 /// The tables' descriptors.
+///
+/// Both can be mapped for writing by whoever has them. The kernel knows read-only descriptors
+/// of a map but refuses to map them (`bpf_map_mmap` wants a shared mapping, which a file that
+/// is not open for writing never gets), so that metering sees usage read-only is
+/// `topnet-unit`'s doing. It gives metering no power: who may write credit can let everything
+/// pass anyway.
 pub struct Tables {
-    /// Usage, for the worker.
+    /// What every slot has forwarded.
     pub usage: OwnedFd,
-    /// Usage for metering, which the kernel keeps it from writing where that could be had.
-    pub usage_for_readers: OwnedFd,
-    /// True if `usage_for_readers` cannot be mapped for writing.
-    pub usage_is_read_only: bool,
-    /// Credit.
+    /// How much every slot may forward.
     pub credit: OwnedFd,
 }
 
@@ -104,25 +105,13 @@ impl Program {
 
     /// Takes descriptors of the tables.
     pub fn tables(&self) -> Result<Tables, XdpError> {
-        let usage = self.array("usage")?;
-        let credit = self.array("credit")?;
-        let own = |map: &MapData| {
-            map.fd()
-                .as_fd()
-                .try_clone_to_owned()
-                .map_err(|e| load_error(&e))
-        };
-        let id = usage.info().map_err(|error| load_error(&error))?.id();
-        // Needs CAP_SYS_ADMIN, which the data plane is not meant to have when it runs for good.
-        let (usage_for_readers, usage_is_read_only) = match bpf_map::open_read_only(id) {
-            Ok(fd) => (fd, true),
-            Err(_) => (own(usage)?, false),
+        let table = |name| {
+            let fd = self.array(name)?.fd().as_fd().try_clone_to_owned();
+            fd.map_err(|error| load_error(&error))
         };
         Ok(Tables {
-            usage: own(usage)?,
-            usage_for_readers,
-            usage_is_read_only,
-            credit: own(credit)?,
+            usage: table("usage")?,
+            credit: table("credit")?,
         })
     }
 

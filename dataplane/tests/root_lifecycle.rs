@@ -13,9 +13,7 @@ use support::{
     Echo, Gateway, Home, PATIENCE, Topology, WireGuard, eventually, has_xdp, ip, unlimited,
 };
 use topnet_api::{SlotState, SocketName};
-use topnet_dataplane::xdp::Program;
 use topnet_netns::{Namespace, root_tests};
-use topnet_unit::{Access, UsageTable};
 
 const CAPABILITIES: &str = "+net_admin,+net_raw,+bpf,+ipc_lock";
 
@@ -267,22 +265,6 @@ fn the_gateways_own_ports_stay_with_the_kernel() {
     sender.send_to(b"paid", "10.77.1.1:7447").unwrap();
     let mut buffer = [0; 16];
     assert_eq!(udp.recv(&mut buffer).unwrap(), 4);
-}
-
-#[test]
-fn readers_of_the_usage_table_cannot_write_it() {
-    if !root_tests() {
-        return;
-    }
-    let program = Program::load(64).unwrap();
-    let tables = program.tables().unwrap();
-    // Root has CAP_SYS_ADMIN, which the kernel asks for before it makes such a descriptor.
-    assert!(tables.usage_is_read_only);
-    assert!(UsageTable::map(&tables.usage_for_readers, 64, Access::ReadWrite).is_err());
-    let reader = UsageTable::map(&tables.usage_for_readers, 64, Access::Read).unwrap();
-    let writer = UsageTable::map(&tables.usage, 64, Access::ReadWrite).unwrap();
-    writer.add(3, 100, 1);
-    assert_eq!(reader.totals(3).bytes, 100);
 }
 
 #[test]

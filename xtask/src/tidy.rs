@@ -115,7 +115,6 @@ const ACROSS: &[&str] = &["topnet-bench", "topnet-tests"];
 
 /// Where unsafe code may live: shared memory, the AF_XDP sockets, the BPF glue and program.
 const ISLANDS: &[&str] = &[
-    "dataplane/src/bpf_map.rs",
     "dataplane/src/io/",
     "dataplane/src/xdp.rs",
     "dataplane/unit/src/",
