@@ -290,6 +290,13 @@ impl Books {
     /// Closes a channel's credit for good; [`Output::Finished`] follows. False if nobody knows
     /// the channel.
     pub fn handle_finish(&mut self, channel: ChannelId) -> bool {
+        let Some(account) = self.accounts.get(&channel) else {
+            return false;
+        };
+        let slot_uses = account.payee.slot_uses();
+        let slots: Vec<u32> = slot_uses.map(|(slot_use, _)| slot_use.slot.index).collect();
+        // So that the payer hears of the last bytes before it hears that this is the end.
+        slots.into_iter().for_each(|index| self.read(index));
         let Some(account) = self.accounts.get_mut(&channel) else {
             return false;
         };

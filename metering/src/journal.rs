@@ -104,7 +104,6 @@ impl Journal {
         options.set_write_buffer_size(WRITE_BUFFER_BYTES);
         options.set_max_total_wal_size(WAL_BYTES_MAX);
         options.set_keep_log_file_num(LOG_FILES_MAX);
-        options.increase_parallelism(1);
         let database = DB::open(&options, path).map_err(failed("open"))?;
         let mut synced = WriteOptions::default();
         synced.set_sync(true);

@@ -224,7 +224,7 @@ impl Books {
         records
     }
 
-    fn read(&mut self, index: u32) {
+    pub(super) fn read(&mut self, index: u32) {
         let (Some(attached), Some(&(channel, slot_use))) = (&self.attached, self.slots.get(&index))
         else {
             return;

@@ -17,6 +17,7 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with},
 };
+use tracing::warn;
 
 /// Bytes that the payer sent and received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -240,6 +241,8 @@ pub struct WireguardCounter {
     peer: String,
     /// Where userspace implementations answer.
     socket: PathBuf,
+    /// The transfer could not be read, and that was said.
+    complained: bool,
 }
 
 /// How long `wg` or a userspace WireGuard may take to answer.
@@ -253,6 +256,7 @@ impl WireguardCounter {
             interface: interface.to_owned(),
             peer: base64(&peer),
             socket: format!("/var/run/wireguard/{interface}.sock").into(),
+            complained: false,
         }
     }
 
@@ -280,6 +284,10 @@ impl WireguardCounter {
                 .args(["show", &self.interface, "transfer"])
                 .stdin(Stdio::null())
                 .output()?;
+            if !output.status.success() {
+                let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                return Err(io::Error::other(format!("wg: {said}")));
+            }
             parse_wg_show(&String::from_utf8_lossy(&output.stdout), &self.peer)
         };
         Ok(found)
@@ -299,7 +307,19 @@ impl ByteCounter for WireguardCounter {
             counted,
             incarnation,
         };
-        let transfer = self.transfer().ok().flatten().map(reading);
+        let transfer = self.transfer().unwrap_or_else(|error| {
+            if !std::mem::replace(&mut self.complained, true) {
+                warn!(
+                    interface = self.interface,
+                    %error,
+                    "WireGuard does not say what it transferred; the interface's lower count must \
+                     do, and paying may fall behind: let this user read it (CAP_NET_ADMIN, or \
+                     the group of its socket)"
+                );
+            }
+            None
+        });
+        let transfer = transfer.map(reading);
         Ok(Readings {
             interface: Some(reading(counted)),
             transfer,
