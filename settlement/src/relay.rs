@@ -16,7 +16,7 @@ use topnet_ledger::{
     },
     transaction::{Body, TRANSACTION_BYTES_MAX},
 };
-use tracing::{info, debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::{index::Index, start::TaskError};
 
