@@ -26,6 +26,9 @@ mod record;
 pub(crate) use record::{BatchRecord, ChannelEnd, ChannelRecord, CloseRecord, TransactionRecord};
 use record::{cursor_key, outbox_key, party_key, payout_key, transaction_key};
 
+/// A key and its value, as stored.
+type Entry = (Box<[u8]>, Box<[u8]>);
+
 /// Raised whenever the format below changes.
 const VERSION: u32 = 1;
 /// Channels of one party in one answer, at most.
@@ -339,7 +342,7 @@ impl Index {
 
     /// All closes that were ever asked for.
     pub(crate) fn closes(&self) -> Result<Vec<(ChannelId, CloseRecord)>, IndexError> {
-        let each = |(key, value): (Box<[u8]>, Box<[u8]>)| {
+        let each = |(key, value): Entry| {
             let id = <[u8; 32]>::try_from(&*key).map_err(|error| self.unreadable(CLOSES, error))?;
             Ok((ChannelId(id), self.decode(CLOSES, &value)?))
         };
@@ -353,7 +356,7 @@ impl Index {
         table: &'static str,
         from: &[u8],
         prefix: &[u8],
-    ) -> impl Iterator<Item = Result<(Box<[u8]>, Box<[u8]>), IndexError>> {
+    ) -> impl Iterator<Item = Result<Entry, IndexError>> {
         let mode = IteratorMode::From(from, Direction::Forward);
         let prefix = prefix.to_vec();
         self.database

@@ -163,7 +163,7 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
     for party in [payer, payee] {
         assert_eq!(
             client.channels(soon(), party).await.unwrap().unwrap(),
-            [view.clone()]
+            std::slice::from_ref(&view)
         );
     }
 

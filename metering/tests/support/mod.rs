@@ -214,7 +214,10 @@ impl World {
             let stopped = async { drop(stopped.await) };
             pay(&signer(), terms, journal, Box::new(counter), stopped).await
         });
-        Wallet { stop, paying }
+        Wallet {
+            _running: stop,
+            paying,
+        }
     }
 
     pub fn wallet_status(&self) -> Option<PayStatus> {
@@ -236,16 +239,12 @@ impl Drop for World {
 }
 
 pub struct Wallet {
-    stop: oneshot::Sender<()>,
+    /// Dropping it tells the wallet to stop.
+    _running: oneshot::Sender<()>,
     paying: task::JoinHandle<Result<PayStatus, PayError>>,
 }
 
 impl Wallet {
-    pub async fn stop(self) -> PayStatus {
-        let _ = self.stop.send(());
-        self.paying.await.unwrap().unwrap()
-    }
-
     /// The payee ends it.
     pub async fn ended(self) -> PayStatus {
         tokio::time::timeout(PATIENCE, self.paying)
