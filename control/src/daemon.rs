@@ -5,8 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use topnet_config::Config;
-use tracing_subscriber::EnvFilter;
+use topnet_config::{Config, log_to_stderr};
 
 use crate::{provider::Provider, reconcile::Reconciler, rpc::Listeners};
 
@@ -22,12 +21,7 @@ struct Arguments {
 /// Runs until SIGTERM or SIGINT.
 pub fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let filter =
-        EnvFilter::try_from_env("TOPNET_LOG").unwrap_or_else(|_| EnvFilter::new("info,tarpc=warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    log_to_stderr("info,tarpc=warn");
     let config = Config::load(&arguments.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

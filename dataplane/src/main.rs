@@ -1,13 +1,11 @@
 //! The data plane's process.
 #![forbid(unsafe_code)]
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use topnet_config::Config;
-use tracing_subscriber::EnvFilter;
+use topnet_config::{Config, log_to_stderr};
 
 /// Forwards sessions' packets, counts them and stops at the credit limit.
 #[derive(Parser)]
@@ -21,13 +19,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // boringtun reports every peer that went to sleep as an error, tarpc every request five times.
-    let quiet = || "info,boringtun=off,tarpc=warn".into();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| quiet());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    log_to_stderr("info,boringtun=off,tarpc=warn");
     match start(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -7,10 +7,9 @@ use anyhow::Context as _;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use topnet_api::{Settlement as _, SocketName, listen, serve_connections};
-use topnet_config::Config;
+use topnet_config::{Config, log_to_stderr};
 use topnet_settlement::{Inputs, Settlement};
 use tracing::info;
-use tracing_subscriber::EnvFilter;
 
 /// Runs the main chain and the service's chain, and settles between them.
 #[derive(Parser)]
@@ -24,22 +23,10 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,commonware=warn,tarpc=warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
-
+    log_to_stderr("info,commonware=warn,tarpc=warn");
     let config = Config::load(&arguments.config)?;
     let inputs = Inputs::load(config.settlement()?)?;
     let mut settlement = Settlement::start(inputs).await?;
-    std::fs::create_dir_all(&config.runtime_dir).with_context(|| {
-        format!(
-            "runtime_dir {}: cannot make it; choose another",
-            config.runtime_dir.display()
-        )
-    })?;
     let path = SocketName::Settlement.below(&config.runtime_dir);
     let incoming = listen(&path).await.with_context(|| {
         format!(

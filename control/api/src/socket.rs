@@ -83,7 +83,8 @@ where
     })
 }
 
-/// Listens at `path`, in place of a socket that an earlier run left there.
+/// Listens at `path`, in place of a socket that an earlier run left there. Makes the directory if
+/// there is none.
 pub async fn listen<Item, SinkItem>(
     path: &Path,
 ) -> io::Result<impl Stream<Item = Transport<Item, SinkItem>> + use<Item, SinkItem>>
@@ -91,6 +92,9 @@ where
     Item: DeserializeOwned,
     SinkItem: Serialize,
 {
+    if let Some(runtime_dir) = path.parent() {
+        std::fs::create_dir_all(runtime_dir)?;
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -4,9 +4,8 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use topnet_config::Config;
+use topnet_config::{Config, log_to_stderr};
 use topnet_metering::run::{RunError, run};
-use tracing_subscriber::EnvFilter;
 
 /// Turns counted units into paid units and raises credit.
 #[derive(Debug, Parser)]
@@ -18,12 +17,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tarpc=warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    log_to_stderr("info,tarpc=warn");
     match start(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

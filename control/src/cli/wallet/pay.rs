@@ -6,8 +6,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use topnet_account::Amount;
 use topnet_api::ChannelState;
 use topnet_channel::PayerTerms;
+use topnet_config::log_to_stderr;
 use topnet_wallet::{Journal, PayTerms, WireguardCounter, pay as pay_until};
-use tracing_subscriber::EnvFilter;
 
 use super::{OpenWallet, report::status_file};
 use crate::cli::{arguments::WalletPay, error::CliError, output::Output};
@@ -18,12 +18,7 @@ pub(super) async fn pay(
     arguments: WalletPay,
     output: Output,
 ) -> Result<(), CliError> {
-    let filter =
-        EnvFilter::try_from_env("TOPNET_LOG").unwrap_or_else(|_| EnvFilter::new("info,tarpc=warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    log_to_stderr("info,tarpc=warn");
     let stop = stop_signal()?;
     let offer = wallet.offer().await?;
     let channel = wallet.rpc.channel(arguments.channel).await?;
