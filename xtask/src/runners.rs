@@ -69,15 +69,14 @@ pub fn lab(workspace: &Workspace, arguments: LabArguments) -> Result<()> {
 
 /// Builds the lab and every program that it starts.
 pub fn build_lab(workspace: &Workspace) -> Result<()> {
-    build(workspace.cargo().args([
-        "build",
-        "--workspace",
-        "--bins",
-        "--exclude",
-        "topnet-bench",
-        "--exclude",
-        "xtask",
-    ]))
+    // Naming any test makes cargo choose the features that it chooses for `cargo test` and
+    // clippy. Otherwise the lab and the tests would each build RocksDB and the rest of the
+    // libraries once.
+    build(
+        workspace
+            .cargo()
+            .args(["build", "--workspace", "--bins", "--test", "root_netns"]),
+    )
 }
 
 /// The elevated lab with these arguments.
