@@ -20,6 +20,7 @@ use tracing::error;
 use crate::{
     block::public_key_of,
     chain::Chain,
+    machine::AnyMachine,
     node::{self, NodeConfig},
     state::Context,
     verifier::committee,
@@ -146,16 +147,9 @@ impl ChainRuntime {
     ) -> Result<Chain, StartError> {
         let name = config.name.clone();
         let config = check(config)?;
-        let machine = Arc::new(machine);
         let (ready, started) = oneshot::channel();
-        let job: Job = Box::new(move |context: &Context| {
-            context
-                .child("chain")
-                .with_attribute("chain", &config.name)
-                .spawn(move |context| node::run(context, config, machine, ready));
-        });
         self.jobs
-            .send(job)
+            .send(validator(config, Arc::new(machine), ready))
             .map_err(|_| StartError::Ended(name.clone()))?;
         started.await.map_err(|_| StartError::Ended(name))
     }
@@ -193,6 +187,21 @@ fn claim(storage: &Path) -> Result<(), StartError> {
         Err(fs::TryLockError::WouldBlock) => Err(StartError::StorageInUse(storage.to_owned())),
         Err(fs::TryLockError::Error(source)) => Err(failed(source)),
     }
+}
+
+/// Starts a validator when the runtime gets to it. Not generic and not `async`, so that the engine,
+/// which takes minutes to compile, is compiled in this crate and not once in each that uses it.
+fn validator(
+    config: NodeConfig,
+    machine: Arc<dyn AnyMachine>,
+    ready: oneshot::Sender<Chain>,
+) -> Job {
+    Box::new(move |context: &Context| {
+        context
+            .child("chain")
+            .with_attribute("chain", &config.name)
+            .spawn(move |context| node::run(context, config, machine, ready));
+    })
 }
 
 fn check(config: ChainConfig) -> Result<NodeConfig, StartError> {
