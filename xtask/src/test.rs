@@ -108,11 +108,18 @@ fn checks(workspace: &Workspace) -> Tally {
     deny.args(["deny", "--log-level", "error", "check"]);
     deny.args(["bans", "licenses", "sources"]);
 
+    // Atomics are others under the model checker, so the ring is compiled apart.
+    let mut loom = workspace.cargo();
+    loom.args(["test", "--quiet", "--package", "topnet-unit", "--lib"]);
+    loom.env("RUSTFLAGS", "--cfg loom");
+    loom.env("CARGO_TARGET_DIR", workspace.target.join("loom"));
+
     let mut tally = Tally::default();
     tally.add(checked("fmt", || succeed(format)));
     tally.add(checked("tidy", || tidy::demand(workspace)));
     tally.add(checked("clippy", || succeed(tidy::clippy(workspace))));
     tally.add(checked("cargo-deny", || succeed(deny)));
+    tally.add(checked("unit ring under loom", || succeed(loom)));
     tally.add(checked("BPF object", || crate::ebpf::check(workspace)));
     tally
 }
