@@ -111,6 +111,16 @@ impl Package {
     }
 }
 
+/// Cargo, without what the cargo that runs this program says of this program's own package. Build
+/// scripts watch those variables, and would run and compile all anew whenever cargo is called
+/// directly and by way of this program in turn.
 fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
