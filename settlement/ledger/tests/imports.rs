@@ -404,6 +404,44 @@ fn a_full_batch_leaves_the_rest_for_the_next() {
     assert_eq!(world.service.balance(14), 0);
 }
 
+/// Accounts that spend what they had marked leave empty places in the queue. They take no room
+/// in a batch, and a batch walks past at most four times as many places as it may hold payouts.
+#[test]
+fn empty_places_take_no_room_in_a_batch() {
+    // Empty places before the account that waits, batches until it is paid.
+    for (empty, batches) in [(0, 1), (4, 1), (15, 1), (16, 2), (33, 3)] {
+        let mut world = World::with_epoch(50, &rules(), &[(RICH, 1_000_000)]);
+        world = world.funded(&[(RICH, 500_000)]);
+        for seed in (0..empty).map(|place| 10 + place) {
+            let action = Action::Transfer {
+                to: address(seed),
+                amount: ntop(1_000),
+            };
+            let give = world.service.order(RICH, action);
+            let action = Action::Withdraw { amount: ntop(990) };
+            let withdraw = world.service.order_with(seed, 0, action);
+            let action = Action::Transfer {
+                to: address(RICH),
+                amount: ntop(994),
+            };
+            let back = world.service.order_with(seed, 1, action);
+            world.service.block(&[give, withdraw, back]);
+        }
+        let action = Action::Withdraw {
+            amount: ntop(2_000),
+        };
+        let withdraw = world.service.order(RICH, action);
+        world.service.block(&[withdraw]);
+
+        let before = world.main.balance(RICH);
+        for batch in 1..=batches {
+            assert_eq!(world.main.balance(RICH), before, "{empty}, batch {batch}");
+            world.settle();
+        }
+        assert_eq!(world.main.balance(RICH), before + 2_000, "{empty}");
+    }
+}
+
 /// What is marked to go home can be spent until the batch is cut, and is spent last.
 #[test]
 fn money_on_its_way_home_is_spent_last() {

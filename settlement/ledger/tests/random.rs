@@ -249,7 +249,10 @@ impl Oracle {
             return;
         }
         let mut payouts = Vec::new();
-        for _ in 0..self.queue.len().min(4) {
+        for _ in 0..self.queue.len().min(16) {
+            if payouts.len() == 4 {
+                break;
+            }
             let account = self.queue.pop_front().unwrap();
             if self.homeward[&account] > 50 {
                 let amount = std::mem::take(self.homeward.get_mut(&account).unwrap());
