@@ -17,7 +17,7 @@ pub const VALIDATORS_MAX: usize = 100;
 /// Length of a chain's name.
 pub const NAME_BYTES_MAX: usize = 32;
 
-const DOMAIN: &[u8] = b"topnet/genesis/1";
+const DOMAIN: &[u8] = b"topnet/genesis/2";
 
 /// The whole description of a chain. Every validator and light client has the same one; its
 /// [`hash`](Self::hash) is the chain's id.
@@ -81,6 +81,9 @@ pub struct Rules {
     pub fees: Fees,
     /// Payouts wait on the service until an account has more than this to be sent home.
     pub dust: Amount,
+    /// The least that a fund may bring to a service: main lets only so many wait for one
+    /// service, so a place among them costs more than its fee.
+    pub fund_min: Amount,
     /// The least that a channel may be opened with.
     pub allocation_min: Amount,
     /// A claim that would pay less pays nothing; the payee's close pays any amount. So nobody
@@ -186,6 +189,7 @@ impl Default for Rules {
         Self {
             fees: Fees::default(),
             dust: Amount::from_ntop(50_000),
+            fund_min: Amount::from_ntop(1_000_000),
             allocation_min: Amount::from_ntop(1_000_000),
             claim_payout_min: Amount::from_ntop(500_000),
             close_window_min: 600,
@@ -339,10 +343,10 @@ impl Rules {
                 "must cover the dearest claim: fees.claim + 256 × fees.claim_per_hash",
             ));
         }
-        if self.claim_payout_min.is_zero() || self.allocation_min.is_zero() {
+        if [self.claim_payout_min, self.allocation_min, self.fund_min].contains(&Amount::ZERO) {
             return Err((
                 "rules",
-                "claim_payout_min and allocation_min must be at least 1",
+                "claim_payout_min, allocation_min and fund_min must be at least 1",
             ));
         }
         if self.close_window_min == 0 || self.close_window_min > self.close_window_max {
@@ -362,6 +366,7 @@ impl Rules {
         let Self {
             fees,
             dust,
+            fund_min,
             allocation_min,
             claim_payout_min,
             close_window_min,
@@ -390,6 +395,7 @@ impl Rules {
             close,
             finalise,
             dust,
+            fund_min,
             allocation_min,
             claim_payout_min,
         ] {

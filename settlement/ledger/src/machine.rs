@@ -46,7 +46,7 @@ impl Rejection {
     /// True if the same bytes may stand in a later block without anybody's doing: keep the
     /// transaction. Otherwise drop it and tell whoever sent it.
     pub fn is_temporary(&self) -> bool {
-        matches!(self.code, "nonce_ahead" | "sequence_ahead" | "block_full")
+        matches!(self.code, "nonce_ahead" | "sequence_ahead" | "block_full" | "service_behind")
     }
 }
 

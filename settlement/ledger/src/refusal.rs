@@ -32,7 +32,9 @@ pub(crate) enum Refusal {
     ServiceUnknown(Hash),
     #[error("this block takes no more funds for the service: it may stand in the next one")]
     BlockFull,
-    #[error("{0} funds wait for the service to credit them: try again when it runs")]
+    #[error("a fund must bring at least {0}: fund more at once")]
+    FundSmall(Amount),
+    #[error("{0} funds wait for the service to credit them: it may stand when the service has")]
     ServiceBehind(u64),
     #[error("the chain is not the one that funds this service")]
     SourceUnknown,
@@ -100,6 +102,7 @@ impl Refusal {
             Self::Overflow => "overflow",
             Self::ServiceUnknown(_) => "service_unknown",
             Self::BlockFull => "block_full",
+            Self::FundSmall(_) => "fund_small",
             Self::ServiceBehind(_) => "service_behind",
             Self::SourceUnknown => "source_unknown",
             Self::SequenceBehind(_) => "sequence_behind",

@@ -147,8 +147,9 @@ impl Oracle {
                 *self.service.entry(to).or_default() += amount;
             }
             Op::Fund { from, to, amount } => {
+                (amount >= 100).then_some(())?;
                 let balance = self.main.entry(from).or_default();
-                *balance = balance.checked_sub(positive(amount)? + 3)?;
+                *balance = balance.checked_sub(amount + 3)?;
                 self.burned += 1;
                 *self.main.entry(proposer).or_default() += 2;
                 self.escrow += amount;
@@ -479,7 +480,10 @@ impl Race {
         }
         let main = &self.world.main;
         let (from, to) = (self.random.actor(), self.random.actor());
-        let amount = self.random.below(20_000);
+        let amount = match self.random.below(8) {
+            0 => self.random.below(200),
+            _ => self.random.below(20_000),
+        };
         let (service, beneficiary) = (self.world.service.id(), address(to));
         let nonce = nonces
             .entry(from)

@@ -213,16 +213,17 @@ fn orders_on_main() {
     let open = Action::Open(stage.world.service.terms(PAYEE, PAYER, ALLOCATION));
     // The payer has 200,000 less 100,000 and the fee of 3.
     let cases = [
-        ("fund", fund(service, 1), "ok"),
-        ("fund nothing", fund(service, 0), "amount_zero"),
+        ("fund", fund(service, 100), "ok"),
+        ("fund nothing", fund(service, 0), "fund_small"),
+        ("fund too little", fund(service, 99), "fund_small"),
         ("fund all but the fee", fund(service, 99_994), "ok"),
         (
             "fund more than that",
             fund(service, 99_995),
             "balance_short",
         ),
-        ("fund nobody", fund(Hash([1; 32]), 1), "service_unknown"),
-        ("fund main", fund(main.id(), 1), "service_unknown"),
+        ("fund nobody", fund(Hash([1; 32]), 100), "service_unknown"),
+        ("fund main", fund(main.id(), 100), "service_unknown"),
         (
             "withdraw on main",
             Action::Withdraw { amount: ntop(100) },

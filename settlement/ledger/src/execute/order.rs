@@ -77,6 +77,10 @@ fn transfer(
 }
 
 fn fund(step: &mut Step<'_>, service: Hash, fund: Fund, fee: Amount) -> Result<(), Stop> {
+    let fund_min = step.context().genesis.rules.fund_min;
+    if fund.amount < fund_min {
+        return Err(Refusal::FundSmall(fund_min).into());
+    }
     let key = state::service_key(&service);
     let mut record: Service = step.read(&key)?.ok_or(Refusal::ServiceUnknown(service))?;
     let (Heads(mut all), before) = (

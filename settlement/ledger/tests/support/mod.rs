@@ -403,6 +403,7 @@ pub fn rules() -> Rules {
             finalise: ntop(7),
         },
         dust: ntop(50),
+        fund_min: ntop(100),
         allocation_min: ntop(1_000),
         claim_payout_min: ntop(300),
         close_window_min: 2,
