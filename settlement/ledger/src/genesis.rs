@@ -17,6 +17,10 @@ pub const VALIDATORS_MAX: usize = 100;
 /// Length of a chain's name.
 pub const NAME_BYTES_MAX: usize = 32;
 
+/// Fees of the dearest claim that the smallest payout of a claim covers, at least: fees take no
+/// more than one part in so many, two in a hundred.
+pub const CLAIM_FEES_MIN: u64 = 50;
+
 const DOMAIN: &[u8] = b"topnet/genesis/2";
 
 /// The whole description of a chain. Every validator and light client has the same one; its
@@ -86,8 +90,9 @@ pub struct Rules {
     pub fund_min: Amount,
     /// The least that a channel may be opened with.
     pub allocation_min: Amount,
-    /// A claim that would pay less pays nothing; the payee's close pays any amount. So nobody
-    /// can let fees eat a payee's income by claiming it token by token.
+    /// A claim that would pay less pays nothing; the payee's close pays any amount. It is at
+    /// least [`CLAIM_FEES_MIN`] times the dearest claim's fee, so whoever claims in many small
+    /// steps on the payee's behalf spends at most that part of its income.
     pub claim_payout_min: Amount,
     /// The shortest close window.
     pub close_window_min: u32,
@@ -191,7 +196,7 @@ impl Default for Rules {
             dust: Amount::from_ntop(50_000),
             fund_min: Amount::from_ntop(1_000_000),
             allocation_min: Amount::from_ntop(1_000_000),
-            claim_payout_min: Amount::from_ntop(500_000),
+            claim_payout_min: Amount::from_ntop(2_500_000),
             close_window_min: 600,
             close_window_max: 6_048_000,
             batch_payouts_max: BATCH_PAYOUTS_MAX,
@@ -330,17 +335,18 @@ impl Counterpart {
 impl Rules {
     fn validate(&self) -> Result<(), (&'static str, &'static str)> {
         let fees = &self.fees;
-        let (Some(claim_fee_max), Some(_), Some(_)) = (
-            fees.claim_with(TOKENS_PER_VOUCHER_MAX),
+        let claim_fee_max = fees.claim_with(TOKENS_PER_VOUCHER_MAX);
+        let (Some(payout_min), Some(_), Some(_)) = (
+            claim_fee_max.and_then(|fee| fee.checked_mul(CLAIM_FEES_MIN)),
             fees.close_with(TOKENS_PER_VOUCHER_MAX),
             fees.closing(),
         ) else {
             return Err(("rules.fees", "add up to more than 2^64 - 1 nTOP"));
         };
-        if self.claim_payout_min < claim_fee_max {
+        if self.claim_payout_min < payout_min {
             return Err((
                 "rules.claim_payout_min",
-                "must cover the dearest claim: fees.claim + 256 × fees.claim_per_hash",
+                "must be 50 times the dearest claim: fees.claim + 256 × fees.claim_per_hash",
             ));
         }
         if [self.claim_payout_min, self.allocation_min, self.fund_min].contains(&Amount::ZERO) {

@@ -29,8 +29,8 @@ fn a_proposer_orders_by_class_and_each_account_by_nonce() {
         };
         service.order_with(seed, nonce, action)
     };
-    let (open, channel) = service.open(PAYER, PAYEE, 10_000);
-    let claim = service.claim(claim_worth(PAYER, channel, 5_000));
+    let (open, channel) = service.open(PAYER, PAYEE, 20_000);
+    let claim = service.claim(claim_worth(PAYER, channel, 15_000));
     let close = service.close_by_payee(
         PAYEE,
         CloseByPayee {

@@ -87,7 +87,7 @@ fn every_field_is_in_the_id() {
         |g| g.rules.dust = ntop(51),
         |g| g.rules.fund_min = ntop(1),
         |g| g.rules.allocation_min = ntop(1),
-        |g| g.rules.claim_payout_min = ntop(301),
+        |g| g.rules.claim_payout_min = ntop(15_001),
         |g| g.rules.close_window_min += 1,
         |g| g.rules.close_window_max += 1,
         |g| g.rules.batch_payouts_max += 1,
@@ -149,7 +149,12 @@ fn no_chain_starts_from_nonsense() {
             "rules.fees",
         ),
         (|g| g.rules.fees.close = ntop(u64::MAX), "rules.fees"),
-        (|g| g.rules.fees.claim = ntop(300), "rules.claim_payout_min"),
+        // 45 and 256 hashes: one nTOP more than a fiftieth.
+        (|g| g.rules.fees.claim = ntop(45), "rules.claim_payout_min"),
+        (
+            |g| g.rules.claim_payout_min = ntop(50 * 266 - 1),
+            "rules.claim_payout_min",
+        ),
         (|g| g.rules.allocation_min = ntop(0), "rules"),
         (|g| g.rules.fund_min = ntop(0), "rules"),
         (|g| g.rules.close_window_min = 0, "rules.close_window_min"),

@@ -405,7 +405,7 @@ pub fn rules() -> Rules {
         dust: ntop(50),
         fund_min: ntop(100),
         allocation_min: ntop(1_000),
-        claim_payout_min: ntop(300),
+        claim_payout_min: ntop(15_000),
         close_window_min: 2,
         close_window_max: 100,
         batch_payouts_max: 4,
