@@ -30,6 +30,9 @@ const DOMAIN: &[u8] = b"topnet/genesis/2";
 pub struct Genesis {
     /// `main`, or the service's name: lower-case letters, digits and dashes.
     pub name: String,
+    /// 32 random bytes, so that networks with the same keys and numbers are not the same chain
+    /// and what is signed for one means nothing on the other.
+    pub salt: Hash,
     /// A block follows its parent no sooner than this.
     pub block_interval_ms: u64,
     /// Blocks per epoch. A service cuts a batch at every height that this divides.
@@ -222,6 +225,7 @@ impl Genesis {
         let mut writer = Writer::in_domain(DOMAIN);
         writer
             .bytes(self.name.as_bytes())
+            .raw(self.salt)
             .u64(self.block_interval_ms)
             .u64(self.epoch_blocks);
         write_keys(&mut writer, &self.validators);

@@ -415,6 +415,7 @@ pub fn rules() -> Rules {
 pub fn main_genesis(rules: &Rules, balances: &[(u8, u64)]) -> Genesis {
     Genesis {
         name: "main".to_owned(),
+        salt: Hash([0x5a; 32]),
         block_interval_ms: 100,
         epoch_blocks: 10,
         validators: vec![secret(VALIDATOR).public_key()],
@@ -432,6 +433,7 @@ pub fn main_genesis(rules: &Rules, balances: &[(u8, u64)]) -> Genesis {
 pub fn service_genesis(rules: &Rules, name: &str, main: Counterpart) -> Genesis {
     Genesis {
         name: name.to_owned(),
+        salt: Hash([0x5b; 32]),
         block_interval_ms: 100,
         epoch_blocks: 10,
         validators: vec![secret(SERVICE_VALIDATOR).public_key()],
