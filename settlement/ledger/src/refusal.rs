@@ -22,6 +22,8 @@ pub(crate) enum Refusal {
     NonceBehind { expected: u64, got: u64 },
     #[error("order {got} waits for those before it: the account's next nonce is {expected}")]
     NonceAhead { expected: u64, got: u64 },
+    #[error("there is no order {0}: the account has used all its numbers")]
+    NonceLast(u64),
     #[error("needs {needs}, the balance is {has}: fund the account")]
     BalanceShort { needs: Amount, has: Amount },
     #[error("the amount is zero")]
@@ -97,6 +99,7 @@ impl Refusal {
             Self::SignatureFalse => "signature_false",
             Self::NonceBehind { .. } => "nonce_behind",
             Self::NonceAhead { .. } => "nonce_ahead",
+            Self::NonceLast(_) => "nonce_last",
             Self::BalanceShort { .. } => "balance_short",
             Self::AmountZero => "amount_zero",
             Self::Overflow => "overflow",

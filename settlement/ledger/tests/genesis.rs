@@ -78,7 +78,9 @@ fn what_is_left_out_has_a_default_and_a_slip_is_named() {
     assert!(error.contains("dusk"), "{error}");
     // Without a salt of its own a chain would share its id with another one.
     let unsalted = text.replace("salt =", "# salt =");
-    let error = toml::from_str::<Genesis>(&unsalted).unwrap_err().to_string();
+    let error = toml::from_str::<Genesis>(&unsalted)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("salt"), "{error}");
 }
 

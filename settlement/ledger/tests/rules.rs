@@ -655,7 +655,9 @@ fn payers_close_is_answered_by_a_claim() {
     // In one block, in the wrong order: the claim still comes first.
     let bytes = vec![
         service.finalise(channel).to_bytes(),
-        service.claim(claim_worth(PAYER, channel, 200_000)).to_bytes(),
+        service
+            .claim(claim_worth(PAYER, channel, 200_000))
+            .to_bytes(),
     ];
     let built = service.build(bytes.clone());
     assert_eq!(built.rejected, []);

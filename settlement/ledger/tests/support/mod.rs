@@ -195,6 +195,18 @@ impl Chain {
             .map_or_else(|rejection| rejection.code, |_| "ok")
     }
 
+    /// Priority of an admitted transaction by the state, or why it may not wait.
+    pub fn weigh(&self, transaction: &Transaction) -> Result<u64, &'static str> {
+        let (height, bytes) = (self.height + 1, transaction.to_bytes());
+        let mut values = Values::new();
+        loop {
+            match self.ledger.weigh(height, &bytes, &values) {
+                Ok(outcome) => return outcome.map_err(|rejection| rejection.code),
+                Err(Missing(keys)) => self.add(&mut values, keys),
+            }
+        }
+    }
+
     fn values(&self, keys: Vec<Key>) -> Values {
         let mut values = Values::new();
         self.add(&mut values, keys);
