@@ -581,7 +581,8 @@ mod tests {
     fn a_full_mempool_keeps_what_is_worth_most() {
         // Sender, nonce and priority of the newcomer; what leaves for it.
         type Place = (u8, u64);
-        let cases: [(Place, u64, Result<Option<Place>, &str>); 9] = [
+        type Outcome = Result<Option<Place>, &'static str>;
+        let cases: [(Place, u64, Outcome); 9] = [
             ((4, 0), 10, Err("mempool_full")),
             // Account 1's last is worth no more than its first, whatever it pays.
             ((4, 0), 11, Ok(Some((1, 1)))),
