@@ -95,6 +95,7 @@ fn init_makes_a_provider_that_checks_out() {
     let vpn: topnet_ledger::Genesis =
         serde_json::from_slice(&fs::read(provider.join("genesis/vpn.json")).unwrap()).unwrap();
     vpn.validate().unwrap();
+    assert_ne!(main.salt, topnet_account::Hash::ZERO);
     assert_eq!(vpn.rules.close_window_min, 20);
 
     // What stands is never overwritten.

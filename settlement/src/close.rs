@@ -76,7 +76,7 @@ impl Closer {
             refused: None,
         };
         self.keep(id, kept.clone()).await?;
-        match self.chain.submit(kept.transaction.0.clone()) {
+        match self.chain.submit(kept.transaction.0.clone()).await {
             Ok(_) => info!(channel = %id, transaction = %kept.id, "closing"),
             Err(reason) if is_passing(reason.code) => {
                 info!(channel = %id, %reason, "the close waits for room");
@@ -127,7 +127,7 @@ impl Closer {
         if let Standing::Dropped(reason) = self.chain.standing(&kept.id) {
             warn!(channel = %id, %reason, "a close was dropped; submitting it again");
         }
-        if let Err(reason) = self.chain.submit(kept.transaction.0) {
+        if let Err(reason) = self.chain.submit(kept.transaction.0).await {
             warn!(channel = %id, %reason, "a close is refused; trying again");
         }
         Ok(())
@@ -232,7 +232,10 @@ fn claim_body(channel: &Channel, bytes: &ClaimBytes) -> Result<ClaimBody, ApiErr
 
 /// Refusals that say nothing about the transaction.
 fn is_passing(code: &str) -> bool {
-    matches!(code, "mempool_full" | "account_queue_full" | "nonce_taken")
+    matches!(
+        code,
+        "mempool_full" | "account_queue_full" | "nonce_taken" | "chain_ended"
+    )
 }
 
 pub(crate) fn unknown_channel(id: &ChannelId) -> ApiError {

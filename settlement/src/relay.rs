@@ -168,7 +168,7 @@ impl<C: Cargo> Relay<C> {
             chain: self.destination.genesis(),
             body: C::body(import),
         };
-        match self.destination.submit(transaction.to_bytes()) {
+        match self.destination.submit(transaction.to_bytes()).await {
             Ok(id) => {
                 debug!(cargo = C::NAME, first, count, %id, "carried to the other chain");
                 self.waiting = Some((first, id));

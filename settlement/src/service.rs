@@ -159,8 +159,15 @@ impl Settlement for Service {
         if self.indexed(&chain, &id)?.is_some() {
             return Ok(SubmittedTransaction { id });
         }
-        let id = running.chain.submit(transaction).map_err(refused)?;
-        Ok(SubmittedTransaction { id })
+        let Err(reason) = running.chain.submit(transaction).await else {
+            return Ok(SubmittedTransaction { id });
+        };
+        // It may have become final before the index has it; then the state bears it out no more.
+        self.catch_up(running).await?;
+        match self.indexed(&chain, &id)? {
+            Some(_) => Ok(SubmittedTransaction { id }),
+            None => Err(refused(reason)),
+        }
     }
 
     async fn transaction(
@@ -274,7 +281,7 @@ fn status_of(id: Hash, found: &TransactionRecord) -> Result<TransactionStatus, A
 
 fn refused(reason: Rejection) -> ApiError {
     let mend = match reason.code {
-        "mempool_full" | "account_queue_full" => "submit it again in a few blocks",
+        "mempool_full" | "account_queue_full" | "evicted" => "submit it again in a few blocks",
         _ => "make a transaction that follows the chain's state, and submit that",
     };
     ApiError::new(reason.code, reason.text, mend)

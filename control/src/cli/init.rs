@@ -95,7 +95,14 @@ impl Making<'_> {
         let payment = self.key("payment")?;
         let payee = self.key("payee")?;
         let validator = self.key("validator")?;
-        let (main, service) = chains(&init.chains, validator.public_key(), payee.address())?;
+        let mut salt = [0; 32];
+        fill_random(&mut salt)?;
+        let (main, service) = chains(
+            &init.chains,
+            Hash(salt),
+            validator.public_key(),
+            payee.address(),
+        )?;
         fs::create_dir_all(self.dir.join("genesis")).map_err(|e| CliError::file(self.dir, e))?;
         self.genesis("main", &main)?;
         self.genesis(SERVICE, &service)?;
@@ -202,9 +209,7 @@ impl Making<'_> {
     /// tools and the data plane read it as it is.
     fn wireguard_key(&self) -> Result<(), CliError> {
         let mut key = Zeroizing::new([0; 32]);
-        SystemRandom::new()
-            .fill(key.as_mut())
-            .map_err(|_| CliError::new("random", "the system has no randomness", "try again"))?;
+        fill_random(key.as_mut())?;
         key[0] &= 0xf8;
         key[31] = key[31] & 0x7f | 0x40;
         let text = Zeroizing::new(BASE64_STANDARD.encode(key.as_ref()) + "\n");
@@ -220,9 +225,16 @@ impl Making<'_> {
     }
 }
 
-/// Two new chains that know each other.
+fn fill_random(bytes: &mut [u8]) -> Result<(), CliError> {
+    SystemRandom::new()
+        .fill(bytes)
+        .map_err(|_| CliError::new("random", "the system has no randomness", "try again"))
+}
+
+/// Two new chains that know each other and, by their `salt`, are nobody else's.
 fn chains(
     init: &InitChains,
+    salt: Hash,
     validator: PublicKey,
     payee: Address,
 ) -> Result<(Genesis, Genesis), CliError> {
@@ -236,6 +248,7 @@ fn chains(
     };
     let mut main = Genesis {
         name: "main".to_owned(),
+        salt,
         block_interval_ms: init.block_interval_ms,
         epoch_blocks: init.epoch_blocks,
         validators: vec![validator],

@@ -1,7 +1,7 @@
 //! Runs the machine inside consensus: builds blocks, checks those of others, applies final ones.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     future::pending,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -26,9 +26,8 @@ use crate::{
         public_key_of,
     },
     chain::Tip,
-    limits::{BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX},
     machine::AnyMachine,
-    mempool::Mempool,
+    mempool::{Candidates, Mempool, Room},
     pace::now_ms,
     receipts::{Outcome, Receipts},
     state::{self, Batch, Context, Databases, SealedBatch},
@@ -124,22 +123,45 @@ impl Application {
         outcome
     }
 
+    /// Builds a block of the best candidates. Those that cannot stand take no room from those
+    /// that were left out for want of it: the block is built once more without them.
+    async fn build(&self, batch: &Batch, env: &BlockEnv) -> Executed {
+        let Parts {
+            machine, mempool, ..
+        } = &*self.parts;
+        let mut passed_over = HashSet::new();
+        loop {
+            let Candidates { transactions, all } = mempool.candidates(Room::BLOCK, &passed_over);
+            let reads = machine.reads(env, &transactions);
+            let mut executed = self
+                .execute(batch, env, reads, |values| {
+                    machine.build(env, transactions.clone(), values)
+                })
+                .await;
+            let rejected = std::mem::take(&mut executed.rejected);
+            let last = all || rejected.is_empty() || !passed_over.is_empty();
+            passed_over.extend(rejected.iter().map(|(bytes, _)| machine.id(bytes)));
+            self.refuse(rejected);
+            if last {
+                return executed;
+            }
+        }
+    }
+
     /// Tells the mempool what a proposal could not include. A transaction that stands in a
     /// block that is about to become final cannot stand twice, which is no fault of it.
     fn refuse(&self, rejected: Vec<(Vec<u8>, Rejection)>) {
         for (transaction, reason) in rejected {
-            let Ok(admission) = self.parts.machine.admit(&transaction) else {
-                continue;
-            };
+            let id = self.parts.machine.id(&transaction);
             let executed = self.executed.lock().unwrap_or_else(PoisonError::into_inner);
             let stands = executed
                 .values()
                 .flat_map(|(_, outcome)| &outcome.receipts)
-                .any(|receipt| receipt.id == admission.id);
+                .any(|receipt| receipt.id == id);
             drop(executed);
             if !stands {
-                debug!(id = %admission.id, %reason, "a transaction cannot stand");
-                self.parts.mempool.refused(&admission.id, reason);
+                debug!(%id, %reason, "a transaction cannot stand");
+                self.parts.mempool.refused(&id, reason);
             }
         }
     }
@@ -223,27 +245,14 @@ impl StatefulApplication<Context> for Application {
         _: Input<(), ()>,
     ) -> Option<Proposed<Self, Context>> {
         let parent = ancestry.next().await?;
-        let Parts {
-            chain,
-            machine,
-            mempool,
-            ..
-        } = &*self.parts;
+        let chain = &self.parts.chain;
         let parent = &parent.inner().header;
         let env = BlockEnv {
             chain: *chain,
             height: parent.height() + 1,
             proposer: Address::of(&public_key_of(&context.leader)),
         };
-        let candidates = mempool.candidates(BLOCK_TRANSACTIONS_MAX, BLOCK_BYTES_MAX);
-        let reads = machine.reads(&env, &candidates);
-        let mut executed = self
-            .execute(&batch, &env, reads, |values| {
-                machine.build(&env, candidates.clone(), values)
-            })
-            .await;
-        self.refuse(std::mem::take(&mut executed.rejected));
-
+        let mut executed = self.build(&batch, &env).await;
         let merkleized = self.seal(batch, env.height, &executed).await;
         let bounds = merkleized.bounds();
         let header = Header::new(HeaderFields {

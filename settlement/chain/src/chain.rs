@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use topnet_account::{Hash, PublicKey};
-use topnet_ledger::machine::{Key, Receipt, Rejection, Values};
+use topnet_ledger::machine::{Key, Missing, Receipt, Rejection, Values};
 
 use crate::{
     block::Header,
@@ -132,12 +132,45 @@ impl Chain {
         self.parts.machine.genesis()
     }
 
-    /// Hands a transaction to the mempool and gives its id. Repeating it is harmless. Being
-    /// taken promises nothing: watch for the final block, and submit again after a restart.
-    pub fn submit(&self, transaction: Vec<u8>) -> Result<Hash, Rejection> {
+    /// Hands a transaction to the mempool and gives its id. It is checked against the final
+    /// state, so one that is final already is refused like any that cannot stand; one that
+    /// waits may be handed over again. Being taken promises nothing: watch for the final block,
+    /// and submit again after a restart.
+    pub async fn submit(&self, transaction: Vec<u8>) -> Result<Hash, Rejection> {
         let admission = self.parts.machine.admit(&transaction)?;
-        self.parts.mempool.insert(&admission, transaction)?;
+        if !self.parts.mempool.holds(&admission.id) {
+            let priority = self.weigh(&transaction).await?;
+            self.parts
+                .mempool
+                .insert(&admission, priority, transaction)?;
+        }
         Ok(admission.id)
+    }
+
+    /// Weighs an admitted transaction with more and more values, until the machine lacks none.
+    /// Each time all are read, so that they are of one block.
+    async fn weigh(&self, transaction: &[u8]) -> Result<u64, Rejection> {
+        let mut state = StateView {
+            height: self.tip().height(),
+            values: Values::new(),
+        };
+        loop {
+            let machine = &self.parts.machine;
+            let Missing(keys) = match machine.weigh(state.height + 1, transaction, &state.values) {
+                Ok(weighed) => return weighed,
+                Err(missing) => missing,
+            };
+            let known = state.values.len();
+            let keys = state.values.into_keys().chain(keys).collect();
+            state = self.read(keys).await.map_err(|ended| Rejection {
+                code: "chain_ended",
+                text: ended.to_string(),
+            })?;
+            assert!(
+                state.values.len() > known,
+                "a machine asks only for keys that it was not given"
+            );
+        }
     }
 
     /// What the mempool knows of a transaction.

@@ -3,6 +3,7 @@
 use std::{num::NonZeroU64, time::Duration};
 
 use commonware_utils::NZU64;
+use topnet_ledger::machine::NONCES_AHEAD_MAX;
 
 /// Longest transaction: a batch of 1,000 outbox entries with its certificate fits.
 pub const TRANSACTION_BYTES_MAX: usize = 256 * 1024;
@@ -21,10 +22,12 @@ pub const VALIDATORS_MAX: usize = 256;
 pub const MEMPOOL_TRANSACTIONS: usize = 16_384;
 /// Most bytes of transactions that wait.
 pub(crate) const MEMPOOL_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Most waiting transactions of one account.
-pub(crate) const MEMPOOL_ACCOUNT_MAX: usize = 64;
+/// Most waiting transactions of one account: as many as may wait for each other.
+pub(crate) const MEMPOOL_ACCOUNT_MAX: usize = NONCES_AHEAD_MAX as usize;
 /// Most waiting transactions that no account pays for.
 pub(crate) const MEMPOOL_FREE_MAX: usize = 64;
+/// Of a block's room, transactions that no account pays for have at most one part in so many.
+pub(crate) const BLOCK_FREE_PART: usize = 4;
 /// Proposals that may pass a waiting transaction over before it is dropped: long enough for a
 /// missing nonce or credit to arrive, short enough that its sender learns of the fault.
 pub(crate) const MEMPOOL_REFUSALS_MAX: u32 = 50;
@@ -43,6 +46,8 @@ pub(crate) const ARCHIVE_ITEMS_PER_SECTION: NonZeroU64 = NZU64!(65_536);
 pub(crate) const QUERIES_MAX: usize = 1_024;
 
 // A block must be able to carry any transaction that may stand in one.
-const _: () = assert!(TRANSACTION_BYTES_MAX <= BLOCK_BYTES_MAX);
+const _: () = assert!(TRANSACTION_BYTES_MAX <= BLOCK_BYTES_MAX / BLOCK_FREE_PART);
+// What is free is never evicted, so it must leave room for what pays.
+const _: () = assert!(MEMPOOL_FREE_MAX * TRANSACTION_BYTES_MAX <= MEMPOOL_BYTES_MAX / 2);
 const _: () = assert!(MEMPOOL_ACCOUNT_MAX <= MEMPOOL_TRANSACTIONS);
 const _: () = assert!(BLOCK_BYTES_MAX <= MEMPOOL_BYTES_MAX);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use topnet_account::Hash;
 use topnet_ledger::machine::{
     Admission, BlockEnv, Executed, Key, Machine, Missing, Rejection, Values,
 };
@@ -9,7 +10,14 @@ use topnet_ledger::machine::{
 /// [`Machine`] behind a pointer; the methods are the same.
 pub(crate) trait AnyMachine: Send + Sync {
     fn genesis(&self) -> BTreeMap<Key, Vec<u8>>;
+    fn id(&self, transaction: &[u8]) -> Hash;
     fn admit(&self, transaction: &[u8]) -> Result<Admission, Rejection>;
+    fn weigh(
+        &self,
+        height: u64,
+        transaction: &[u8],
+        values: &Values,
+    ) -> Result<Result<u64, Rejection>, Missing>;
     fn signatures_hold(&self, transactions: &[Vec<u8>]) -> bool;
     fn reads(&self, env: &BlockEnv, transactions: &[Vec<u8>]) -> Vec<Key>;
     fn build(
@@ -31,8 +39,21 @@ impl<M: Machine> AnyMachine for M {
         Machine::genesis(self)
     }
 
+    fn id(&self, transaction: &[u8]) -> Hash {
+        Machine::id(self, transaction)
+    }
+
     fn admit(&self, transaction: &[u8]) -> Result<Admission, Rejection> {
         Machine::admit(self, transaction)
+    }
+
+    fn weigh(
+        &self,
+        height: u64,
+        transaction: &[u8],
+        values: &Values,
+    ) -> Result<Result<u64, Rejection>, Missing> {
+        Machine::weigh(self, height, transaction, values)
     }
 
     fn signatures_hold(&self, transactions: &[Vec<u8>]) -> bool {

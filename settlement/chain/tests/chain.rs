@@ -17,7 +17,7 @@ use topnet_account::{Hash, PublicKey};
 use topnet_chain::{
     Chain, ChainConfig, ChainRuntime, EngineVerifier, Standing, StartError, Validator,
 };
-use topnet_ledger::machine::Verifier as _;
+use topnet_ledger::machine::{NONCES_AHEAD_MAX, Verifier as _};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
@@ -45,26 +45,34 @@ fn a_transaction_becomes_final_and_anybody_can_check_that_it_did() {
 
         // The second nonce comes first, and the first one lets both in.
         let (first, second) = (add(0, 0, 5), add(0, 1, 6));
-        let second_id = chain.submit(second.bytes()).unwrap();
-        assert_eq!(chain.submit(second.bytes()), Ok(second_id));
+        let second_id = chain.submit(second.bytes()).await.unwrap();
+        assert_eq!(chain.submit(second.bytes()).await, Ok(second_id));
         chain.reached(chain.tip().height() + 2).await.unwrap();
         let Standing::Waiting(Some(reason)) = chain.standing(&second_id) else {
             panic!()
         };
         assert_eq!(reason.code, "nonce_ahead");
-        let first_id = chain.submit(first.bytes()).unwrap();
+        let first_id = chain.submit(first.bytes()).await.unwrap();
         settle(&chain, second).await;
         assert_eq!(sum(&chain, 0).await, (GENESIS_SUM + 11, 2));
         assert_eq!(chain.standing(&first_id), Standing::Unknown);
-        assert_eq!(chain.submit(vec![1]).unwrap_err().code, "malformed");
+        // What the final state does not bear out may not even wait.
+        let refused = [
+            (vec![1], "malformed"),
+            (add(0, 0, 99).bytes(), "nonce_behind"),
+            (add(9, NONCES_AHEAD_MAX, 99).bytes(), "nonce_ahead"),
+        ];
+        for (bytes, code) in refused {
+            assert_eq!(chain.submit(bytes).await.unwrap_err().code, code);
+        }
 
         // What can never stand is dropped and the reason told.
-        let again = chain.submit(add(0, 0, 99).bytes()).unwrap();
+        let never = chain.submit(add(0, 2, 0).bytes()).await.unwrap();
         chain.reached(chain.tip().height() + 2).await.unwrap();
-        let Standing::Dropped(reason) = chain.standing(&again) else {
+        let Standing::Dropped(reason) = chain.standing(&never) else {
             panic!()
         };
-        assert_eq!(reason.code, "nonce_behind");
+        assert_eq!(reason.code, "amount_zero");
 
         // Blocks form one chain, and their receipts are those of their transactions.
         let tip = chain.reached(10).await.unwrap();

@@ -17,7 +17,11 @@ pub const VALIDATORS_MAX: usize = 100;
 /// Length of a chain's name.
 pub const NAME_BYTES_MAX: usize = 32;
 
-const DOMAIN: &[u8] = b"topnet/genesis/1";
+/// Fees of the dearest claim that the smallest payout of a claim covers, at least: fees take no
+/// more than one part in so many, two in a hundred.
+pub const CLAIM_FEES_MIN: u64 = 50;
+
+const DOMAIN: &[u8] = b"topnet/genesis/2";
 
 /// The whole description of a chain. Every validator and light client has the same one; its
 /// [`hash`](Self::hash) is the chain's id.
@@ -26,6 +30,9 @@ const DOMAIN: &[u8] = b"topnet/genesis/1";
 pub struct Genesis {
     /// `main`, or the service's name: lower-case letters, digits and dashes.
     pub name: String,
+    /// 32 random bytes, so that networks with the same keys and numbers are not the same chain
+    /// and what is signed for one means nothing on the other.
+    pub salt: Hash,
     /// A block follows its parent no sooner than this.
     pub block_interval_ms: u64,
     /// Blocks per epoch. A service cuts a batch at every height that this divides.
@@ -81,10 +88,14 @@ pub struct Rules {
     pub fees: Fees,
     /// Payouts wait on the service until an account has more than this to be sent home.
     pub dust: Amount,
+    /// The least that a fund may bring to a service: main lets only so many wait for one
+    /// service, so a place among them costs more than its fee.
+    pub fund_min: Amount,
     /// The least that a channel may be opened with.
     pub allocation_min: Amount,
-    /// A claim that would pay less pays nothing; the payee's close pays any amount. So nobody
-    /// can let fees eat a payee's income by claiming it token by token.
+    /// A claim that would pay less pays nothing; the payee's close pays any amount. It is at
+    /// least [`CLAIM_FEES_MIN`] times the dearest claim's fee, so whoever claims in many small
+    /// steps on the payee's behalf spends at most that part of its income.
     pub claim_payout_min: Amount,
     /// The shortest close window.
     pub close_window_min: u32,
@@ -186,8 +197,9 @@ impl Default for Rules {
         Self {
             fees: Fees::default(),
             dust: Amount::from_ntop(50_000),
+            fund_min: Amount::from_ntop(1_000_000),
             allocation_min: Amount::from_ntop(1_000_000),
-            claim_payout_min: Amount::from_ntop(500_000),
+            claim_payout_min: Amount::from_ntop(2_500_000),
             close_window_min: 600,
             close_window_max: 6_048_000,
             batch_payouts_max: BATCH_PAYOUTS_MAX,
@@ -213,6 +225,7 @@ impl Genesis {
         let mut writer = Writer::in_domain(DOMAIN);
         writer
             .bytes(self.name.as_bytes())
+            .raw(self.salt)
             .u64(self.block_interval_ms)
             .u64(self.epoch_blocks);
         write_keys(&mut writer, &self.validators);
@@ -326,23 +339,24 @@ impl Counterpart {
 impl Rules {
     fn validate(&self) -> Result<(), (&'static str, &'static str)> {
         let fees = &self.fees;
-        let (Some(claim_fee_max), Some(_), Some(_)) = (
-            fees.claim_with(TOKENS_PER_VOUCHER_MAX),
+        let claim_fee_max = fees.claim_with(TOKENS_PER_VOUCHER_MAX);
+        let (Some(payout_min), Some(_), Some(_)) = (
+            claim_fee_max.and_then(|fee| fee.checked_mul(CLAIM_FEES_MIN)),
             fees.close_with(TOKENS_PER_VOUCHER_MAX),
             fees.closing(),
         ) else {
             return Err(("rules.fees", "add up to more than 2^64 - 1 nTOP"));
         };
-        if self.claim_payout_min < claim_fee_max {
+        if self.claim_payout_min < payout_min {
             return Err((
                 "rules.claim_payout_min",
-                "must cover the dearest claim: fees.claim + 256 × fees.claim_per_hash",
+                "must be 50 times the dearest claim: fees.claim + 256 × fees.claim_per_hash",
             ));
         }
-        if self.claim_payout_min.is_zero() || self.allocation_min.is_zero() {
+        if [self.claim_payout_min, self.allocation_min, self.fund_min].contains(&Amount::ZERO) {
             return Err((
                 "rules",
-                "claim_payout_min and allocation_min must be at least 1",
+                "claim_payout_min, allocation_min and fund_min must be at least 1",
             ));
         }
         if self.close_window_min == 0 || self.close_window_min > self.close_window_max {
@@ -362,6 +376,7 @@ impl Rules {
         let Self {
             fees,
             dust,
+            fund_min,
             allocation_min,
             claim_payout_min,
             close_window_min,
@@ -390,6 +405,7 @@ impl Rules {
             close,
             finalise,
             dust,
+            fund_min,
             allocation_min,
             claim_payout_min,
         ] {

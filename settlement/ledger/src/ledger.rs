@@ -7,15 +7,15 @@ use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use crate::{
     codec::Writer,
     conservation::{MainTotals, ServiceTotals, Totals},
-    execute::{Block, Context, check_place, known_reads},
-    genesis::{Genesis, GenesisError, Role},
+    execute::{Block, Context, Stop, check_place, known_reads, weigh},
+    genesis::{Counterpart, Genesis, GenesisError, Role},
     machine::{
         Admission, BlockEnv, Executed, Key, Machine, Missing, Rejection, Signed, Values, Verifier,
     },
-    outbox::OutboxHead,
+    outbox::{Import, OutboxEntry, OutboxHead},
     refusal::Refusal,
     state::{self, Account, Heads, MainLink, PayoutQueue, Record, Service},
-    transaction::{Body, ClaimBody, Consent, Transaction, transaction_id},
+    transaction::{Body, Consent, Transaction, transaction_id},
 };
 
 const LANE_DOMAIN: &[u8] = b"topnet/lane/1";
@@ -75,29 +75,62 @@ impl<V: Verifier> Ledger<V> {
         signed.is_empty() || self.verifier.signatures_hold(&signed)
     }
 
-    /// Checks an import's proof before it takes room in the mempool. Validator sets do not
-    /// change yet, so those of the genesis are the chain's.
-    fn is_proved(&self, transaction: &Transaction) -> bool {
-        let holds = |source: &Hash, validators: &[PublicKey], proof: &[u8]| {
-            self.verifier
-                .final_header(source, validators, proof)
-                .is_some()
+    /// Checks what the state is not needed for: numbers, signatures, tokens, proofs.
+    fn check(&self, transaction: &Transaction) -> Result<(), Refusal> {
+        if let Body::Order(order) = &transaction.body
+            && order.message.nonce == u64::MAX
+        {
+            return Err(Refusal::NonceLast(u64::MAX));
+        }
+        let claim = match &transaction.body {
+            Body::Claim(claim) => Some(claim),
+            Body::CloseByPayee(close) => close.message.claim.as_ref(),
+            _ => None,
         };
+        // The signature costs less than a long walk along the token chain.
+        if !self.consents_hold(&transaction.consents()) {
+            return Err(Refusal::SignatureFalse);
+        }
+        if claim.is_some_and(|claim| claim.claim.redeemable().is_none()) {
+            return Err(Refusal::TokenFalse);
+        }
         match (&transaction.body, &self.genesis.role) {
             (Body::Credit(import), Role::Service { main }) => {
-                import.source == main.genesis
-                    && holds(&import.source, &main.validators, &import.proof)
+                if import.source != main.genesis {
+                    return Err(Refusal::SourceUnknown);
+                }
+                self.check_import(import, main)
             }
-            (Body::Batch(import), Role::Main { services }) => services.iter().any(|service| {
-                import.source == service.genesis
-                    && holds(&import.source, &service.validators, &import.proof)
-            }),
-            (Body::Credit(_) | Body::Batch(_), _) => false,
-            _ => true,
+            (Body::Batch(import), Role::Main { services }) => {
+                let source = services.iter().find(|one| one.genesis == import.source);
+                let source = source.ok_or(Refusal::ServiceUnknown(import.source))?;
+                self.check_import(import, source)
+            }
+            // Imports of the other kind have been refused by their place.
+            _ => Ok(()),
         }
     }
 
-    fn run<T>(&self, env: &BlockEnv, values: &Values, run: impl FnOnce(Block<'_>) -> T) -> T {
+    /// Checks an import's proof and that its entries end where the proved outbox ends.
+    /// Validator sets do not change yet, so those of the genesis are the chain's.
+    fn check_import<E: OutboxEntry>(
+        &self,
+        import: &Import<E>,
+        source: &Counterpart,
+    ) -> Result<(), Refusal> {
+        let header = self
+            .verifier
+            .final_header(&source.genesis, &source.validators, &import.proof);
+        let header = header.ok_or(Refusal::ProofFalse)?;
+        if import.ends_at(&self.chain, &header) {
+            Ok(())
+        } else {
+            Err(Refusal::OutboxOther)
+        }
+    }
+
+    /// Runs with what does not change while a block is executed.
+    fn run<T>(&self, env: &BlockEnv, values: &Values, run: impl FnOnce(Context<'_>) -> T) -> T {
         assert_eq!(
             env.chain, self.chain,
             "a block of another chain reached this ledger"
@@ -105,14 +138,13 @@ impl<V: Verifier> Ledger<V> {
         let prove = |chain: &Hash, validators: &[PublicKey], proof: &[u8]| {
             self.verifier.final_header(chain, validators, proof)
         };
-        let context = Context {
+        run(Context {
             genesis: &self.genesis,
             chain: &self.chain,
             env,
             prove: &prove,
             values,
-        };
-        run(Block::new(context))
+        })
     }
 }
 
@@ -176,24 +208,37 @@ impl<V: Verifier> Machine for Ledger<V> {
         state
     }
 
+    fn id(&self, bytes: &[u8]) -> Hash {
+        transaction_id(bytes)
+    }
+
     fn admit(&self, bytes: &[u8]) -> Result<Admission, Rejection> {
         let transaction = self.decode(bytes)?;
-        let claim = match &transaction.body {
-            Body::Claim(claim) => Some(claim),
-            Body::CloseByPayee(close) => close.message.claim.as_ref(),
-            _ => None,
+        self.check(&transaction)?;
+        Ok(admission(&transaction, bytes))
+    }
+
+    fn weigh(
+        &self,
+        height: u64,
+        bytes: &[u8],
+        values: &Values,
+    ) -> Result<Result<u64, Rejection>, Missing> {
+        let transaction = match self.decode(bytes) {
+            Ok(transaction) => transaction,
+            Err(refusal) => return Ok(Err(refusal.into())),
         };
-        // The signature costs less than a long walk along the token chain.
-        if !self.consents_hold(&transaction.consents()) {
-            return Err(Refusal::SignatureFalse.into());
+        let env = BlockEnv {
+            chain: self.chain,
+            height,
+            // Who will propose is not known, and the fee is his whoever he is.
+            proposer: Address([0; 32]),
+        };
+        match self.run(&env, values, |context| weigh(context, &transaction)) {
+            Ok(priority) => Ok(Ok(priority)),
+            Err(Stop::Refused(refusal)) => Ok(Err(refusal.into())),
+            Err(Stop::Missing(keys)) => Err(Missing(keys)),
         }
-        if claim.is_some_and(|claim| claim.claim.redeemable().is_none()) {
-            return Err(Refusal::TokenFalse.into());
-        }
-        if !self.is_proved(&transaction) {
-            return Err(Refusal::ProofFalse.into());
-        }
-        Ok(admission(&self.genesis, &transaction, bytes))
     }
 
     fn signatures_hold(&self, transactions: &[Vec<u8>]) -> bool {
@@ -221,7 +266,8 @@ impl<V: Verifier> Machine for Ledger<V> {
         candidates: Vec<Vec<u8>>,
         values: &Values,
     ) -> Result<Executed, Missing> {
-        self.run(env, values, |mut block| {
+        self.run(env, values, |context| {
+            let mut block = Block::new(context);
             let mut decoded = Vec::with_capacity(candidates.len());
             for bytes in candidates {
                 match self.decode(&bytes) {
@@ -244,7 +290,8 @@ impl<V: Verifier> Machine for Ledger<V> {
         transactions: &[Vec<u8>],
         values: &Values,
     ) -> Result<Result<Executed, Rejection>, Missing> {
-        self.run(env, values, |mut block| {
+        self.run(env, values, |context| {
+            let mut block = Block::new(context);
             let mut class = None;
             for bytes in transactions {
                 let outcome = self.decode(bytes).and_then(|transaction| {
@@ -297,45 +344,23 @@ fn arrange(mut candidates: Vec<(Transaction, Vec<u8>)>) -> Vec<(Transaction, Vec
 
 /// Where a transaction stands in the mempool. Of the claims and closes of one channel and key
 /// one waits at a time, the one that is worth most.
-fn admission(genesis: &Genesis, transaction: &Transaction, bytes: &[u8]) -> Admission {
-    // Orders count by their fee, below what must be made before a deadline.
-    const URGENT: u64 = 1 << 62;
-    let urgent = |worth: Amount| URGENT + worth.ntop().min(URGENT - 1);
-    let worth = |claim: &ClaimBody| claim.claim.redeemable().unwrap_or(Amount::ZERO);
-    let id = transaction_id(bytes);
-    let of_channel =
-        |kind: u8, channel: &ChannelId, key: Option<&PublicKey>, worth: Amount| Admission {
-            id,
-            sender: Some(lane(kind, channel, key)),
-            nonce: 0,
-            priority: urgent(worth),
-        };
-    match &transaction.body {
-        Body::Credit(_) | Body::Batch(_) => Admission {
-            id,
-            sender: None,
-            nonce: 0,
-            priority: u64::MAX,
-        },
-        Body::Order(order) => {
-            let fee = genesis.rules.fees.of(&order.message.action);
-            Admission {
-                id,
-                sender: Some(order.account()),
-                nonce: order.message.nonce,
-                priority: fee.ntop().min(URGENT - 1),
-            }
-        }
-        Body::Claim(claim) => of_channel(0, &claim.channel(), Some(&claim.signer), worth(claim)),
-        Body::CloseByPayee(close) => {
-            let worth = close.message.claim.as_ref().map_or(Amount::ZERO, worth);
-            of_channel(1, &close.message.channel, Some(&close.key), worth)
-        }
-        Body::CloseByPayer(close) => {
-            of_channel(2, &close.message.channel, Some(&close.key), Amount::ZERO)
-        }
-        Body::Expire(channel) => of_channel(3, channel, None, Amount::ZERO),
-        Body::Finalise(channel) => of_channel(4, channel, None, Amount::ZERO),
+fn admission(transaction: &Transaction, bytes: &[u8]) -> Admission {
+    let of_channel = |kind: u8, channel: &ChannelId, key: Option<&PublicKey>| {
+        (Some(lane(kind, channel, key)), 0)
+    };
+    let (sender, nonce) = match &transaction.body {
+        Body::Credit(_) | Body::Batch(_) => (None, 0),
+        Body::Order(order) => (Some(order.account()), order.message.nonce),
+        Body::Claim(claim) => of_channel(0, &claim.channel(), Some(&claim.signer)),
+        Body::CloseByPayee(close) => of_channel(1, &close.message.channel, Some(&close.key)),
+        Body::CloseByPayer(close) => of_channel(2, &close.message.channel, Some(&close.key)),
+        Body::Expire(channel) => of_channel(3, channel, None),
+        Body::Finalise(channel) => of_channel(4, channel, None),
+    };
+    Admission {
+        id: transaction_id(bytes),
+        sender,
+        nonce,
     }
 }
 

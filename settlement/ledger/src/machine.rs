@@ -9,6 +9,10 @@ use std::collections::BTreeMap;
 
 use topnet_account::{Address, Hash, PublicKey, Signature};
 
+/// An order waits for those before it if its nonce is fewer than this many above the account's
+/// next one.
+pub const NONCES_AHEAD_MAX: u64 = 64;
+
 /// A key of the state. Storage may hash it; the machine never depends on its order there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(pub Vec<u8>);
@@ -46,7 +50,7 @@ impl Rejection {
     /// True if the same bytes may stand in a later block without anybody's doing: keep the
     /// transaction. Otherwise drop it and tell whoever sent it.
     pub fn is_temporary(&self) -> bool {
-        matches!(self.code, "nonce_ahead" | "sequence_ahead" | "block_full")
+        matches!(self.code, "nonce_ahead" | "block_full" | "service_behind")
     }
 }
 
@@ -89,21 +93,33 @@ pub struct Admission {
     /// The sender's nonce: transactions of one sender are proposed in its order. Transactions of
     /// a channel have 0, so that the one that is worth most waits alone.
     pub nonce: u64,
-    /// Higher goes first when there is no room for all.
-    pub priority: u64,
 }
 
 /// A deterministic state machine under consensus.
 ///
 /// For a block that somebody else built, call [`signatures_hold`](Self::signatures_hold) and
-/// [`replay`](Self::replay). For one's own, pass what [`admit`](Self::admit) let in to
-/// [`build`](Self::build). Execution itself does not look at signatures again.
+/// [`replay`](Self::replay). For one's own, pass what [`admit`](Self::admit) let in and
+/// [`weigh`](Self::weigh) found good to [`build`](Self::build). Execution itself does not look at signatures again.
 pub trait Machine: Clone + Send + Sync + 'static {
     /// The state before the first block.
     fn genesis(&self) -> BTreeMap<Key, Vec<u8>>;
 
-    /// Checks what can be checked without state: shape, sizes, chain, signatures.
+    /// The id of the transaction that these bytes are: a hash over them.
+    fn id(&self, transaction: &[u8]) -> Hash;
+
+    /// Checks what can be checked without state: shape, sizes, chain, signatures, proofs.
     fn admit(&self, transaction: &[u8]) -> Result<Admission, Rejection>;
+
+    /// Checks an admitted transaction against the state before the block at `height`, and gives
+    /// its priority: higher goes first when a block has no room for all, and stays when the
+    /// mempool has none. It rests on money that the state has, never on what the transaction
+    /// says of itself, so it cannot be had for nothing.
+    fn weigh(
+        &self,
+        height: u64,
+        transaction: &[u8],
+        values: &Values,
+    ) -> Result<Result<u64, Rejection>, Missing>;
 
     /// Checks all signatures of a block's transactions at once.
     fn signatures_hold(&self, transactions: &[Vec<u8>]) -> bool;

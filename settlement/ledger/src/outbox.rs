@@ -165,17 +165,41 @@ impl<E: OutboxEntry> Import<E> {
         head: &OutboxHead,
         header: &FinalHeader,
     ) -> Result<OutboxHead, ImportFault> {
+        let reached = self.reach(head)?;
+        if self.is_committed(header) {
+            Ok(reached)
+        } else {
+            Err(ImportFault::Other)
+        }
+    }
+
+    /// Checks the entries against where the receiver stands and against the heads, which are
+    /// taken as they are. Gives where it stands afterwards.
+    pub(crate) fn reach(&self, head: &OutboxHead) -> Result<OutboxHead, ImportFault> {
         self.starts_at(head.next)?;
         let mut reached = *head;
         for entry in &self.entries {
             reached = reached.push(&entry.to_bytes()).ok_or(ImportFault::Other)?;
         }
-        let committed = commitment(&self.heads) == header.outbox && self.heads.contains(&reached);
-        if committed {
+        if self.heads.contains(&reached) {
             Ok(reached)
         } else {
             Err(ImportFault::Other)
         }
+    }
+
+    /// Checks all that can be told without knowing where the receiver, `destination`, stands:
+    /// a header that was proved final commits to the heads, and its own ends where the entries
+    /// end.
+    pub(crate) fn ends_at(&self, destination: &Hash, header: &FinalHeader) -> bool {
+        let next = self.first.checked_add(self.entries.len() as u64);
+        let mut heads = self.heads.iter();
+        self.is_committed(header)
+            && heads.any(|head| head.destination == *destination && Some(head.next) == next)
+    }
+
+    fn is_committed(&self, header: &FinalHeader) -> bool {
+        commitment(&self.heads) == header.outbox
     }
 
     /// Checks the first number alone.

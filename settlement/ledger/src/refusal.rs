@@ -22,6 +22,8 @@ pub(crate) enum Refusal {
     NonceBehind { expected: u64, got: u64 },
     #[error("order {got} waits for those before it: the account's next nonce is {expected}")]
     NonceAhead { expected: u64, got: u64 },
+    #[error("there is no order {0}: the account has used all its numbers")]
+    NonceLast(u64),
     #[error("needs {needs}, the balance is {has}: fund the account")]
     BalanceShort { needs: Amount, has: Amount },
     #[error("the amount is zero")]
@@ -32,7 +34,9 @@ pub(crate) enum Refusal {
     ServiceUnknown(Hash),
     #[error("this block takes no more funds for the service: it may stand in the next one")]
     BlockFull,
-    #[error("{0} funds wait for the service to credit them: try again when it runs")]
+    #[error("a fund must bring at least {0}: fund more at once")]
+    FundSmall(Amount),
+    #[error("{0} funds wait for the service to credit them: it may stand when the service has")]
     ServiceBehind(u64),
     #[error("the chain is not the one that funds this service")]
     SourceUnknown,
@@ -95,11 +99,13 @@ impl Refusal {
             Self::SignatureFalse => "signature_false",
             Self::NonceBehind { .. } => "nonce_behind",
             Self::NonceAhead { .. } => "nonce_ahead",
+            Self::NonceLast(_) => "nonce_last",
             Self::BalanceShort { .. } => "balance_short",
             Self::AmountZero => "amount_zero",
             Self::Overflow => "overflow",
             Self::ServiceUnknown(_) => "service_unknown",
             Self::BlockFull => "block_full",
+            Self::FundSmall(_) => "fund_small",
             Self::ServiceBehind(_) => "service_behind",
             Self::SourceUnknown => "source_unknown",
             Self::SequenceBehind(_) => "sequence_behind",

@@ -97,7 +97,7 @@ pub enum Action {
     Fund {
         /// Id of the service chain.
         service: Hash,
-        /// How much, more than zero.
+        /// How much, at least `fund_min`.
         amount: Amount,
         /// Whose balance on the service it becomes.
         beneficiary: Address,

@@ -4,11 +4,12 @@
 mod support;
 
 use support::{World, address, claim_body, claim_worth, ntop, rules, secret};
+use topnet_account::ChannelId;
 use topnet_ledger::{
     Transaction,
-    machine::{BlockEnv, Machine, Values},
+    machine::{BlockEnv, Machine, NONCES_AHEAD_MAX, Values},
     outbox::commitment,
-    transaction::{Action, Body, CloseByPayee},
+    transaction::{Action, Body, CloseByPayee, channel_id},
 };
 
 const PAYER: u8 = 1;
@@ -29,8 +30,8 @@ fn a_proposer_orders_by_class_and_each_account_by_nonce() {
         };
         service.order_with(seed, nonce, action)
     };
-    let (open, channel) = service.open(PAYER, PAYEE, 10_000);
-    let claim = service.claim(claim_worth(PAYER, channel, 5_000));
+    let (open, channel) = service.open(PAYER, PAYEE, 20_000);
+    let claim = service.claim(claim_worth(PAYER, channel, 15_000));
     let close = service.close_by_payee(
         PAYEE,
         CloseByPayee {
@@ -172,17 +173,17 @@ fn admission_checks_every_signature() {
 
 /// A claim may not be brought under a key that merely signed it: the key must be the channel's.
 #[test]
-fn a_voucher_of_the_wrong_key_is_admitted_but_never_executed() {
+fn a_voucher_of_the_wrong_key_neither_waits_nor_stands() {
     let mut world = world();
     let (open, channel) = world.service.open(PAYER, PAYEE, 10_000);
     world.service.block(&[open]);
     let claim = world.service.claim(claim_worth(9, channel, 5_000));
     assert!(world.service.ledger.admit(&claim.to_bytes()).is_ok());
+    assert_eq!(world.service.weigh(&claim), Err("not_the_signer"));
     assert_eq!(world.service.code(&claim), "not_the_signer");
 }
 
-/// Nobody can take the mempool's place of another's claim, and a better claim takes a worse
-/// one's.
+/// Nobody can take the mempool's place of another's claim, and those of one key have one place.
 #[test]
 fn admissions_of_one_channel() {
     let world = world();
@@ -194,11 +195,158 @@ fn admissions_of_one_channel() {
     let foreign = admit(&service.claim(claim_worth(9, channel, 600)));
     let transfer = admit(&service.transfer(PAYER, 9, 1));
     assert_eq!((poor.sender, poor.nonce), (rich.sender, rich.nonce));
-    assert!(rich.priority > poor.priority);
-    assert!(poor.priority > transfer.priority);
     assert_ne!(foreign.sender, rich.sender);
     assert_eq!(transfer.sender, Some(address(PAYER)));
     assert_ne!(rich.sender, transfer.sender);
+}
+
+/// What cannot be paid for by money that the state has does not wait at all.
+#[test]
+fn what_the_state_does_not_bear_out_may_not_wait() {
+    let mut world = world();
+    let (open, channel) = world.service.open(PAYER, PAYEE, 50_000);
+    let (open_other, closed) = {
+        let open = world.service.terms(PAYEE, PAYER, 1_000);
+        let nonce = world.service.account(&address(PAYER)).nonce + 1;
+        let id = channel_id(&world.service.id(), &address(PAYER), &open.payee, nonce);
+        (
+            world.service.order_with(PAYER, nonce, Action::Open(open)),
+            id,
+        )
+    };
+    world.service.block(&[open, open_other]);
+    let close = CloseByPayee {
+        channel: closed,
+        claim: None,
+    };
+    let close = world.service.close_by_payee(PAYEE, close);
+    world.service.block(&[close]);
+    let fund = world.fund(PAYER, 1_000);
+    world.main.block(&[fund]);
+
+    let service = &world.service;
+    let nonce = service.account(&address(PAYER)).nonce;
+    let nowhere = ChannelId([7; 32]);
+    let pays = |seed, nonce, amount| {
+        let (to, amount) = (address(9), ntop(amount));
+        service.order_with(seed, nonce, Action::Transfer { to, amount })
+    };
+    let has = service.balance(PAYER);
+    let claims = |signer, channel, worth| service.claim(claim_worth(signer, channel, worth));
+    let closes =
+        |seed, channel, claim| service.close_by_payee(seed, CloseByPayee { channel, claim });
+    let cases = [
+        ("order", pays(PAYER, nonce, 1), "ok"),
+        ("all but the fee", pays(PAYER, nonce, has - 2), "ok"),
+        ("more", pays(PAYER, nonce, has - 1), "balance_short"),
+        (
+            "more, ahead",
+            pays(PAYER, nonce + 1, has - 1),
+            "balance_short",
+        ),
+        ("of nobody", pays(8, 0, 1), "balance_short"),
+        ("of nobody, ahead", pays(8, 63, 1), "balance_short"),
+        ("behind", pays(PAYER, nonce - 1, 1), "nonce_behind"),
+        ("ahead", pays(PAYER, nonce + NONCES_AHEAD_MAX - 1, 1), "ok"),
+        (
+            "far ahead",
+            pays(PAYER, nonce + NONCES_AHEAD_MAX, 1),
+            "nonce_ahead",
+        ),
+        ("of nothing", pays(PAYER, nonce, 0), "amount_zero"),
+        ("claim", claims(PAYER, channel, 15_000), "ok"),
+        (
+            "small claim",
+            claims(PAYER, channel, 14_999),
+            "nothing_to_pay",
+        ),
+        (
+            "claim of nowhere",
+            claims(8, nowhere, 15_000),
+            "channel_unknown",
+        ),
+        (
+            "claim of a stranger",
+            claims(8, channel, 15_000),
+            "not_the_signer",
+        ),
+        (
+            "late claim",
+            claims(PAYER, closed, 15_000),
+            "channel_closed",
+        ),
+        ("close", closes(PAYEE, channel, None), "ok"),
+        (
+            "close by a stranger",
+            closes(8, channel, None),
+            "not_the_payee",
+        ),
+        (
+            "close of nowhere",
+            closes(8, nowhere, None),
+            "channel_unknown",
+        ),
+        (
+            "close with a stranger's voucher",
+            closes(PAYEE, channel, Some(claim_worth(8, channel, 1))),
+            "not_the_signer",
+        ),
+        (
+            "payer's close",
+            service.close_by_payer(PAYER, channel),
+            "ok",
+        ),
+        (
+            "payer's close by a stranger",
+            service.close_by_payer(8, channel),
+            "not_the_payer",
+        ),
+        ("expiry", service.expire(channel), "too_early"),
+        ("finalisation", service.finalise(channel), "channel_open"),
+        ("credit", world.credit().unwrap(), "ok"),
+    ];
+    for (name, transaction, code) in cases {
+        service.ledger.admit(&transaction.to_bytes()).unwrap();
+        let weighed = service.weigh(&transaction);
+        assert_eq!(weighed.map_or_else(|code| code, |_| "ok"), code, "{name}");
+    }
+}
+
+/// Fees outweigh smaller fees and waiting, payouts outweigh fees, and nobody's word outweighs
+/// anything.
+#[test]
+fn priority_is_what_the_state_bears_out() {
+    let mut world = world();
+    let (open, channel) = world.service.open(PAYER, PAYEE, 50_000);
+    world.service.block(&[open]);
+    let fund = world.fund(PAYER, 1_000);
+    world.main.block(&[fund]);
+    let service = &world.service;
+    let pays = |ahead| {
+        let nonce = service.account(&address(PAYEE)).nonce + ahead;
+        let (to, amount) = (address(9), ntop(1));
+        service.order_with(PAYEE, nonce, Action::Transfer { to, amount })
+    };
+    let claims = |worth| service.claim(claim_worth(PAYER, channel, worth));
+    let falling = [
+        world.credit().unwrap(),
+        claims(50_000),
+        claims(49_999),
+        service.close_by_payer(PAYER, channel),
+        service.open(PAYER, PAYEE, 1_000).0,
+        pays(0),
+        pays(1),
+        pays(2),
+        pays(NONCES_AHEAD_MAX - 1),
+    ];
+    let weights = falling.map(|transaction| service.weigh(&transaction).unwrap());
+    assert!(
+        weights.is_sorted_by(|more, less| more > less),
+        "{weights:?}"
+    );
+    // A voucher may say what it likes: the channel holds no more.
+    let boasts = service.weigh(&claims(u64::MAX / 2)).unwrap();
+    assert_eq!(boasts, service.weigh(&claims(50_000)).unwrap());
 }
 
 #[test]
@@ -244,6 +392,21 @@ fn a_block_of_another_chain_stops_the_ledger() {
         ..world.service.env()
     };
     let _ = world.service.ledger.replay(&env, &[], &Values::new());
+}
+
+/// Its successor has no name, so it could never be executed and would wait for nothing.
+#[test]
+fn the_last_nonce_is_not_admitted() {
+    let service = world().service;
+    let action = Action::Transfer {
+        to: address(9),
+        amount: ntop(1),
+    };
+    for (nonce, code) in [(u64::MAX - 1, "ok"), (u64::MAX, "nonce_last")] {
+        let order = service.order_with(PAYER, nonce, action).to_bytes();
+        let admitted = service.ledger.admit(&order);
+        assert_eq!(admitted.map_or_else(|r| r.code, |_| "ok"), code, "{nonce}");
+    }
 }
 
 #[test]

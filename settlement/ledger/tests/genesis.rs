@@ -42,6 +42,7 @@ fn json_and_toml_round_trip() {
 fn what_is_left_out_has_a_default_and_a_slip_is_named() {
     let text = r#"
         name = "main"
+        salt = "0x5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a"
         block_interval_ms = 100
         epoch_blocks = 50
         validators = ["0x1111111111111111111111111111111111111111111111111111111111111111"]
@@ -75,18 +76,26 @@ fn what_is_left_out_has_a_default_and_a_slip_is_named() {
     let slipped = text.replace("dust", "dusk");
     let error = toml::from_str::<Genesis>(&slipped).unwrap_err().to_string();
     assert!(error.contains("dusk"), "{error}");
+    // Without a salt of its own a chain would share its id with another one.
+    let unsalted = text.replace("salt =", "# salt =");
+    let error = toml::from_str::<Genesis>(&unsalted)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("salt"), "{error}");
 }
 
 #[test]
 fn every_field_is_in_the_id() {
     let changes: &[fn(&mut Genesis)] = &[
         |g| g.name.push('2'),
+        |g| g.salt.0[31] ^= 1,
         |g| g.block_interval_ms += 1,
         |g| g.epoch_blocks += 1,
         |g| g.validators[0] = secret(9).public_key(),
         |g| g.rules.dust = ntop(51),
+        |g| g.rules.fund_min = ntop(1),
         |g| g.rules.allocation_min = ntop(1),
-        |g| g.rules.claim_payout_min = ntop(301),
+        |g| g.rules.claim_payout_min = ntop(15_001),
         |g| g.rules.close_window_min += 1,
         |g| g.rules.close_window_max += 1,
         |g| g.rules.batch_payouts_max += 1,
@@ -148,8 +157,14 @@ fn no_chain_starts_from_nonsense() {
             "rules.fees",
         ),
         (|g| g.rules.fees.close = ntop(u64::MAX), "rules.fees"),
-        (|g| g.rules.fees.claim = ntop(300), "rules.claim_payout_min"),
+        // 45 and 256 hashes: one nTOP more than a fiftieth.
+        (|g| g.rules.fees.claim = ntop(45), "rules.claim_payout_min"),
+        (
+            |g| g.rules.claim_payout_min = ntop(50 * 266 - 1),
+            "rules.claim_payout_min",
+        ),
         (|g| g.rules.allocation_min = ntop(0), "rules"),
+        (|g| g.rules.fund_min = ntop(0), "rules"),
         (|g| g.rules.close_window_min = 0, "rules.close_window_min"),
         (|g| g.rules.close_window_min = 101, "rules.close_window_min"),
         (|g| g.rules.batch_payouts_max = 0, "rules.batch_payouts_max"),

@@ -65,8 +65,8 @@ fn samples() -> (World, Vec<Vec<u8>>) {
     let mut world = World::new(&rules(), &[(1, 1_000_000)]).funded(&[(1, 100_000)]);
     let fund = world.fund(1, 1_000);
     world.main.block(std::slice::from_ref(&fund));
-    let (open, channel) = world.service.open(1, 2, 10_000);
-    let claim = claim_body(1, channel, 1_000, 10, 9);
+    let (open, channel) = world.service.open(1, 2, 50_000);
+    let claim = claim_body(1, channel, 15_000, 10, 9);
     let withdraw = world
         .service
         .order_with(1, 1, Action::Withdraw { amount: ntop(500) });

@@ -37,6 +37,13 @@ fn batch_of(transaction: &Transaction) -> Import<Batch> {
     }
 }
 
+/// Imports are free, so what cannot stand in the next block must not even wait.
+fn may_wait(chain: &Chain, import: &Transaction, may: bool, name: &str) {
+    let admitted = chain.ledger.admit(&import.to_bytes());
+    let waits = admitted.is_ok() && chain.weigh(import).is_ok();
+    assert_eq!(waits, may, "{name}: {admitted:?}");
+}
+
 #[test]
 fn a_fund_is_credited_once() {
     let mut world = world();
@@ -53,6 +60,7 @@ fn a_fund_is_credited_once() {
     assert_eq!(events, [credited]);
     assert_eq!(world.service.balance(RICH), 5_000);
     assert_eq!(world.service.code(&credit), "sequence_behind");
+    may_wait(&world.service, &credit, false, "what was taken before");
     assert_eq!(world.credit(), None);
     world.check();
 }
@@ -74,9 +82,18 @@ fn a_credit_is_refused_for_every_flaw() {
             .iter()
             .fold(start, |head, entry| head.push(&entry.to_bytes()).unwrap());
     }
+    // Flaw, refusal by the state.
     let flaws: &[(&str, Flaw, &str)] = &[
         ("none", |_| {}, "ok"),
         ("first too high", |i| i.first = 1, "sequence_ahead"),
+        (
+            "begins later",
+            |i| {
+                i.first = 1;
+                i.entries.remove(0);
+            },
+            "sequence_ahead",
+        ),
         (
             "amount",
             |i| i.entries[0].amount = ntop(101),
@@ -122,12 +139,7 @@ fn a_credit_is_refused_for_every_flaw() {
             body: Body::Credit(import),
         };
         assert_eq!(world.service.code(&transaction), *code, "{name}");
-        let admitted = world.service.ledger.admit(&transaction.to_bytes());
-        assert_eq!(
-            admitted.is_ok(),
-            !matches!(*code, "proof_false" | "source_unknown"),
-            "{name}"
-        );
+        may_wait(&world.service, &transaction, *code == "ok", name);
     }
     // Signed, but not by main's validators.
     let proof = world.main.proof(&[SERVICE_VALIDATOR]);
@@ -228,6 +240,7 @@ fn a_batch_is_refused_for_every_flaw() {
             body: Body::Batch(import),
         };
         assert_eq!(world.main.code(&transaction), *code, "{name}");
+        may_wait(&world.main, &transaction, *code == "ok", name);
     }
     let proof = world.service.proof(&[VALIDATOR]);
     let body = Body::Batch(Import { proof, ..good });
@@ -236,6 +249,63 @@ fn a_batch_is_refused_for_every_flaw() {
         body,
     };
     assert_eq!(world.main.code(&transaction), "proof_false");
+}
+
+/// What the proved header says of its own outbox can be held against an import before the state
+/// is asked, and what the state then refuses is not worth keeping.
+#[test]
+fn entries_must_end_where_the_proved_outbox_ends() {
+    let mut world = world();
+    for amount in [100, 200, 300] {
+        let fund = world.fund(RICH, amount);
+        world.main.block(&[fund]);
+    }
+    let good = credit_of(&world.credit().unwrap());
+    type Flaw = fn(&mut Import<Fund>);
+    // Flaw, answer without the state, and with it.
+    let cases: &[(&str, Flaw, &str, &str)] = &[
+        ("none", |_| {}, "ok", "ok"),
+        ("number", |i| i.first = 1, "outbox_other", ""),
+        ("last number", |i| i.first = u64::MAX, "outbox_other", ""),
+        ("too few", |i| i.entries.truncate(2), "outbox_other", ""),
+        ("heads", |i| i.heads[0].next = 9, "outbox_other", ""),
+        (
+            "another's outbox",
+            |i| i.heads[0].destination = Hash::ZERO,
+            "outbox_other",
+            "",
+        ),
+        ("source", |i| i.source = Hash([3; 32]), "source_unknown", ""),
+        ("proof", |i| i.proof.clear(), "proof_false", ""),
+        ("order", |i| i.entries.swap(0, 1), "ok", "outbox_other"),
+        (
+            "later part",
+            |i| {
+                i.first = 1;
+                i.entries.remove(0);
+            },
+            "ok",
+            "sequence_ahead",
+        ),
+    ];
+    for (name, flaw, without, with) in cases {
+        let mut import = good.clone();
+        flaw(&mut import);
+        let transaction = Transaction {
+            chain: world.service.id(),
+            body: Body::Credit(import),
+        };
+        let admitted = world.service.ledger.admit(&transaction.to_bytes());
+        let code = admitted.map_or_else(|rejection| rejection.code, |_| "ok");
+        assert_eq!(code, *without, "{name}");
+        if code == "ok" {
+            let weighed = world.service.weigh(&transaction);
+            assert_eq!(weighed.map_or_else(|code| code, |_| "ok"), *with, "{name}");
+            let built = world.service.clone().build(vec![transaction.to_bytes()]);
+            let lasting = built.rejected.iter().all(|(_, why)| !why.is_temporary());
+            assert!(lasting, "{name}");
+        }
+    }
 }
 
 /// A batch that the service's validators certify, though the service's rules forbid it.
@@ -404,6 +474,44 @@ fn a_full_batch_leaves_the_rest_for_the_next() {
     assert_eq!(world.service.balance(14), 0);
 }
 
+/// Accounts that spend what they had marked leave empty places in the queue. They take no room
+/// in a batch, and a batch walks past at most four times as many places as it may hold payouts.
+#[test]
+fn empty_places_take_no_room_in_a_batch() {
+    // Empty places before the account that waits, batches until it is paid.
+    for (empty, batches) in [(0, 1), (4, 1), (15, 1), (16, 2), (33, 3)] {
+        let mut world = World::with_epoch(50, &rules(), &[(RICH, 1_000_000)]);
+        world = world.funded(&[(RICH, 500_000)]);
+        for seed in (0..empty).map(|place| 10 + place) {
+            let action = Action::Transfer {
+                to: address(seed),
+                amount: ntop(1_000),
+            };
+            let give = world.service.order(RICH, action);
+            let action = Action::Withdraw { amount: ntop(990) };
+            let withdraw = world.service.order_with(seed, 0, action);
+            let action = Action::Transfer {
+                to: address(RICH),
+                amount: ntop(994),
+            };
+            let back = world.service.order_with(seed, 1, action);
+            world.service.block(&[give, withdraw, back]);
+        }
+        let action = Action::Withdraw {
+            amount: ntop(2_000),
+        };
+        let withdraw = world.service.order(RICH, action);
+        world.service.block(&[withdraw]);
+
+        let before = world.main.balance(RICH);
+        for batch in 1..=batches {
+            assert_eq!(world.main.balance(RICH), before, "{empty}, batch {batch}");
+            world.settle();
+        }
+        assert_eq!(world.main.balance(RICH), before + 2_000, "{empty}");
+    }
+}
+
 /// What is marked to go home can be spent until the batch is cut, and is spent last.
 #[test]
 fn money_on_its_way_home_is_spent_last() {
@@ -450,7 +558,7 @@ fn funds_are_bounded_per_block_and_until_acknowledged() {
     let (service, beneficiary) = (world.service.id(), address(RICH));
     let fund = Action::Fund {
         service,
-        amount: ntop(1),
+        amount: ntop(100),
         beneficiary,
     };
     let count = FUNDS_PER_BLOCK_MAX + 1;
@@ -473,7 +581,11 @@ fn funds_are_bounded_per_block_and_until_acknowledged() {
         .main
         .state
         .insert(state::heads_key(), heads.to_bytes());
-    assert_eq!(world.main.code(&world.fund(RICH, 1)), "service_behind");
+    let built = world.main.build(vec![world.fund(RICH, 100).to_bytes()]);
+    let (_, rejection) = &built.rejected[0];
+    assert_eq!(rejection.code, "service_behind");
+    // The service may catch up without the funder's doing.
+    assert!(rejection.is_temporary());
 }
 
 /// Payouts of dust wait on the service, to be spent or to become more.

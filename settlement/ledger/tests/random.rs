@@ -147,8 +147,9 @@ impl Oracle {
                 *self.service.entry(to).or_default() += amount;
             }
             Op::Fund { from, to, amount } => {
+                (amount >= 100).then_some(())?;
                 let balance = self.main.entry(from).or_default();
-                *balance = balance.checked_sub(positive(amount)? + 3)?;
+                *balance = balance.checked_sub(amount + 3)?;
                 self.burned += 1;
                 *self.main.entry(proposer).or_default() += 2;
                 self.escrow += amount;
@@ -195,7 +196,7 @@ impl Oracle {
             Op::Claim { id, worth } => {
                 let payout = self.payout(&id, worth)?;
                 // A proposer takes no claim that pays nothing.
-                (payout >= 300).then_some(())?;
+                (payout >= 15_000).then_some(())?;
                 self.pay(&id, payout, 10 + u64::from(worth.index), proposer);
             }
             Op::CloseByPayee { by, id, worth } => {
@@ -249,7 +250,10 @@ impl Oracle {
             return;
         }
         let mut payouts = Vec::new();
-        for _ in 0..self.queue.len().min(4) {
+        for _ in 0..self.queue.len().min(16) {
+            if payouts.len() == 4 {
+                break;
+            }
             let account = self.queue.pop_front().unwrap();
             if self.homeward[&account] > 50 {
                 let amount = std::mem::take(self.homeward.get_mut(&account).unwrap());
@@ -342,7 +346,7 @@ struct Race {
 
 impl Race {
     fn new(seed: u64) -> Self {
-        let balances: Vec<_> = (1..=ACTORS).map(|actor| (actor as u8, 100_000)).collect();
+        let balances: Vec<_> = (1..=ACTORS).map(|actor| (actor as u8, 5_000_000)).collect();
         let oracle = Oracle {
             main: balances.iter().copied().collect(),
             ..Oracle::default()
@@ -372,7 +376,7 @@ impl Race {
             0 => 0,
             1 => service.balance(from),
             2 => random.below(60),
-            _ => random.below(5_000),
+            _ => random.below(250_000),
         };
         let (id, payer) = match self.opened.len() as u64 {
             0 => (ChannelId([0; 32]), 1),
@@ -386,8 +390,8 @@ impl Race {
             }
         };
         let mut worth = || Worth {
-            base: random.below(6_000),
-            price: random.below(40),
+            base: random.below(300_000),
+            price: random.below(2_000),
             index: random.below(257) as u16,
         };
         let worths = [worth(), worth()];
@@ -408,7 +412,7 @@ impl Race {
                 (Op::Withdraw { from, amount }, order(from, action))
             }
             3..=5 => {
-                let (payee, allocation) = (random.actor(), 900 + random.below(9_000));
+                let (payee, allocation) = (random.actor(), 900 + random.below(450_000));
                 let (window, expiry) = (1 + random.below(8), service.height + random.below(30));
                 let open = Open {
                     close_window: window as u32,
@@ -476,7 +480,10 @@ impl Race {
         }
         let main = &self.world.main;
         let (from, to) = (self.random.actor(), self.random.actor());
-        let amount = self.random.below(20_000);
+        let amount = match self.random.below(8) {
+            0 => self.random.below(200),
+            _ => self.random.below(1_000_000),
+        };
         let (service, beneficiary) = (self.world.service.id(), address(to));
         let nonce = nonces
             .entry(from)
@@ -577,7 +584,7 @@ impl Race {
             panic!()
         };
         assert_eq!(totals.burned, u128::from(oracle.burned));
-        assert_eq!(totals.supply, u128::from(100_000 * ACTORS));
+        assert_eq!(totals.supply, u128::from(5_000_000 * ACTORS));
         assert_eq!(world.service.service_totals().burn, u128::from(oracle.burn));
         world.check();
     }

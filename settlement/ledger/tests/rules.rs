@@ -5,6 +5,7 @@ mod support;
 
 use support::{World, address, claim_body, claim_worth, ntop, rules, secret};
 use topnet_account::{ChannelId, Hash};
+use topnet_channel::TOKENS_PER_VOUCHER_MAX;
 use topnet_ledger::{
     Transaction,
     event::Event,
@@ -15,7 +16,7 @@ use topnet_ledger::{
 const PAYER: u8 = 1;
 const PAYEE: u8 = 2;
 const STRANGER: u8 = 3;
-const ALLOCATION: u64 = 10_000;
+const ALLOCATION: u64 = 500_000;
 
 /// A service where the payer has opened a channel, and what can be asked of it.
 struct Stage {
@@ -26,9 +27,9 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         // No batch takes money away while a case counts it.
-        let balances = [(PAYER, 200_000), (STRANGER, 20_000)];
+        let balances = [(PAYER, 10_000_000), (STRANGER, 20_000)];
         let world = World::with_epoch(1_000, &rules(), &balances);
-        let mut world = world.funded(&[(PAYER, 100_000), (STRANGER, 10_000)]);
+        let mut world = world.funded(&[(PAYER, 5_000_000), (STRANGER, 10_000)]);
         let (open, channel) = world.service.open(PAYER, PAYEE, ALLOCATION);
         world.service.block(&[open]);
         Self { world, channel }
@@ -66,7 +67,7 @@ impl Stage {
     }
 
     fn claims(&self, change: impl FnOnce(&mut ClaimBody)) -> Transaction {
-        let mut claim = claim_body(PAYER, self.channel, 1_000, 100, 7);
+        let mut claim = claim_body(PAYER, self.channel, 1_000, 5_000, 7);
         change(&mut claim);
         self.world.service.claim(claim)
     }
@@ -211,18 +212,19 @@ fn orders_on_main() {
     let stage = Stage::new();
     let (main, service) = (&stage.world.main, stage.world.service.id());
     let open = Action::Open(stage.world.service.terms(PAYEE, PAYER, ALLOCATION));
-    // The payer has 200,000 less 100,000 and the fee of 3.
+    // The payer has 10,000,000 less 5,000,000 and the fee of 3.
     let cases = [
-        ("fund", fund(service, 1), "ok"),
-        ("fund nothing", fund(service, 0), "amount_zero"),
-        ("fund all but the fee", fund(service, 99_994), "ok"),
+        ("fund", fund(service, 100), "ok"),
+        ("fund nothing", fund(service, 0), "fund_small"),
+        ("fund too little", fund(service, 99), "fund_small"),
+        ("fund all but the fee", fund(service, 4_999_994), "ok"),
         (
             "fund more than that",
-            fund(service, 99_995),
+            fund(service, 4_999_995),
             "balance_short",
         ),
-        ("fund nobody", fund(Hash([1; 32]), 1), "service_unknown"),
-        ("fund main", fund(main.id(), 1), "service_unknown"),
+        ("fund nobody", fund(Hash([1; 32]), 100), "service_unknown"),
+        ("fund main", fund(main.id(), 100), "service_unknown"),
         (
             "withdraw on main",
             Action::Withdraw { amount: ntop(100) },
@@ -280,15 +282,15 @@ fn an_open_channel() {
             |s| s.opens(|o| o.allocation = ntop(u64::MAX)),
             "overflow",
         ),
-        // 100,000 less the first channel's 10,000 + 27 + 5, and 32 for this one.
+        // 5,000,000 less the first channel's 500,000 + 27 + 5, and 32 for this one.
         (
             "all but the fees",
-            |s| s.opens(|o| o.allocation = ntop(89_936)),
+            |s| s.opens(|o| o.allocation = ntop(4_499_936)),
             "ok",
         ),
         (
             "more than that",
-            |s| s.opens(|o| o.allocation = ntop(89_937)),
+            |s| s.opens(|o| o.allocation = ntop(4_499_937)),
             "balance_short",
         ),
         ("shortest window", |s| s.opens(|o| o.close_window = 2), "ok"),
@@ -527,11 +529,11 @@ fn claims_are_cumulative() {
     let service = &mut world.service;
     // Worth, token index; payout, fee.
     let steps = [
-        (claim_body(PAYER, channel, 0, 100, 3), 300, 13),
-        (claim_body(PAYER, channel, 0, 100, 3), 0, 0),
-        (claim_body(PAYER, channel, 0, 100, 2), 0, 0),
-        (claim_body(PAYER, channel, 0, 100, 5), 0, 0),
-        (claim_body(PAYER, channel, 0, 100, 256), 9_700, 266),
+        (claim_body(PAYER, channel, 0, 5_000, 3), 15_000, 13),
+        (claim_body(PAYER, channel, 0, 5_000, 3), 0, 0),
+        (claim_body(PAYER, channel, 0, 5_000, 2), 0, 0),
+        (claim_body(PAYER, channel, 0, 5_000, 5), 0, 0),
+        (claim_body(PAYER, channel, 0, 5_000, 256), 485_000, 266),
     ];
     let mut paid = 0;
     for (body, payout, fee) in steps {
@@ -552,16 +554,16 @@ fn claims_are_cumulative() {
     }
     assert_eq!(paid, ALLOCATION);
 
-    // 15,600 of the last claim's 25,600 are still owed.
+    // 780,000 of the last claim's 1,280,000 are still owed.
     let top_up = Action::TopUp {
         channel,
-        amount: ntop(20_000),
+        amount: ntop(1_000_000),
     };
     let top_up = service.order(PAYER, top_up);
-    let again = service.claim(claim_body(PAYER, channel, 0, 100, 256));
+    let again = service.claim(claim_body(PAYER, channel, 0, 5_000, 256));
     service.block(&[top_up, again]);
-    assert_eq!(service.channel(&channel).paid, ntop(25_600));
-    assert_eq!(service.channel(&channel).remaining(), ntop(4_400));
+    assert_eq!(service.channel(&channel).paid, ntop(1_280_000));
+    assert_eq!(service.channel(&channel).remaining(), ntop(220_000));
 }
 
 /// Nobody can make fees eat the payee's income by claiming it token by token.
@@ -571,21 +573,43 @@ fn small_claims_pay_nothing_and_cost_nothing() {
     for index in 1..=20 {
         let claim = world
             .service
-            .claim(claim_body(PAYER, channel, 0, 20, index));
+            .claim(claim_body(PAYER, channel, 0, 1_000, index));
         let executed = world.service.replay(&[claim.to_bytes()]).unwrap();
         world.service.apply(&executed);
     }
-    // 15 × 20 = 300 is the least that pays; after it, 5 more tokens are too little again.
-    assert_eq!(world.service.channel(&channel).paid, ntop(300));
-    assert_eq!(world.service.balance(PAYEE), 300 - 25);
+    // 15 × 1,000 is the least that pays; after it, 5 more tokens are too little again.
+    assert_eq!(world.service.channel(&channel).paid, ntop(15_000));
+    assert_eq!(world.service.balance(PAYEE), 15_000 - 25);
     // The payee's close takes them all.
-    let claim = Some(claim_body(PAYER, channel, 0, 20, 20));
+    let claim = Some(claim_body(PAYER, channel, 0, 1_000, 20));
     let close = world
         .service
         .close_by_payee(PAYEE, CloseByPayee { channel, claim });
     world.service.block(&[close]);
-    assert_eq!(world.service.channel(&channel).paid, ntop(400));
-    assert_eq!(world.service.balance(PAYEE), 300 - 25 + 100 - 40);
+    assert_eq!(world.service.channel(&channel).paid, ntop(20_000));
+    assert_eq!(world.service.balance(PAYEE), 15_000 - 25 + 5_000 - 40);
+}
+
+/// A payer that claims on the payee's behalf as dearly and as often as it can burns no more
+/// than one part in fifty of what the payee gets by closing once.
+#[test]
+fn a_payer_burns_at_most_a_fiftieth_of_the_payees_income() {
+    let Stage { mut world, channel } = Stage::new();
+    let dearest = TOKENS_PER_VOUCHER_MAX;
+    let mut worth = 15_000;
+    while worth <= ALLOCATION {
+        // A token at the end of its chain costs most: the voucher gives the rest.
+        let base = worth - u64::from(dearest);
+        let claim = claim_body(PAYER, channel, base, 1, dearest);
+        let claim = world.service.claim(claim);
+        world.service.block(&[claim]);
+        worth += 15_000;
+    }
+    let paid = world.service.channel(&channel).paid.ntop();
+    assert_eq!(paid, 495_000);
+    let burned = paid - world.service.balance(PAYEE);
+    assert_eq!(burned, 33 * 266);
+    assert!(50 * burned <= paid);
 }
 
 /// The payee's fee is at most its payout, so it closes without a balance.
@@ -631,17 +655,19 @@ fn payers_close_is_answered_by_a_claim() {
     // In one block, in the wrong order: the claim still comes first.
     let bytes = vec![
         service.finalise(channel).to_bytes(),
-        service.claim(claim_worth(PAYER, channel, 4_000)).to_bytes(),
+        service
+            .claim(claim_worth(PAYER, channel, 200_000))
+            .to_bytes(),
     ];
     let built = service.build(bytes.clone());
     assert_eq!(built.rejected, []);
     assert_eq!(built.included, [bytes[1].clone(), bytes[0].clone()]);
-    assert_eq!(service.balance(PAYEE), 4_000 - 10);
-    assert_eq!(service.balance(PAYER), before + 6_000);
+    assert_eq!(service.balance(PAYEE), 200_000 - 10);
+    assert_eq!(service.balance(PAYER), before + 300_000);
     let record = service.channel(&channel);
     assert_eq!(
         (record.paid, record.state),
-        (ntop(4_000), ChannelState::Closed)
+        (ntop(200_000), ChannelState::Closed)
     );
 }
 

@@ -1,4 +1,4 @@
-//! The design's worked example: fund 100, open 60, claim 10 with fee 1, the payee closes, the
+//! The design's worked example: fund 100, open 60, claim 10 with fee 0.2, the payee closes, the
 //! epoch's batch goes to main.
 #![allow(clippy::unwrap_used)]
 
@@ -19,12 +19,12 @@ const PAYEE: u8 = 2;
 fn worked_example() {
     let rules = Rules {
         fees: Fees {
-            claim: ntop(TOP),
+            claim: ntop(TOP / 5),
             ..Fees::FREE
         },
         dust: ntop(TOP),
         allocation_min: ntop(TOP),
-        claim_payout_min: ntop(2 * TOP),
+        claim_payout_min: ntop(10 * TOP),
         close_window_min: 1,
         ..Rules::default()
     };
@@ -44,33 +44,33 @@ fn worked_example() {
         .block(&[world.service.close_by_payee(PAYEE, close)]);
     world.settle();
 
-    // 40 + 0.5 stay on the service: the payer's balance and the proposer's half.
+    // 40 + 0.1 stay on the service: the payer's balance and the proposer's half.
     assert_eq!(world.service.balance(PAYER), 40 * TOP);
     assert_eq!(world.service.balance(PAYEE), 0);
     assert_eq!(
         world.service.account(&address(SERVICE_VALIDATOR)).balance,
-        ntop(TOP / 2)
+        ntop(TOP / 10)
     );
     assert_eq!(
         world.service.service_totals(),
         ServiceTotals {
             credited: u128::from(100 * TOP),
-            batched: u128::from(59 * TOP + TOP / 2),
-            balances: u128::from(40 * TOP + TOP / 2),
+            batched: u128::from(59 * TOP + 9 * TOP / 10),
+            balances: u128::from(40 * TOP + TOP / 10),
             allocations: 0,
             burn: 0,
         }
     );
-    // 59 + 0.5 leave: the payee's 9, the payer's refund of 50, the burned half.
-    assert_eq!(world.main.balance(PAYEE), 9 * TOP);
+    // 59 + 0.9 leave: the payee's 9.8, the payer's refund of 50, the burned half of the fee.
+    assert_eq!(world.main.balance(PAYEE), 9 * TOP + 8 * TOP / 10);
     assert_eq!(world.main.balance(PAYER), 50 * TOP);
     assert_eq!(
         world.main.totals(),
         Totals::Main(MainTotals {
             supply: u128::from(100 * TOP),
-            balances: u128::from(59 * TOP),
-            escrow: u128::from(40 * TOP + TOP / 2),
-            burned: u128::from(TOP / 2),
+            balances: u128::from(59 * TOP + 8 * TOP / 10),
+            escrow: u128::from(40 * TOP + TOP / 10),
+            burned: u128::from(TOP / 10),
         })
     );
 }

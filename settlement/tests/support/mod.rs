@@ -57,6 +57,7 @@ impl Provider {
         let (payer, payee, validator) = (secret(1), secret(2), secret(3));
         let mut main = Genesis {
             name: "main".to_owned(),
+            salt: Hash([4; 32]),
             block_interval_ms: 100,
             epoch_blocks: EPOCH_BLOCKS,
             validators: vec![validator.public_key()],

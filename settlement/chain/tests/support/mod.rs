@@ -10,7 +10,8 @@ use topnet_account::{Address, Hash, PublicKey};
 use topnet_chain::{Chain, ChainConfig, Validator, limits::MEMPOOL_TRANSACTIONS};
 use topnet_channel::SecretKey;
 use topnet_ledger::machine::{
-    Admission, BlockEnv, Executed, Key, Machine, Missing, Receipt, Rejection, Values,
+    Admission, BlockEnv, Executed, Key, Machine, Missing, NONCES_AHEAD_MAX, Receipt, Rejection,
+    Values,
 };
 
 pub const INTERVAL: Duration = Duration::from_millis(100);
@@ -109,6 +110,9 @@ impl Execution<'_> {
         match add.nonce.cmp(&nonce) {
             std::cmp::Ordering::Less => return Ok(Err(rejection("nonce_behind"))),
             std::cmp::Ordering::Greater => return Ok(Err(rejection("nonce_ahead"))),
+            std::cmp::Ordering::Equal if add.amount == 0 => {
+                return Ok(Err(rejection("amount_zero")));
+            }
             std::cmp::Ordering::Equal => {}
         }
         self.writes
@@ -155,13 +159,36 @@ impl Machine for Adder {
         ])
     }
 
+    fn id(&self, transaction: &[u8]) -> Hash {
+        Add::parse(transaction).expect("admitted").id()
+    }
+
     fn admit(&self, transaction: &[u8]) -> Result<Admission, Rejection> {
         let add = Add::parse(transaction).ok_or_else(|| rejection("malformed"))?;
         Ok(Admission {
             id: add.id(),
             sender: Some(Address([add.account; 32])),
             nonce: add.nonce,
-            priority: 0,
+        })
+    }
+
+    /// What comes too late or much too early may not wait. An amount of zero is refused only
+    /// when it is executed.
+    fn weigh(
+        &self,
+        height: u64,
+        transaction: &[u8],
+        values: &Values,
+    ) -> Result<Result<u64, Rejection>, Missing> {
+        assert!(height > 0, "there is no block before the first");
+        let add = Add::parse(transaction).expect("admitted");
+        let key = sum_key(add.account);
+        let value = values.get(&key).ok_or_else(|| Missing(vec![key]))?;
+        let (_, nonce) = decode(value.as_ref());
+        Ok(match add.nonce.checked_sub(nonce) {
+            None => Err(rejection("nonce_behind")),
+            Some(NONCES_AHEAD_MAX..) => Err(rejection("nonce_ahead")),
+            Some(_) => Ok(add.amount),
         })
     }
 
@@ -253,7 +280,10 @@ pub fn alone(name: &str, seed: u8) -> ChainConfig {
 /// Submits until the transaction is final, as whoever needs it to be final does.
 pub async fn settle(chain: &Chain, add: Add) {
     while sum(chain, add.account).await.1 <= add.nonce {
-        chain.submit(add.bytes()).expect("the mempool has room");
+        if let Err(reason) = chain.submit(add.bytes()).await {
+            // It has just become final.
+            assert_eq!(reason.code, "nonce_behind");
+        }
         let next = chain.tip().height() + 1;
         chain.reached(next).await.expect("the chain runs");
     }

@@ -12,6 +12,11 @@ use crate::{
     state::{self, Heads, MainLink, PayoutQueue},
 };
 
+/// Places of the queue that one batch walks past, for each payout that it may hold. An account
+/// that has spent its mark meanwhile leaves an empty place; those neither fill a batch nor make
+/// a block's work unbounded.
+const PLACES_PER_PAYOUT_MAX: u64 = 4;
+
 /// Ends the block; gives where the outboxes stand after it.
 pub(super) fn end_block(step: &mut Step<'_>) -> Result<Heads, Stop> {
     let genesis = step.context().genesis;
@@ -68,14 +73,15 @@ fn cut_batch(step: &mut Step<'_>) -> Result<(), Stop> {
 }
 
 /// Takes accounts off the queue, and what is marked to go home off them. An account that has
-/// spent its mark down to dust meanwhile leaves the queue with nothing.
+/// spent its mark down to dust meanwhile leaves the queue with nothing, and takes nobody's
+/// room in the batch.
 fn take_payouts(step: &mut Step<'_>) -> Result<Vec<Payout>, Stop> {
     let rules = &step.context().genesis.rules;
+    let payouts_max = rules.batch_payouts_max;
+    let places_max = PLACES_PER_PAYOUT_MAX * u64::from(payouts_max);
     let key = state::payout_queue_key();
     let mut queue: PayoutQueue = step.demand(&key)?;
-    let end = queue
-        .tail
-        .min(queue.head.saturating_add(rules.batch_payouts_max.into()));
+    let end = queue.tail.min(queue.head.saturating_add(places_max));
     step.need((queue.head..end).map(state::queued_key))?;
     let accounts: Vec<Address> = (queue.head..end)
         .map(|place| step.demand(&state::queued_key(place)))
@@ -83,8 +89,12 @@ fn take_payouts(step: &mut Step<'_>) -> Result<Vec<Payout>, Stop> {
     step.need(accounts.iter().map(state::account_key))?;
 
     let mut payouts = Vec::new();
-    for (place, address) in (queue.head..end).zip(accounts) {
-        step.delete(state::queued_key(place));
+    for address in accounts {
+        if payouts.len() == payouts_max as usize {
+            break;
+        }
+        step.delete(state::queued_key(queue.head));
+        queue.head += 1;
         let mut account = step.account(&address)?;
         account.queued = false;
         if account.homeward > rules.dust {
@@ -97,7 +107,6 @@ fn take_payouts(step: &mut Step<'_>) -> Result<Vec<Payout>, Stop> {
         }
         step.write_account(&address, &account);
     }
-    queue.head = end;
     step.write(key, &queue);
     Ok(payouts)
 }

@@ -7,12 +7,16 @@ mod epoch;
 mod import;
 mod order;
 mod step;
+mod weigh;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use topnet_account::{Hash, PublicKey};
 
-pub(crate) use self::step::{Step, Stop};
+pub(crate) use self::{
+    step::{Step, Stop},
+    weigh::weigh,
+};
 use crate::{
     event::encode_events,
     genesis::{Genesis, Role},

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     event::Event,
+    genesis::Rules,
     machine::Key,
     outbox::{FUNDS_OUTSTANDING_MAX, FUNDS_PER_BLOCK_MAX, Fund, OutboxEntry},
     refusal::Refusal,
@@ -37,6 +38,20 @@ pub(super) fn execute(step: &mut Step<'_>, order: &Sealed<Order>) -> Result<(), 
         Action::Withdraw { amount } => withdraw(step, sender, amount, fee),
         Action::Open(open) => channel::open(step, sender, nonce, &open, fee),
         Action::TopUp { channel, amount } => channel::top_up(step, sender, &channel, amount, fee),
+    }
+}
+
+/// What an order takes off its account beside the fee.
+pub(super) fn cost(rules: &Rules, action: &Action) -> Result<Amount, Refusal> {
+    match action {
+        Action::Transfer { amount, .. }
+        | Action::Fund { amount, .. }
+        | Action::Withdraw { amount }
+        | Action::TopUp { amount, .. } => Ok(*amount),
+        Action::Open(open) => {
+            let closing_fee = rules.fees.closing().ok_or(Refusal::Overflow)?;
+            plus(open.allocation, closing_fee)
+        }
     }
 }
 
@@ -77,6 +92,10 @@ fn transfer(
 }
 
 fn fund(step: &mut Step<'_>, service: Hash, fund: Fund, fee: Amount) -> Result<(), Stop> {
+    let fund_min = step.context().genesis.rules.fund_min;
+    if fund.amount < fund_min {
+        return Err(Refusal::FundSmall(fund_min).into());
+    }
     let key = state::service_key(&service);
     let mut record: Service = step.read(&key)?.ok_or(Refusal::ServiceUnknown(service))?;
     let (Heads(mut all), before) = (

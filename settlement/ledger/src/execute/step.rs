@@ -302,6 +302,7 @@ mod tests {
     fn a_step_that_makes_or_loses_money_does_not_happen() {
         let genesis = Genesis {
             name: "vpn".to_owned(),
+            salt: Hash::ZERO,
             block_interval_ms: 1,
             epoch_blocks: 1,
             validators: Vec::new(),

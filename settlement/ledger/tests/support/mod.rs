@@ -195,6 +195,18 @@ impl Chain {
             .map_or_else(|rejection| rejection.code, |_| "ok")
     }
 
+    /// Priority of an admitted transaction by the state, or why it may not wait.
+    pub fn weigh(&self, transaction: &Transaction) -> Result<u64, &'static str> {
+        let (height, bytes) = (self.height + 1, transaction.to_bytes());
+        let mut values = Values::new();
+        loop {
+            match self.ledger.weigh(height, &bytes, &values) {
+                Ok(outcome) => return outcome.map_err(|rejection| rejection.code),
+                Err(Missing(keys)) => self.add(&mut values, keys),
+            }
+        }
+    }
+
     fn values(&self, keys: Vec<Key>) -> Values {
         let mut values = Values::new();
         self.add(&mut values, keys);
@@ -403,8 +415,9 @@ pub fn rules() -> Rules {
             finalise: ntop(7),
         },
         dust: ntop(50),
+        fund_min: ntop(100),
         allocation_min: ntop(1_000),
-        claim_payout_min: ntop(300),
+        claim_payout_min: ntop(15_000),
         close_window_min: 2,
         close_window_max: 100,
         batch_payouts_max: 4,
@@ -414,6 +427,7 @@ pub fn rules() -> Rules {
 pub fn main_genesis(rules: &Rules, balances: &[(u8, u64)]) -> Genesis {
     Genesis {
         name: "main".to_owned(),
+        salt: Hash([0x5a; 32]),
         block_interval_ms: 100,
         epoch_blocks: 10,
         validators: vec![secret(VALIDATOR).public_key()],
@@ -431,6 +445,7 @@ pub fn main_genesis(rules: &Rules, balances: &[(u8, u64)]) -> Genesis {
 pub fn service_genesis(rules: &Rules, name: &str, main: Counterpart) -> Genesis {
     Genesis {
         name: name.to_owned(),
+        salt: Hash([0x5b; 32]),
         block_interval_ms: 100,
         epoch_blocks: 10,
         validators: vec![secret(SERVICE_VALIDATOR).public_key()],
