@@ -102,24 +102,33 @@ fn measure_lane(lane: &dyn Lane, setting: &Setting) -> Result<Vec<Record>> {
 
 fn print(record: &Record) {
     println!(
-        "{} {} ({}): {:.0} {}  [{:.0} … {:.0}], {} rounds, {:.2} CPU-s",
+        "{} {} ({}): {} {}  [{} … {}], {} rounds, {:.2} CPU-s",
         record.case,
         record.metric,
         record.mode,
-        record.value,
+        figure(record.value),
         record.unit,
-        record.min,
-        record.max,
+        figure(record.min),
+        figure(record.max),
         record.rounds,
         record.cpu_s
     );
     for (name, peer) in &record.peers {
         let ratio = record.ratios.get(name).copied().unwrap_or(f64::NAN);
         println!(
-            "    beside {name} {}: {:.0}  [{:.0} … {:.0}], ours is {ratio:.2} of it",
-            peer.version, peer.value, peer.min, peer.max
+            "    beside {name} {}: {}  [{} … {}], ours is {ratio:.2} of it",
+            peer.version,
+            figure(peer.value),
+            figure(peer.min),
+            figure(peer.max)
         );
     }
+}
+
+/// A rate is told without its fraction; of a few nanoseconds the fraction is half the news.
+fn figure(value: f64) -> String {
+    let digits = if value.abs() < 100.0 { 1 } else { 0 };
+    format!("{value:.digits$}")
 }
 
 /// The file may be another user's, made for us by an unelevated caller; asking the kernel to
