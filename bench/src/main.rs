@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use topnet_bench::lane::Lane;
 use topnet_bench::record::Record;
 use topnet_bench::run::{ROUNDS_MAX, Setting, run};
+use topnet_lab::interrupt::Interrupt;
 
 #[derive(Parser)]
 #[command(name = "topnet-bench", about = "Measures topnet beside its peers")]
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {
+    let interrupt = Interrupt::listen()?;
     let known = topnet_bench::lanes::all();
     if arguments.list {
         for lane in &known {
@@ -67,7 +69,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     });
     let mut records = Vec::new();
     for lane in chosen {
-        records.extend(measure_lane(lane.as_ref(), &setting)?);
+        records.extend(measure_lane(lane.as_ref(), &setting, &interrupt)?);
     }
     if let Some(path) = &arguments.json {
         write_json(path, &records).with_context(|| format!("cannot write {}", path.display()))?;
@@ -75,7 +77,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn measure_lane(lane: &dyn Lane, setting: &Setting) -> Result<Vec<Record>> {
+fn measure_lane(lane: &dyn Lane, setting: &Setting, interrupt: &Interrupt) -> Result<Vec<Record>> {
     let cases = lane
         .cases()
         .with_context(|| format!("lane {} cannot be prepared", lane.name()))?;
@@ -91,6 +93,7 @@ fn measure_lane(lane: &dyn Lane, setting: &Setting) -> Result<Vec<Record>> {
         let record = run(lane.name(), case, setting, |message, done| {
             bar.set_message(message.to_owned());
             bar.set_position(before + done);
+            interrupt.check()
         })?;
         before += in_case;
         bar.suspend(|| print(&record));
