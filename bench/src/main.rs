@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 
 fn measure(arguments: &Arguments) -> Result<()> {
     let interrupt = Interrupt::listen()?;
-    let known = topnet_bench::lanes::all();
+    let known = topnet_bench::lanes::all(&interrupt);
     if arguments.list {
         for lane in &known {
             println!("{:<12} {}", lane.name(), lane.about());
