@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use topnet_bench::lane::Lane;
 use topnet_bench::record::Record;
 use topnet_bench::run::{ROUNDS_MAX, Setting, run};
+use topnet_lab::interrupt::Interrupt;
 
 #[derive(Parser)]
 #[command(name = "topnet-bench", about = "Measures topnet beside its peers")]
@@ -40,7 +41,8 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {
-    let known = topnet_bench::lanes::all();
+    let interrupt = Interrupt::listen()?;
+    let known = topnet_bench::lanes::all(&interrupt);
     if arguments.list {
         for lane in &known {
             println!("{:<12} {}", lane.name(), lane.about());
@@ -67,7 +69,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     });
     let mut records = Vec::new();
     for lane in chosen {
-        records.extend(measure_lane(lane.as_ref(), &setting)?);
+        records.extend(measure_lane(lane.as_ref(), &setting, &interrupt)?);
     }
     if let Some(path) = &arguments.json {
         write_json(path, &records).with_context(|| format!("cannot write {}", path.display()))?;
@@ -75,7 +77,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn measure_lane(lane: &dyn Lane, setting: &Setting) -> Result<Vec<Record>> {
+fn measure_lane(lane: &dyn Lane, setting: &Setting, interrupt: &Interrupt) -> Result<Vec<Record>> {
     let cases = lane
         .cases()
         .with_context(|| format!("lane {} cannot be prepared", lane.name()))?;
@@ -91,6 +93,7 @@ fn measure_lane(lane: &dyn Lane, setting: &Setting) -> Result<Vec<Record>> {
         let record = run(lane.name(), case, setting, |message, done| {
             bar.set_message(message.to_owned());
             bar.set_position(before + done);
+            interrupt.check()
         })?;
         before += in_case;
         bar.suspend(|| print(&record));
@@ -102,24 +105,33 @@ fn measure_lane(lane: &dyn Lane, setting: &Setting) -> Result<Vec<Record>> {
 
 fn print(record: &Record) {
     println!(
-        "{} {} ({}): {:.0} {}  [{:.0} … {:.0}], {} rounds, {:.2} CPU-s",
+        "{} {} ({}): {} {}  [{} … {}], {} rounds, {:.2} CPU-s",
         record.case,
         record.metric,
         record.mode,
-        record.value,
+        figure(record.value),
         record.unit,
-        record.min,
-        record.max,
+        figure(record.min),
+        figure(record.max),
         record.rounds,
         record.cpu_s
     );
     for (name, peer) in &record.peers {
         let ratio = record.ratios.get(name).copied().unwrap_or(f64::NAN);
         println!(
-            "    beside {name} {}: {:.0}  [{:.0} … {:.0}], ours is {ratio:.2} of it",
-            peer.version, peer.value, peer.min, peer.max
+            "    beside {name} {}: {}  [{} … {}], ours is {ratio:.2} of it",
+            peer.version,
+            figure(peer.value),
+            figure(peer.min),
+            figure(peer.max)
         );
     }
+}
+
+/// A rate is told without its fraction; of a few nanoseconds the fraction is half the news.
+fn figure(value: f64) -> String {
+    let digits = if value.abs() < 100.0 { 1 } else { 0 };
+    format!("{value:.digits$}")
 }
 
 /// The file may be another user's, made for us by an unelevated caller; asking the kernel to

@@ -68,17 +68,24 @@ pub struct Summary {
 impl Summary {
     /// Sums up rounds; `None` if there are none.
     pub fn of(rounds: &[Measurement]) -> Option<Summary> {
-        let mut values: Vec<f64> = rounds.iter().map(|round| round.value).collect();
-        values.sort_by(f64::total_cmp);
-        let (min, max) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            (values[middle - 1] + values[middle]) / 2.0
-        };
-        Some(Summary { median, min, max })
+        let values: Vec<f64> = rounds.iter().map(|round| round.value).collect();
+        Some(Summary {
+            min: values.iter().copied().min_by(f64::total_cmp)?,
+            max: values.iter().copied().max_by(f64::total_cmp)?,
+            median: median(values)?,
+        })
     }
+}
+
+/// The median; of an even number of values, the mean of the middle two. `None` if there are none.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let above = *values.get(middle)?;
+    if values.len() % 2 == 1 {
+        return Some(above);
+    }
+    Some((values[middle - 1] + above) / 2.0)
 }
 
 #[cfg(test)]

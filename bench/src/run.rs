@@ -19,12 +19,13 @@ pub struct Setting {
     pub commit: String,
 }
 
-/// Measures `case`. `progress` is told who is next and how many measurements are done.
+/// Measures `case`. `progress` is told who is next and how many measurements are done; its error
+/// ends the run.
 pub fn run(
     lane: &str,
     case: Case,
     setting: &Setting,
-    mut progress: impl FnMut(&str, u64),
+    mut progress: impl FnMut(&str, u64) -> Result<()>,
 ) -> Result<Record> {
     let mut contenders: Vec<(String, Contender)> = vec![("topnet".to_owned(), case.ours)];
     contenders.extend(case.peers);
@@ -32,7 +33,7 @@ pub fn run(
     let mut done = 0;
     for round in 1..=setting.rounds {
         for ((name, contender), measured) in contenders.iter_mut().zip(&mut rounds) {
-            progress(&format!("{}: {name}, round {round}", case.name), done);
+            progress(&format!("{}: {name}, round {round}", case.name), done)?;
             let measurement = contender
                 .measure()
                 .with_context(|| format!("{}: {name} failed in round {round}", case.name))?;
@@ -115,7 +116,7 @@ mod tests {
             machine: "m".into(),
             commit: "c".into(),
         };
-        let record = run("letters", case, &setting, |_, _| ()).unwrap();
+        let record = run("letters", case, &setting, |_, _| Ok(())).unwrap();
         assert_eq!(*order.borrow(), "ababab");
         let expected = serde_json::json!({
             "lane": "letters", "case": "letters/write", "metric": "letters_per_s",
