@@ -50,14 +50,14 @@ pub struct BenchArguments {
 
 /// `cargo xtask lab`.
 pub fn lab(workspace: &Workspace, arguments: LabArguments) -> Result<()> {
+    if arguments.list {
+        let mut list = workspace.cargo();
+        list.args(["run", "--quiet", "--package", "topnet-lab", "--", "--list"]);
+        return become_command(list);
+    }
     doctor::ensure(workspace, &[Group::Build, Group::Lab], arguments.yes)?;
     build_lab(workspace)?;
-    let mut words = Vec::new();
-    if arguments.list {
-        words.push("--list".to_owned());
-    } else {
-        words.extend(["--scenario".to_owned(), arguments.scenario]);
-    }
+    let mut words = vec!["--scenario".to_owned(), arguments.scenario];
     if arguments.keep {
         words.push("--keep".to_owned());
     }

@@ -130,6 +130,8 @@ const WITH_ISLAND: &str = "topnet-dataplane";
 
 /// The only file that knows the unit's size.
 const UNIT_HOME: &str = "dataplane/unit/src/";
+/// Where bytes are cut into units.
+const UNIT_CUT: &str = "dataplane/unit/src/unit.rs";
 
 /// The unit's size as a search term. Written so that this file does not hold it.
 fn unit_literals() -> [String; 2] {
@@ -271,6 +273,12 @@ fn source(path: &Path, text: &str, problems: &mut Vec<String>) {
                 place()
             ));
         }
+        if path != Path::new(UNIT_CUT) && !is_test(path) && code.contains("div_ceil(UNIT_BYTES") {
+            problems.push(format!(
+                "{}: bytes are cut into units in {UNIT_CUT} alone: use topnet_unit::units_owed",
+                place()
+            ));
+        }
         if !unit_home
             && literals
                 .iter()
@@ -282,6 +290,11 @@ fn source(path: &Path, text: &str, problems: &mut Vec<String>) {
             ));
         }
     }
+}
+
+/// Tests may count by themselves, to check those who do not.
+fn is_test(path: &Path) -> bool {
+    path.ends_with("tests.rs") || path.iter().any(|part| part == "tests")
 }
 
 /// The line without its texts and its comment.
@@ -365,6 +378,9 @@ mod tests {
                 "pub const UNIT_BYTES: u64 = 1;",
                 0,
             ),
+            ("metering/src/a.rs", "bytes.div_ceil(UNIT_BYTES)", 1),
+            ("metering/tests/a.rs", "bytes.div_ceil(UNIT_BYTES)", 0),
+            (UNIT_CUT, "bytes.div_ceil(UNIT_BYTES)", 0),
             ("control/src/a.rs", plain.as_str(), 1),
             ("control/src/a.rs", grouped.as_str(), 1),
             ("dataplane/unit/src/a.rs", grouped.as_str(), 0),

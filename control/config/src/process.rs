@@ -24,7 +24,7 @@ impl Process {
         Self::Control,
     ];
 
-    /// As in `topnet run NAME`, `topnet-NAME` and `NAME.sock`.
+    /// As in `topnet run NAME` and `topnet-NAME`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Dataplane => "dataplane",

@@ -9,7 +9,7 @@
 //!   record must be on disk before the message inside can be had.
 
 use topnet_account::{Amount, ChannelId};
-use topnet_unit::{UNIT_BYTES, UnitCount};
+use topnet_unit::{UnitCount, units_owed};
 
 use crate::{
     Meter, Offer, PROTOCOL_VERSION, PayeeMessage, PayerMessage, Promise, RefusalCode, Roll,
@@ -367,7 +367,7 @@ impl Payer {
     /// Units that may be paid in all: what the payee has metered, but no more than we have seen
     /// ourselves, and the window on top.
     fn target(&self) -> UnitCount {
-        let seen = self.own_bytes.div_ceil(UNIT_BYTES);
+        let seen = units_owed(self.own_bytes, 0);
         let agreed = self.meter.owed.min(seen);
         let cap = self
             .offer

@@ -1,7 +1,7 @@
 //! What a scenario measured, as JSON for programs and a table for people, and whether it holds.
 
 use serde::Serialize;
-use topnet_unit::UNIT_BYTES;
+use topnet_unit::units_owed;
 
 /// One scenario's reconciliation.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -152,7 +152,7 @@ impl Report {
         let held = [
             (
                 "owed is what the bytes come to",
-                units.owed == self.bytes.metered.div_ceil(UNIT_BYTES),
+                units.owed == units_owed(self.bytes.metered, 0),
             ),
             ("metered = usage", self.bytes.metered == self.bytes.usage),
             ("something was used", units.owed > 0),
@@ -275,6 +275,8 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use topnet_unit::UNIT_BYTES;
+
     use super::*;
 
     fn good() -> Report {
