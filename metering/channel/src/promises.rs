@@ -1,7 +1,7 @@
 //! The promises that a payee holds for one channel.
 //!
-//! What every token touches stands together at the front, in two cache lines: with ten
-//! thousand channels at once, a token costs one hash and two misses and not six.
+//! What every token touches stands at the front, and the payee's own part of it before that
+//! (see [`Payee`](crate::Payee)).
 
 use topnet_account::ChannelId;
 use topnet_unit::UnitCount;
@@ -13,7 +13,6 @@ pub const PROMISES_PER_CHANNEL_MAX: usize = 16;
 
 /// The newest voucher as far as tokens are concerned. Before the first voucher it has no
 /// tokens and a sequence number that none has, so that every token is refused.
-#[repr(align(64))]
 #[derive(Clone, Debug)]
 struct Newest {
     channel: ChannelId,
@@ -25,6 +24,7 @@ struct Newest {
 }
 
 /// All promises of a channel; each begins at or before the last unit that the one before pays.
+#[repr(C)]
 #[derive(Clone, Debug)]
 pub(crate) struct Promises {
     newest: Newest,
@@ -34,6 +34,9 @@ pub(crate) struct Promises {
 }
 
 impl Promises {
+    /// What a token touches.
+    pub(crate) const HOT_BYTES: usize = size_of::<Newest>();
+
     pub(crate) fn none(channel: ChannelId) -> Self {
         let (preimage, salt) = ([0; 32], [0; 16]);
         let newest = Newest {

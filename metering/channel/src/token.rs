@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use sha2::{Digest, Sha256};
+use sha2::block_api::compress256;
 use topnet_account::ChannelId;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -35,13 +35,36 @@ pub struct Token {
     pub own_bytes: u64,
 }
 
-/// One step towards the root: from `w[index]` to `w[index - 1]`.
+/// Where SHA-256 begins (FIPS 180-4, 5.3.3).
+const SHA256_INITIAL: [u32; 8] = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
+/// Bytes of a link that are hashed; the rest of its block is SHA-256's own padding.
+const LINK_BYTES: usize = 52;
+
+/// One step towards the root: from `w[index]` to `w[index - 1]`. The padding is always the same
+/// and the link is always one block, so the buffers of a general hasher would only cost time.
 fn step(preimage: &Preimage, salt: &Salt, index: u16) -> Preimage {
-    let mut block = [0; 52];
+    let mut block = [0; 64];
     block[..32].copy_from_slice(preimage);
     block[32..48].copy_from_slice(salt);
-    block[48..].copy_from_slice(&u32::from(index).to_le_bytes());
-    Sha256::digest(block).into()
+    block[48..LINK_BYTES].copy_from_slice(&u32::from(index).to_le_bytes());
+    block[LINK_BYTES] = 0x80;
+    block[56..].copy_from_slice(&(8 * LINK_BYTES as u64).to_be_bytes());
+    let mut state = SHA256_INITIAL;
+    compress256(&mut state, &[block]);
+    let mut digest = [0; 32];
+    for (bytes, word) in digest.chunks_exact_mut(4).zip(state) {
+        bytes.copy_from_slice(&word.to_be_bytes());
+    }
+    digest
 }
 
 /// From `w[from]` back to `w[to]`; equal indices give the pre-image itself. The cost is
@@ -94,7 +117,21 @@ impl TokenChain {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
+
+    #[test]
+    fn a_step_is_sha_256() {
+        for index in [0, 1, 255, 256, u16::MAX] {
+            let (preimage, salt) = ([index as u8 ^ 0x5a; 32], [index as u8; 16]);
+            let mut link = preimage.to_vec();
+            link.extend(salt);
+            link.extend(u32::from(index).to_le_bytes());
+            let expected: Preimage = Sha256::digest(link).into();
+            assert_eq!(step(&preimage, &salt, index), expected);
+        }
+    }
 
     #[test]
     fn every_link_leads_to_the_root_and_no_other_place_or_salt_does() {
