@@ -52,6 +52,19 @@ pub struct Session {
 struct LastRequest {
     nonce: u64,
     session: SessionId,
+    /// It was a start, not a stop.
+    #[serde(default)]
+    start: bool,
+}
+
+impl LastRequest {
+    fn of(request: &SessionRequest, start: bool) -> Self {
+        Self {
+            nonce: request.nonce,
+            session: request.session(),
+            start,
+        }
+    }
 }
 
 /// How much of everything there may be, and where addresses come from.
@@ -139,7 +152,7 @@ impl SessionBook {
         if self.closing.contains(&channel) {
             return Err(Refusal::Closing(channel));
         }
-        self.check_nonce(request)?;
+        self.check_nonce(request, true)?;
         let session = match self.sessions.get(&id) {
             Some(session) if session.channel != channel => return Err(Refusal::KeyInUse(id)),
             Some(session) => *session,
@@ -153,14 +166,22 @@ impl SessionBook {
                 session
             }
         };
-        self.remember(request);
+        self.remember(request, true);
         Ok(session)
+    }
+
+    /// Takes a session back that the data plane has refused. Whoever asked for it is told, and may
+    /// ask again.
+    pub fn take_back(&mut self, id: &SessionId) {
+        if self.sessions.remove(id).is_some() {
+            self.revision += 1;
+        }
     }
 
     /// Takes the request's key its service. The caller has checked the signature. Says whether
     /// there was a session.
     pub fn stop(&mut self, request: &SessionRequest) -> Result<bool, Refusal> {
-        self.check_nonce(request)?;
+        self.check_nonce(request, false)?;
         let id = request.session();
         let stopped = match self.sessions.get(&id) {
             Some(session) if session.channel != request.channel => {
@@ -173,7 +194,7 @@ impl SessionBook {
             }
             None => false,
         };
-        self.remember(request);
+        self.remember(request, false);
         Ok(stopped)
     }
 
@@ -263,28 +284,22 @@ impl SessionBook {
 
     /// A request is newer than the last of its channel, or it is the last itself: then whoever
     /// sent it did not get the answer.
-    fn check_nonce(&self, request: &SessionRequest) -> Result<(), Refusal> {
-        let nonce = request.nonce;
-        match self.last_requests.get(&request.channel) {
-            Some(last) if nonce < last.nonce => Err(Refusal::NonceUsed {
-                nonce,
-                last: last.nonce,
-            }),
-            Some(last) if nonce == last.nonce && last.session != request.session() => {
-                Err(Refusal::NonceUsed {
-                    nonce,
-                    last: last.nonce,
-                })
-            }
-            _ => Ok(()),
+    fn check_nonce(&self, request: &SessionRequest, start: bool) -> Result<(), Refusal> {
+        let Some(last) = self.last_requests.get(&request.channel) else {
+            return Ok(());
+        };
+        let repeated = LastRequest::of(request, start) == *last;
+        if request.nonce > last.nonce || repeated {
+            return Ok(());
         }
+        Err(Refusal::NonceUsed {
+            nonce: request.nonce,
+            last: last.nonce,
+        })
     }
 
-    fn remember(&mut self, request: &SessionRequest) {
-        let last = LastRequest {
-            nonce: request.nonce,
-            session: request.session(),
-        };
+    fn remember(&mut self, request: &SessionRequest, start: bool) {
+        let last = LastRequest::of(request, start);
         self.last_requests.insert(request.channel, last);
     }
 

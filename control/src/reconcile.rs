@@ -5,9 +5,16 @@
 //! closes on to the main chain, and asks for the close of every channel whose payer has begun
 //! to close it: whoever is paid must have claimed before the deadline.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::task::JoinSet;
+use topnet_account::ChannelId;
 use topnet_api::{
     ApiError, ChannelState, DataplaneClient, InstallReport, SessionId, WireguardPublicKey,
 };
@@ -16,6 +23,8 @@ use crate::provider::{Installed, Provider};
 
 /// How often everything is looked at without a reason.
 const TICK: Duration = Duration::from_secs(1);
+/// Channels with sessions that are looked at each time, whether somebody else has closed them.
+const CLOSED_LOOKS_PER_TICK: usize = 64;
 
 /// Both tasks; they end when this is dropped.
 #[derive(Debug)]
@@ -152,9 +161,12 @@ where
 }
 
 async fn keep_closing(provider: Arc<Provider>) {
-    let mut trouble = Trouble::default();
+    let (mut trouble, mut lookout) = (Trouble::default(), Trouble::default());
+    let mut last = None;
     loop {
         trouble.note("closing channels", close_what_must_be(&provider).await);
+        let ended = end_what_is_closed(&provider, &mut last).await;
+        lookout.note("looking for closed channels", ended);
         tokio::time::sleep(TICK).await;
     }
 }
@@ -168,18 +180,44 @@ async fn close_what_must_be(provider: &Provider) -> Result<(), ApiError> {
         first_error = first_error.and(advanced);
     }
     let payee = provider.payee().await?;
-    for channel in provider.channels_of(payee).await? {
-        let closing = matches!(channel.state, ChannelState::Closing { .. });
-        if closing && !book.is_closing(&channel.id) {
-            tracing::info!(channel = %channel.id, "the payer closes: claiming what is owed");
-            first_error = first_error.and(provider.close_channel(channel.id).await.map(|_| ()));
+    let mut after = None;
+    loop {
+        let page = provider.closing_of(payee, after).await?;
+        let Some(last) = page.last() else {
+            break;
+        };
+        after = Some(last.id);
+        for channel in page {
+            if !book.is_closing(&channel.id) {
+                tracing::info!(channel = %channel.id, "the payer closes: claiming what is owed");
+                let closed = provider.close_channel(channel.id).await;
+                first_error = first_error.and(closed.map(|_| ()));
+            }
         }
-        // Whatever closed it, a closed channel pays for no session.
-        let has_sessions = book
-            .sessions()
-            .any(|(_, session)| session.channel == channel.id);
-        if channel.state == ChannelState::Closed && has_sessions {
-            let id = channel.id;
+    }
+    first_error
+}
+
+/// Takes the sessions of channels that somebody else has closed: a closed channel pays for none.
+/// Looks at a few channels in turn, behind `last`.
+async fn end_what_is_closed(
+    provider: &Provider,
+    last: &mut Option<ChannelId>,
+) -> Result<(), ApiError> {
+    let book = provider.book().await;
+    let channels: BTreeSet<ChannelId> = book
+        .sessions()
+        .map(|(_, session)| session.channel)
+        .collect();
+    let behind = last.map_or(Bound::Unbounded, Bound::Excluded);
+    let turn: Vec<ChannelId> = channels
+        .range((behind, Bound::Unbounded))
+        .take(CLOSED_LOOKS_PER_TICK)
+        .copied()
+        .collect();
+    *last = turn.last().copied();
+    for id in turn {
+        if provider.channel(id).await?.state == ChannelState::Closed {
             provider
                 .change_book(move |book| {
                     book.begin_close(id);
@@ -189,5 +227,5 @@ async fn close_what_must_be(provider: &Provider) -> Result<(), ApiError> {
                 .await?;
         }
     }
-    first_error
+    Ok(())
 }

@@ -65,9 +65,14 @@ pub trait Public {
     #[method(name = "channel")]
     async fn channel(&self, id: ChannelId) -> Result<ChannelView, ErrorObjectOwned>;
 
-    /// The channels that an account pays or is paid by.
+    /// The channels that an account pays or is paid by, in the order of their ids: those behind
+    /// `after`, at most a thousand in an answer.
     #[method(name = "channels")]
-    async fn channels(&self, party: Address) -> Result<Vec<ChannelView>, ErrorObjectOwned>;
+    async fn channels(
+        &self,
+        party: Address,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ErrorObjectOwned>;
 
     /// A service as the main chain knows it.
     #[method(name = "service")]

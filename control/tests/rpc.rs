@@ -71,7 +71,7 @@ async fn questions_about_chains_are_passed_on() {
     assert_eq!(status.block.unwrap().height, 77);
     let id = setup.world.put(channel(9));
     assert_eq!(rpc.channel(id).await.unwrap(), channel(9));
-    assert_eq!(rpc.channels(payee()).await.unwrap(), [channel(9)]);
+    assert_eq!(rpc.channels(payee(), None).await.unwrap(), [channel(9)]);
     assert_eq!(
         code(rpc.channel(ChannelId([1; 32])).await),
         "channel_unknown"
@@ -369,6 +369,21 @@ async fn payers_close_is_answered_with_the_claim() {
         setup.world.gateway().installed.sessions.is_empty()
     })
     .await;
+}
+
+#[tokio::test]
+async fn every_payers_close_is_answered_however_many_there_are() {
+    let setup = Setup::start().await;
+    let closing = ChannelState::Closing { deadline: 9 };
+    for number in 1..=10 {
+        setup.world.put(ChannelView {
+            state: closing.clone(),
+            ..channel(number)
+        });
+    }
+    eventually("all claimed", || setup.world.chain().closes.len() == 10).await;
+    let listed = setup.operator().provider_channels().await.unwrap();
+    assert_eq!(listed.len(), 10);
 }
 
 #[tokio::test]

@@ -262,14 +262,10 @@ mod tests {
             accounting.settle(0);
         }
         assert_eq!(accounting.ring_overflows.load(Ordering::Relaxed), 2);
-        metering.rings[0]
-            .drain(|record| assert_eq!(record.bytes, 1))
-            .unwrap();
+        assert_eq!(records(&mut metering), [1]);
         assert!(send(&mut accounting, 1));
         accounting.settle(0);
-        metering.rings[0]
-            .drain(|record| assert_eq!(record.bytes, 4))
-            .unwrap();
+        assert_eq!(records(&mut metering), [4]);
     }
 
     #[test]

@@ -273,6 +273,10 @@ impl<G: Gate> Plane<G> {
             .ok_or(DropReason::NoSession)?;
         let index = SessionIndex(self.by_inner_address[host]);
         let session = session(&mut self.sessions, index).map_err(|_| DropReason::NoSession)?;
+        // A client's packets do not come from the uplink.
+        if self.config.inner_subnet.contains(ip.source) {
+            return Err(DropReason::BetweenClients);
+        }
         if ip.ttl <= 1 {
             return Err(DropReason::TtlExceeded);
         }

@@ -213,7 +213,18 @@ impl Dataplane for Service {
         _: Context,
         desired: DesiredSessions,
     ) -> Result<InstallReport, ApiError> {
-        self.0.install(desired).await
+        // Whoever asks may go before the worker has taken every order; what the registry has noted
+        // must reach the worker all the same.
+        let gateway = Arc::clone(&self.0);
+        tokio::spawn(async move { gateway.install(desired).await })
+            .await
+            .map_err(|_| {
+                ApiError::new(
+                    "install_failed",
+                    "installing ended with a panic",
+                    "restart the data plane, and report what it logged",
+                )
+            })?
     }
 
     async fn assignments(self, _: Context) -> Assignments {

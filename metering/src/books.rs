@@ -199,20 +199,21 @@ impl Books {
         let tips = self.tips;
         let mut changed = Vec::new();
         for (channel, account) in &mut self.accounts {
-            let blocks = account.facts.close_window_blocks;
-            let reason = account
-                .stopped
-                .clone()
-                .or_else(|| stale(tips, blocks, wall_ms));
-            if reason.is_some() != account.frozen.is_some() {
-                account.payee.handle_frozen(reason.is_some());
-                // Credit comes back with the next commit; taking it away waits for none.
-                account.urgent = true;
+            if account.freshen(tips, wall_ms) {
                 changed.push(*channel);
             }
-            account.frozen = reason;
         }
         for channel in changed {
+            self.touch(channel);
+        }
+    }
+
+    /// The same for one channel.
+    pub fn poll_freshness_of(&mut self, channel: ChannelId, wall_ms: u64) {
+        let tips = self.tips;
+        if let Some(account) = self.accounts.get_mut(&channel)
+            && account.freshen(tips, wall_ms)
+        {
             self.touch(channel);
         }
     }

@@ -301,7 +301,7 @@ impl Keeper {
                 if self.books.handle_channel(&view) {
                     self.known.insert(view.signer);
                     // The next thing may be this payer's hello: let it find the channel thawed.
-                    self.books.poll_freshness(wall_ms());
+                    self.books.poll_freshness_of(view.id, wall_ms());
                 }
             }
             Event::Hello {
@@ -361,7 +361,8 @@ impl Keeper {
         if committed || due {
             self.committed = now;
         }
-        self.books.handle_committed(committed, now);
+        // Not `now`: the commit may have taken long, and what closes credit begins only here.
+        self.books.handle_committed(committed, Instant::now());
         Ok(committed)
     }
 

@@ -30,7 +30,7 @@ use record::{cursor_key, outbox_key, party_key, payout_key, transaction_key};
 type Entry = (Box<[u8]>, Box<[u8]>);
 
 /// Raised whenever the format below changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Channels of one party in one answer, at most.
 pub(crate) const CHANNELS_MAX: usize = 1_000;
 
@@ -38,6 +38,7 @@ const META: &str = "meta";
 const TRANSACTIONS: &str = "transactions";
 const CHANNELS: &str = "channels";
 const PARTIES: &str = "parties";
+const CLOSING: &str = "closing";
 const BATCHES: &str = "batches";
 const PAYOUTS: &str = "payouts";
 const OUTBOXES: &str = "outboxes";
@@ -47,11 +48,12 @@ const CURSOR_BLOCKS: u64 = 64;
 /// Key of the version and the chains that an index was made for.
 const IDENTITY: &[u8] = b"identity";
 /// All that is made of blocks.
-const DERIVED: [&str; 7] = [
+const DERIVED: [&str; 8] = [
     META,
     TRANSACTIONS,
     CHANNELS,
     PARTIES,
+    CLOSING,
     BATCHES,
     PAYOUTS,
     OUTBOXES,
@@ -228,12 +230,18 @@ impl Index {
                 ..
             } => {
                 if let Some(record) = self.known(channels, channel)? {
+                    batch.delete(CLOSING, &party_key(&record.payee, channel));
                     record.end = Some(ChannelEnd {
                         transaction: *transaction,
                         block: place.clone(),
                         paid: *paid,
                         refund: *refund,
                     });
+                }
+            }
+            Event::Closing { channel, .. } => {
+                if let Some(record) = self.known(channels, channel)? {
+                    batch.put_bytes(CLOSING, &party_key(&record.payee, channel), &[]);
                 }
             }
             Event::BatchAccepted { seq, height, .. } => {
@@ -251,7 +259,6 @@ impl Index {
             | Event::Credited { .. }
             | Event::Withdrawn { .. }
             | Event::ToppedUp { .. }
-            | Event::Closing { .. }
             | Event::BatchCut { .. } => {}
         }
         Ok(())
@@ -282,17 +289,44 @@ impl Index {
         self.get(CHANNELS, id.as_ref())
     }
 
-    /// Channels that `party` pays or is paid by, in the order of their ids.
-    pub(crate) fn channels_of(&self, party: &Address) -> Result<Vec<ChannelId>, IndexError> {
-        let found = self.scan(PARTIES, party.as_bytes(), party.as_bytes());
+    /// Channels that `party` pays or is paid by, in the order of their ids, from behind `after`
+    /// on, at most [`CHANNELS_MAX`].
+    pub(crate) fn channels_of(
+        &self,
+        party: &Address,
+        after: Option<&ChannelId>,
+    ) -> Result<Vec<ChannelId>, IndexError> {
+        self.channels_in(PARTIES, party, after)
+    }
+
+    /// The same for channels that pay `payee` and that are about to end.
+    pub(crate) fn closing_of(
+        &self,
+        payee: &Address,
+        after: Option<&ChannelId>,
+    ) -> Result<Vec<ChannelId>, IndexError> {
+        self.channels_in(CLOSING, payee, after)
+    }
+
+    fn channels_in(
+        &self,
+        table: &'static str,
+        party: &Address,
+        after: Option<&ChannelId>,
+    ) -> Result<Vec<ChannelId>, IndexError> {
+        let from = after.map_or_else(|| party.as_bytes().to_vec(), |id| party_key(party, id));
         let id = |key: &[u8]| {
             let id = key
                 .get(Address::SIZE..)
                 .and_then(|id| <[u8; 32]>::try_from(id).ok());
             id.map(ChannelId)
-                .ok_or_else(|| self.unreadable(PARTIES, "a key of another length"))
+                .ok_or_else(|| self.unreadable(table, "a key of another length"))
         };
-        found.take(CHANNELS_MAX).map(|item| id(&item?.0)).collect()
+        self.scan(table, &from, party.as_bytes())
+            .map(|item| id(&item?.0))
+            .filter(|id| !matches!((id, after), (Ok(id), Some(after)) if id == after))
+            .take(CHANNELS_MAX)
+            .collect()
     }
 
     /// The first accepted batch that the service cut at `height` or later.

@@ -107,6 +107,21 @@ impl Service {
         }
     }
 
+    /// Channels as of the newest final block; one that is not there is left out.
+    async fn views(&self, ids: Vec<ChannelId>) -> Result<Vec<ChannelView>, ApiError> {
+        let running = self.chain(&self.service)?;
+        let keys = ids.iter().map(channel_key).collect();
+        let state = running.chain.read(keys).await.map_err(unavailable)?;
+        let view = |id: ChannelId| {
+            let value = state.values.get(&channel_key(&id)).cloned().flatten()?;
+            Some(Channel::from_bytes(&value).map(|channel| self.view(id, &channel)))
+        };
+        ids.into_iter()
+            .filter_map(view)
+            .collect::<Result<_, _>>()
+            .map_err(unavailable)
+    }
+
     fn view(&self, id: ChannelId, channel: &Channel) -> ChannelView {
         ChannelView {
             id,
@@ -206,20 +221,26 @@ impl Settlement for Service {
             .ok_or_else(|| unknown_channel(&id))
     }
 
-    async fn channels(self, _: Context, party: Address) -> Result<Vec<ChannelView>, ApiError> {
-        let running = self.chain(&self.service)?;
-        self.catch_up(running).await?;
-        let ids = self.index.channels_of(&party).map_err(unavailable)?;
-        let keys = ids.iter().map(channel_key).collect();
-        let state = running.chain.read(keys).await.map_err(unavailable)?;
-        let view = |id: ChannelId| {
-            let value = state.values.get(&channel_key(&id)).cloned().flatten()?;
-            Some(Channel::from_bytes(&value).map(|channel| self.view(id, &channel)))
-        };
-        ids.into_iter()
-            .filter_map(view)
-            .collect::<Result<_, _>>()
-            .map_err(unavailable)
+    async fn channels(
+        self,
+        _: Context,
+        party: Address,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ApiError> {
+        self.catch_up(self.chain(&self.service)?).await?;
+        let ids = self.index.channels_of(&party, after.as_ref());
+        self.views(ids.map_err(unavailable)?).await
+    }
+
+    async fn closing(
+        self,
+        _: Context,
+        payee: Address,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ApiError> {
+        self.catch_up(self.chain(&self.service)?).await?;
+        let ids = self.index.closing_of(&payee, after.as_ref());
+        self.views(ids.map_err(unavailable)?).await
     }
 
     async fn service(self, _: Context, chain: ChainName) -> Result<ServiceView, ApiError> {

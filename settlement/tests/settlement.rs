@@ -162,7 +162,7 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
     assert_eq!(view.state, ChannelState::Open);
     for party in [payer, payee] {
         assert_eq!(
-            client.channels(soon(), party).await.unwrap().unwrap(),
+            client.channels(soon(), party, None).await.unwrap().unwrap(),
             std::slice::from_ref(&view)
         );
     }
@@ -243,7 +243,12 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
     let (again, _) = settle(&client, &vpn, &opening).await;
     assert_eq!(again, block);
     assert_eq!(
-        client.channels(soon(), payee).await.unwrap().unwrap().len(),
+        client
+            .channels(soon(), payee, None)
+            .await
+            .unwrap()
+            .unwrap()
+            .len(),
         1
     );
 }

@@ -197,8 +197,17 @@ pub trait Settlement {
     async fn account(chain: ChainName, address: Address) -> Result<AccountView, ApiError>;
     /// A channel as of the newest final block.
     async fn channel(id: ChannelId) -> Result<ChannelView, ApiError>;
-    /// Channels by payer or payee.
-    async fn channels(party: Address) -> Result<Vec<ChannelView>, ApiError>;
+    /// Channels by payer or payee, in the order of their ids, from behind `after` on; an answer
+    /// that is empty is the last.
+    async fn channels(
+        party: Address,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ApiError>;
+    /// Channels by payee that are about to end without the payee's doing, paged in the same way.
+    async fn closing(
+        payee: Address,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ApiError>;
     /// A service as the main chain knows it.
     async fn service(chain: ChainName) -> Result<ServiceView, ApiError>;
     /// The payee's own address, whose key settlement holds.

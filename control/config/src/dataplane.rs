@@ -153,11 +153,11 @@ impl Section for Dataplane {
             ("slots_max", self.slots_max),
             ("sessions_max", self.sessions_max),
         ] {
-            if !(2..=1 << 22).contains(&count) {
+            if !(2..=1 << 20).contains(&count) {
                 problems.add(
                     key,
                     format!("{count} is out of range"),
-                    "choose 2 to 4194304",
+                    "choose 2 to 1048576",
                 );
             }
         }

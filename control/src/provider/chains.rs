@@ -55,10 +55,27 @@ impl Provider {
         self.processes.settlement.ask(ask).await?
     }
 
-    /// The channels that an account pays or is paid by.
-    pub async fn channels_of(&self, party: Address) -> Result<Vec<ChannelView>, ApiError> {
+    /// The channels that an account pays or is paid by, in the order of their ids: those behind
+    /// `after`, as many as settlement gives at once.
+    pub async fn channels_of(
+        &self,
+        party: Address,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ApiError> {
         let ask = |client: SettlementClient, context| async move {
-            client.channels(context, party).await
+            client.channels(context, party, after).await
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// The channels that pay `payee` and are about to end without its doing, in the same way.
+    pub async fn closing_of(
+        &self,
+        payee: Address,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ApiError> {
+        let ask = |client: SettlementClient, context| async move {
+            client.closing(context, payee, after).await
         };
         self.processes.settlement.ask(ask).await?
     }

@@ -52,7 +52,15 @@ impl Provider {
     /// Every channel that pays this provider.
     pub async fn channel_reports(&self) -> Result<Vec<ChannelReport>, ApiError> {
         let payee = self.payee().await?;
-        let on_chain = self.channels_of(payee).await?;
+        let mut on_chain: Vec<ChannelView> = Vec::new();
+        loop {
+            let after = on_chain.last().map(|channel| channel.id);
+            let page = self.channels_of(payee, after).await?;
+            if page.is_empty() {
+                break;
+            }
+            on_chain.extend(page);
+        }
         let ask = |client: MeteringClient, context| async move { client.channels(context).await };
         // Without metering the list is still worth having.
         let metered = self.processes.metering.ask(ask).await.unwrap_or_default();

@@ -60,8 +60,12 @@ impl PublicServer for Methods {
         self.0.channel(id).await.map_err(refused)
     }
 
-    async fn channels(&self, party: Address) -> Result<Vec<ChannelView>, ErrorObjectOwned> {
-        self.0.channels_of(party).await.map_err(refused)
+    async fn channels(
+        &self,
+        party: Address,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ErrorObjectOwned> {
+        self.0.channels_of(party, after).await.map_err(refused)
     }
 
     async fn service(&self, chain: ChainName) -> Result<ServiceView, ErrorObjectOwned> {

@@ -24,6 +24,9 @@ use topnet_channel::SecretKey;
 use topnet_config::Config;
 use topnet_control::{provider::Provider, reconcile::Reconciler, rpc::Listeners};
 
+/// Channels in one answer.
+const PAGE: usize = 3;
+
 /// Where settlement stands in: channels as the test wants them.
 #[derive(Debug, Default)]
 pub struct Chain {
@@ -194,13 +197,34 @@ impl Settlement for World {
             .ok_or_else(|| unknown(id))
     }
 
-    async fn channels(self, _: Context, party: Address) -> Result<Vec<ChannelView>, ApiError> {
+    async fn channels(
+        self,
+        _: Context,
+        party: Address,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ApiError> {
         let chain = self.chain();
         let of_party = chain
             .channels
             .values()
-            .filter(|c| c.payer == party || c.payee == party);
-        Ok(of_party.cloned().collect())
+            .filter(|c| c.payer == party || c.payee == party)
+            .filter(|c| after.is_none_or(|after| c.id > after));
+        Ok(of_party.take(PAGE).cloned().collect())
+    }
+
+    async fn closing(
+        self,
+        _: Context,
+        payee: Address,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ApiError> {
+        let chain = self.chain();
+        let closing = chain
+            .channels
+            .values()
+            .filter(|c| c.payee == payee && matches!(c.state, ChannelState::Closing { .. }))
+            .filter(|c| after.is_none_or(|after| c.id > after));
+        Ok(closing.take(PAGE).cloned().collect())
     }
 
     async fn service(self, _: Context, chain: ChainName) -> Result<ServiceView, ApiError> {

@@ -347,6 +347,10 @@ impl Payee {
     /// are taken like others, up to the end of the chain. Another voucher is left to the roll that
     /// proves the chain before it, which the payer sends when it hears what is held; only where
     /// nothing is held is it taken as it stands, if it pays for every unit that it counts.
+    ///
+    /// A voucher that begins beyond what is owed is worth nothing until its beginning is used up,
+    /// so whoever gave credit on it would give it for nothing: it is refused. A payee that lost its
+    /// journal therefore cannot go on with its channels; they can only be closed.
     fn handle_resume(&mut self, promise: &Promise) -> Result<(), RefusalCode> {
         self.takes_promises()?;
         let voucher = &promise.voucher.voucher;
@@ -363,6 +367,9 @@ impl Payee {
             };
             self.dirty |= self.promises.take(&token, u64::from(voucher.tokens))?;
             return Ok(());
+        }
+        if voucher.cumulative_units > self.owed {
+            return Err(RefusalCode::WrongTotals);
         }
         // Where the voucher begins decides, not where it ends: until the first token is due, a
         // claim is worth what the voucher says of the units before it, and no more.

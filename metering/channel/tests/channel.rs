@@ -325,7 +325,25 @@ fn units_without_their_money_are_never_credited() {
         ("too cheap all along", 1_000, 1_000, 25, 8, 0, false),
         ("back-loaded on one token", 0, 10, 275, 1, 1, false),
         ("back-loaded by one nTOP", 249, 10, 26, 1, 1, false),
-        ("paid from the start", 250, 10, 25, 8, 8, true),
+        (
+            "paid, but nothing of it could be claimed",
+            250,
+            10,
+            25,
+            8,
+            8,
+            false,
+        ),
+        (
+            "paid, all in one unit that is never begun",
+            250,
+            10,
+            25,
+            1,
+            0,
+            false,
+        ),
+        ("a first voucher", 0, 0, 25, 8, 8, true),
     ];
     for (name, amount, units, price, tokens, index, taken) in cases {
         let mut payee = Payee::new(payee_terms(100_000));
@@ -345,6 +363,14 @@ fn units_without_their_money_are_never_credited() {
         persist(&mut payee);
         assert_eq!(result.is_ok(), taken, "{name}");
         assert_eq!(payee.meter().accepted > 0, taken, "{name}");
+        // Whatever was credited can be claimed, unit by unit, as it is used.
+        let accepted = payee.meter().accepted;
+        payee.handle_slot(slot(1), 0);
+        for owed in 1..=accepted {
+            payee.handle_usage(slot(1), owed * UNIT_BYTES);
+            persist(&mut payee);
+            assert_eq!(payee.claim().unwrap().units(), Some(owed), "{name}");
+        }
     }
 }
 

@@ -8,12 +8,15 @@ use std::{
 use topnet_account::ChannelId;
 use topnet_channel::{Meter, Payee, PayeeMessage, PayeeState, RefusalCode, SlotUse};
 use topnet_unit::{Attachment, units_owed};
+use tracing::warn;
 
 use super::{ConnectionId, Output, Tips};
 use crate::facts::Facts;
 
 /// After its credit is closed a worker may be within one burst, and is past it long before this.
 const BURST_TIME_MAX: Duration = Duration::from_millis(100);
+/// A data plane that runs has handed its tables over long before this.
+const TABLES_WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// A channel: its payee, and what stands around it.
 #[derive(Debug)]
@@ -134,6 +137,24 @@ impl Account {
         }
     }
 
+    /// Freezes the channel if it must not go on, and thaws it if it may again. True if that
+    /// changed anything.
+    pub(super) fn freshen(&mut self, tips: Option<Tips>, wall_ms: u64) -> bool {
+        let blocks = self.facts.close_window_blocks;
+        let reason = self
+            .stopped
+            .clone()
+            .or_else(|| stale(tips, blocks, wall_ms));
+        let changed = reason.is_some() != self.frozen.is_some();
+        if changed {
+            self.payee.handle_frozen(reason.is_some());
+            // Credit comes back with the next commit; taking it away waits for none.
+            self.urgent = true;
+        }
+        self.frozen = reason;
+        changed
+    }
+
     /// One step towards the last claim. True while there is more to do.
     pub(super) fn finish(
         &mut self,
@@ -167,12 +188,18 @@ impl Account {
             if now < closed + BURST_TIME_MAX {
                 return true;
             }
+            let of_boot = |slot_use: &SlotUse| attached.filter(|a| a.header.boot == slot_use.boot);
+            // After a restart the tables come a moment later than the request to finish.
+            let missing = counting.iter().any(|slot_use| of_boot(slot_use).is_none());
+            if missing && now < closed + TABLES_WAIT_MAX {
+                return true;
+            }
             for slot_use in counting {
-                if let Some(attached) = attached
-                    && attached.header.boot == slot_use.boot
-                {
+                if let Some(attached) = of_boot(&slot_use) {
                     let bytes = attached.usage.totals(slot_use.slot.index).bytes;
                     self.payee.handle_usage(slot_use, bytes);
+                } else {
+                    warn!(%channel, ?slot_use, "its tables are gone: what it counted last is not claimed");
                 }
             }
         }

@@ -567,7 +567,21 @@ impl Settlement for ChainService {
         Err(not_here())
     }
 
-    async fn channels(self, _: Context, _: Address) -> Result<Vec<ChannelView>, ApiError> {
+    async fn closing(
+        self,
+        _: Context,
+        _: Address,
+        _: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ApiError> {
+        Ok(Vec::new())
+    }
+
+    async fn channels(
+        self,
+        _: Context,
+        _: Address,
+        _: Option<ChannelId>,
+    ) -> Result<Vec<ChannelView>, ApiError> {
         Err(not_here())
     }
 

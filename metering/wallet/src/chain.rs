@@ -102,7 +102,19 @@ impl Rpc {
 
     /// The channels that an account pays or is paid by.
     pub async fn channels(&self, party: Address) -> Result<Vec<ChannelView>, RpcError> {
-        self.ask("channels", rpc_params![party]).await
+        let mut channels: Vec<ChannelView> = Vec::new();
+        loop {
+            let after = channels.last().map(|channel| channel.id);
+            let page: Vec<ChannelView> = self.ask("channels", rpc_params![party, after]).await?;
+            // A provider that gives the same page again would have us ask for ever.
+            if page
+                .first()
+                .is_none_or(|first| after.is_some_and(|after| first.id <= after))
+            {
+                return Ok(channels);
+            }
+            channels.extend(page);
+        }
     }
 
     /// Hands a transaction to a chain.
