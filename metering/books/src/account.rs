@@ -9,8 +9,7 @@ use topnet_account::ChannelId;
 use topnet_channel::{Meter, Payee, PayeeMessage, PayeeState, RefusalCode, SlotUse};
 use topnet_unit::{Attachment, units_owed};
 
-use super::{ConnectionId, Output, Tips};
-use crate::facts::Facts;
+use crate::{ConnectionId, Output, Tips, facts::Facts};
 
 /// After its credit is closed a worker may be within one burst, and is past it long before this.
 const BURST_TIME_MAX: Duration = Duration::from_millis(100);
