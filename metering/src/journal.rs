@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rocksdb::{DB, DBCompressionType, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 use topnet_account::ChannelId;
-
-use crate::facts::Facts;
+use topnet_books::{Entry, Stored, facts::Facts};
 
 const VERSION_KEY: &[u8] = b"v";
 const VERSION: &[u8] = b"topnet-metering-journal/1";
@@ -57,28 +56,6 @@ pub enum JournalError {
         /// At which channel.
         channel: String,
     },
-}
-
-/// A channel as the journal holds it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    /// The channel.
-    pub channel: ChannelId,
-    /// What is known of it.
-    pub facts: Facts,
-    /// The payee's record.
-    pub record: Option<Vec<u8>>,
-}
-
-/// What one channel's part of a batch says anew.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The channel.
-    pub channel: ChannelId,
-    /// What is known of it, where that changed.
-    pub facts: Option<Facts>,
-    /// The payee's record, where that changed.
-    pub record: Option<Vec<u8>>,
 }
 
 /// The open journal.

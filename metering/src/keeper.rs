@@ -14,14 +14,12 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use topnet_account::{Address, ChannelId, PublicKey};
 use topnet_api::{Assignments, ChannelStatus, ChannelView, FinalClaim};
+use topnet_books::{Books, ConnectionId, Counters, Greeting, Output, Tips};
 use topnet_channel::{PayeeMessage, PayerMessage, SlotUse};
 use topnet_unit::Attachment;
 use tracing::{error, warn};
 
-use crate::{
-    books::{Books, ConnectionId, Counters, Greeting, Output, Tips},
-    journal::{Journal, JournalError},
-};
+use crate::journal::{Journal, JournalError};
 
 /// Events that wait.
 pub const EVENTS_MAX: usize = 4096;

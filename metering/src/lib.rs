@@ -2,8 +2,7 @@
 //!
 //! | question | module |
 //! |---|---|
-//! | who owes what, who may have how much | [`books`], over `topnet-channel`'s `Payee` |
-//! | what the chain fixes for a channel | [`facts`] |
+//! | who owes what, who may have how much | `topnet-books`, over `topnet-channel`'s `Payee` |
 //! | what survives a crash | [`journal`] |
 //! | the thread that owns books and journal | [`keeper`] |
 //! | how payers reach it | [`payments`] |
@@ -17,9 +16,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod books;
 pub mod dataplane;
-pub mod facts;
 pub mod journal;
 pub mod keeper;
 pub mod payments;

@@ -13,12 +13,12 @@ use tokio::{
     time::timeout,
 };
 use topnet_account::ChannelId;
+use topnet_books::{ConnectionId, Greeting};
 use topnet_channel::{PROTOCOL_VERSION, PayeeMessage, PayerMessage, RefusalCode};
 use topnet_link::{Connection, Listener, Receiver, Sender};
 use tracing::{debug, warn};
 
 use crate::{
-    books::{ConnectionId, Greeting},
     keeper::{Event, Handle, Payment, REPLIES_MAX},
     settlement::LookUp,
 };

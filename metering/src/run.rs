@@ -5,6 +5,7 @@ use std::{fs, io, os::unix::fs::DirBuilderExt, path::PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 use topnet_account::ChannelId;
 use topnet_api::{ChainName, Metering as _, SocketName, listen, serve_connections};
+use topnet_books::{Books, facts::Served};
 use topnet_channel::{Offer, PROTOCOL_VERSION, RecordError};
 use topnet_config::{Config, ConfigError, Metering};
 use topnet_link::{Limits, LinkError, Listener};
@@ -12,9 +13,7 @@ use topnet_wallet::key_file::{self, KeyFileError};
 use tracing::info;
 
 use crate::{
-    books::Books,
     dataplane,
-    facts::Served,
     journal::{Journal, JournalError},
     keeper::{self, Event},
     payments,

@@ -11,12 +11,10 @@ use topnet_account::{Address, ChannelId};
 use topnet_api::{
     ApiError, ChainName, ChannelView, ConnectError, SettlementClient, SocketName, connect,
 };
+use topnet_books::Tips;
 use tracing::{debug, info};
 
-use crate::{
-    books::Tips,
-    keeper::{Ended, Event, Handle},
-};
+use crate::keeper::{Ended, Event, Handle};
 
 /// How often the newest final headers are asked for. Short close windows need it often.
 const TIPS_INTERVAL: Duration = Duration::from_millis(100);

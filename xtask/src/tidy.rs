@@ -22,6 +22,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("topnet-config", &["topnet-account"]),
     // What processes are made of.
+    (
+        "topnet-books",
+        &[
+            "topnet-account",
+            "topnet-api",
+            "topnet-channel",
+            "topnet-unit",
+        ],
+    ),
     ("topnet-link", &["topnet-account", "topnet-channel"]),
     (
         "topnet-wallet",
@@ -55,6 +64,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "topnet-account",
             "topnet-api",
+            "topnet-books",
             "topnet-channel",
             "topnet-config",
             "topnet-ebpf-abi",

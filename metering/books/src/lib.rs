@@ -8,8 +8,15 @@
 //! 3. [`poll_entries`](Books::poll_entries) → commit → [`handle_committed`](Books::handle_committed),
 //!    which raises credit and so must never run before the commit;
 //! 4. [`poll_output`](Books::poll_output) until it gives nothing.
+//!
+//! What the chain fixes for a channel is in [`facts`]. Left to others: the journal that the
+//! entries go to, sockets, and the time of day.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod account;
+mod entry;
+pub mod facts;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -27,10 +34,10 @@ use topnet_channel::{
 use topnet_unit::Attachment;
 use tracing::warn;
 
-use self::account::{Account, Finish, stale};
-use crate::{
+pub use self::entry::{Entry, Stored};
+use self::{
+    account::{Account, Finish, stale},
     facts::{Facts, Served, standing},
-    journal::{Entry, Stored},
 };
 
 /// Channels at once.

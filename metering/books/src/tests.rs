@@ -15,8 +15,7 @@ use topnet_unit::{
     Attachment, Balance, BootId, CreditTable, Handover, Header, Slot, UNIT_BYTES, UsageTable,
 };
 
-use super::{Books, Greeting, Output, Tips};
-use crate::{facts::Served, journal::Stored};
+use crate::{Books, Greeting, Output, Stored, Tips, facts::Served};
 
 const CHANNEL: ChannelId = ChannelId([9; 32]);
 const PAYEE: Address = Address([5; 32]);

@@ -8,7 +8,7 @@ use topnet_channel::SlotUse;
 use topnet_unit::{Attachment, BootId, Slot};
 use tracing::{error, info, warn};
 
-use super::{Books, Output};
+use crate::{Books, Output};
 
 impl Books {
     /// Boot id of the attached data plane.

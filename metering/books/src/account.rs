@@ -10,8 +10,7 @@ use topnet_channel::{Meter, Payee, PayeeMessage, PayeeState, RefusalCode, SlotUs
 use topnet_unit::{Attachment, units_owed};
 use tracing::warn;
 
-use super::{ConnectionId, Output, Tips};
-use crate::facts::Facts;
+use crate::{ConnectionId, Output, Tips, facts::Facts};
 
 /// After its credit is closed a worker may be within one burst, and is past it long before this.
 const BURST_TIME_MAX: Duration = Duration::from_millis(100);
