@@ -170,14 +170,6 @@ impl SessionBook {
         Ok(session)
     }
 
-    /// Takes a session back that the data plane has refused. Whoever asked for it is told, and may
-    /// ask again.
-    pub fn take_back(&mut self, id: &SessionId) {
-        if self.sessions.remove(id).is_some() {
-            self.revision += 1;
-        }
-    }
-
     /// Takes the request's key its service. The caller has checked the signature. Says whether
     /// there was a session.
     pub fn stop(&mut self, request: &SessionRequest) -> Result<bool, Refusal> {

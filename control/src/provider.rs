@@ -155,21 +155,8 @@ impl Provider {
             })
             .await?;
         let installed = self.wait_installed(revision).await;
-        let refused = self
-            .installed
-            .borrow()
-            .refused
-            .get(&request.session())
-            .cloned();
-        if let Some(error) = refused {
-            // Who was told no must not find the session there later.
-            let id = request.session();
-            self.change_book(move |book| {
-                book.take_back(&id);
-                Ok(())
-            })
-            .await?;
-            return Err(error);
+        if let Some(error) = self.installed.borrow().refused.get(&request.session()) {
+            return Err(error.clone());
         }
         let (Ok(dataplane), Ok(control)) = (self.config.dataplane(), self.config.control()) else {
             return Err(not_configured());

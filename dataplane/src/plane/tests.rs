@@ -328,7 +328,12 @@ fn every_refusal_has_its_reason_and_no_bill() {
             reason == DropReason::NeighbourUnresolved
         );
     }
-    let down: [(&str, Vec<u8>, DropReason); 3] = [
+    let down: [(&str, Vec<u8>, DropReason); 4] = [
+        (
+            "a client's address, from outside",
+            udp([10, 78, 0, 3], INNER, 64, 8),
+            DropReason::BetweenClients,
+        ),
         (
             "nobody's address",
             udp(ORIGIN, [10, 78, 9, 9], 64, 8),
