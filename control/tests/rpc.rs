@@ -377,7 +377,7 @@ async fn every_payers_close_is_answered_however_many_there_are() {
     let closing = ChannelState::Closing { deadline: 9 };
     for number in 1..=10 {
         setup.world.put(ChannelView {
-            state: closing.clone(),
+            state: closing,
             ..channel(number)
         });
     }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use topnet_account::ChannelId;
 use topnet_api::{
-    ApiError, ChannelReport, ChannelState, DataplaneClient, DataplaneReport, MeteringClient,
-    ProcessReport, ProviderStatus, SessionId, SessionReport, SessionTraffic, WireguardPublicKey,
+    ApiError, ChannelReport, ChannelState, ChannelView, DataplaneClient, DataplaneReport,
+    MeteringClient, ProcessReport, ProviderStatus, SessionId, SessionReport, SessionTraffic,
+    WireguardPublicKey,
 };
 use topnet_config::Process;
 
