@@ -218,13 +218,6 @@ mod tests {
                 record_at_bytes: 100,
             },
         );
-        let records = |metering: &mut Attachment| {
-            let mut bytes = Vec::new();
-            metering.rings[0]
-                .drain(|record| bytes.push(record.bytes))
-                .unwrap();
-            bytes
-        };
         assert!(send(&mut accounting, 99));
         accounting.settle(0);
         assert_eq!(records(&mut metering), [0; 0]);
@@ -245,6 +238,15 @@ mod tests {
         assert!(!send(&mut accounting, 5000));
         accounting.settle(0);
         assert_eq!(records(&mut metering), [200]);
+    }
+
+    /// Totals of all records that wait.
+    fn records(metering: &mut Attachment) -> Vec<u64> {
+        let mut bytes = Vec::new();
+        metering.rings[0]
+            .drain(|record| bytes.push(record.bytes))
+            .unwrap();
+        bytes
     }
 
     #[test]
