@@ -12,7 +12,7 @@ use topnet_api::{
     ChainName, ChannelState, ClaimBytes, CloseProgress, SettlementClient, SocketName,
 };
 use topnet_channel::Voucher;
-use topnet_ledger::transaction::{Action, Open, channel_id};
+use topnet_ledger::transaction::{Action, CloseByPayer, Message as _, Open, channel_id};
 
 const UNIT_PRICE: Amount = Amount::from_ntop(26_000);
 const TOKENS: u16 = 200;
@@ -296,6 +296,40 @@ async fn a_kill_at_any_step_costs_time_and_nothing_else() {
     let client = provider.start().await;
     let progress = closed(&client, channel, &claim).await;
     reconcile(&client, &provider, &progress, worth).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payers_close_is_listed_until_it_is_answered() {
+    let mut provider = Provider::new();
+    let (main, vpn) = (ChainName::main(), ChainName::vpn());
+    let (payer, payee) = (provider.payer.address(), provider.payee.address());
+    let client = provider.start().await;
+    settle(
+        &client,
+        &main,
+        &provider.order(&provider.main, 0, fund(&provider)),
+    )
+    .await;
+    funded(&client, &provider).await;
+    let opened = provider.order(&provider.service, 0, open(&provider));
+    settle(&client, &vpn, &opened).await;
+    let id = channel_id(&provider.service.hash(), &payer, &payee, 0);
+    let closing = async |client: &SettlementClient, after| {
+        let views = client.closing(soon(), payee, after).await.unwrap().unwrap();
+        views.into_iter().map(|view| view.id).collect::<Vec<_>>()
+    };
+    assert_eq!(closing(&client, None).await, []);
+
+    let close = CloseByPayer { channel: id }.sign(&provider.service.hash(), &provider.payer);
+    settle(&client, &vpn, &close).await;
+    assert_eq!(closing(&client, None).await, [id]);
+    assert_eq!(closing(&client, Some(id)).await, [], "that was all");
+    let behind = client.channels(soon(), payee, Some(id)).await;
+    assert_eq!(behind.unwrap().unwrap(), [], "that was all");
+
+    let (claim, _) = claim(&provider, id);
+    closed(&client, id, &claim).await;
+    assert_eq!(closing(&client, None).await, []);
 }
 
 #[test]

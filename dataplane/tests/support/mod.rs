@@ -356,6 +356,9 @@ impl Drop for WireGuard {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // Killed, it leaves its socket, which no namespace hides.
+        let socket = format!("/var/run/wireguard/{}.sock", self.interface);
+        let _ = fs::remove_file(socket);
     }
 }
 
