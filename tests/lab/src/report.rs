@@ -47,13 +47,22 @@ pub struct Bytes {
     pub usage: u64,
     /// As the journal says.
     pub metered: u64,
+    /// Of the usage, what came from the client.
+    pub up: u64,
+    /// Of the usage, what went to the client.
+    pub down: u64,
 }
 
-/// The client's own counts: the first at most what is billed, the second at least.
+/// The client's own counts. A packet may be lost before it is billed on its way up, and after
+/// it was on its way down: so at most what it sent is billed, and at least what it received.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Client {
-    /// At the tunnel interface.
+    /// At the tunnel interface, both ways.
     pub interface_bytes: u64,
+    /// Of these, sent.
+    pub sent_bytes: u64,
+    /// Of these, received.
+    pub received_bytes: u64,
     /// WireGuard's transfer, with its overhead.
     pub transfer_bytes: u64,
 }
@@ -174,8 +183,16 @@ impl Report {
                 amounts.payer_main_delta == payer_delta,
             ),
             (
-                "the interface saw no more than was billed",
-                self.client.interface_bytes <= self.bytes.usage,
+                "billed up + billed down = usage",
+                self.bytes.up + self.bytes.down == self.bytes.usage,
+            ),
+            (
+                "billed up ≤ what the client sent",
+                self.bytes.up <= self.client.sent_bytes,
+            ),
+            (
+                "billed down ≥ what the client received",
+                self.bytes.down >= self.client.received_bytes,
             ),
             (
                 "WireGuard moved no less than was billed",
@@ -206,15 +223,22 @@ impl Report {
                 self.bytes.metered.to_string(),
                 "by metering",
             ),
+            ("  up", self.bytes.up.to_string(), "from the client"),
             (
-                "  client's interface",
-                self.client.interface_bytes.to_string(),
-                "at most what is billed",
+                "    client sent",
+                self.client.sent_bytes.to_string(),
+                "at its tunnel interface; no less",
+            ),
+            ("  down", self.bytes.down.to_string(), "to the client"),
+            (
+                "    client received",
+                self.client.received_bytes.to_string(),
+                "at its tunnel interface; no more",
             ),
             (
                 "  client's transfer",
                 self.client.transfer_bytes.to_string(),
-                "at least what is billed",
+                "both ways as WireGuard counts, with its overhead",
             ),
             ("units owed", units.owed.to_string(), "begun"),
             (
@@ -284,9 +308,13 @@ mod tests {
             bytes: Bytes {
                 usage: UNIT_BYTES + 1,
                 metered: UNIT_BYTES + 1,
+                up: 1,
+                down: UNIT_BYTES,
             },
             client: Client {
-                interface_bytes: UNIT_BYTES,
+                interface_bytes: UNIT_BYTES + 1,
+                sent_bytes: 1,
+                received_bytes: UNIT_BYTES,
                 transfer_bytes: UNIT_BYTES + 9,
             },
             units: Units {
@@ -311,7 +339,7 @@ mod tests {
     #[test]
     fn a_mismatch_of_one_is_named() {
         assert_eq!(good().mismatches(), [""; 0]);
-        let spoils: [fn(&mut Report); 10] = [
+        let spoils: [fn(&mut Report); 12] = [
             |r| r.units.redeemed -= 1,
             |r| r.units.settled -= 1,
             |r| r.units.owed += 1,
@@ -321,7 +349,9 @@ mod tests {
             |r| r.unpaid_bytes = 1,
             |r| r.amount_ntop.payee_main_delta -= 1,
             |r| r.amount_ntop.payer_main_delta -= 1,
-            |r| r.client.interface_bytes += 2,
+            |r| r.client.sent_bytes -= 1,
+            |r| r.client.received_bytes += 1,
+            |r| r.bytes.down += 1,
         ];
         for (number, spoil) in spoils.iter().enumerate() {
             let mut report = good();

@@ -381,10 +381,21 @@ impl<'a> Lab<'a> {
         // No handshake or keepalive of the last moment is billed: neither count needs the tunnel
         // to be down, but what comes after belongs to nobody.
         let tunnel = self.tunnel.as_ref().context("no tunnel")?;
+        let (received_bytes, sent_bytes) = tunnel.interface_bytes(&self.topology.client)?;
         report.client = Client {
-            interface_bytes: tunnel.interface_bytes(&self.topology.client)?,
+            interface_bytes: received_bytes + sent_bytes,
+            sent_bytes,
+            received_bytes,
             transfer_bytes: tunnel.transfer_bytes(&self.topology.client, interrupt)?,
         };
+        // While the session stands: its counters go with it.
+        let sessions =
+            self.provider
+                .topnet
+                .ask::<Value>(&self.topology.provider, interrupt, &["sessions"])?;
+        let traffic = &sessions[0]["traffic"];
+        report.bytes.up = number(&traffic["up_bytes"]).context("no session counts")?;
+        report.bytes.down = number(&traffic["down_bytes"]).context("no session counts")?;
         let io = self.provider.status(&self.topology, interrupt)?["dataplane"]["io"].clone();
         report.io = Io {
             backend: text(&io["backend"]).unwrap_or_default(),
@@ -416,6 +427,7 @@ impl<'a> Lab<'a> {
         report.bytes = Bytes {
             usage: of(metering, "usage_bytes")?,
             metered: of(metering, "metered_bytes")?,
+            ..report.bytes
         };
         let redeemed = of(&close, "redeemed")?;
         let price = of(&status, "promised")?

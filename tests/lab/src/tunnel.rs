@@ -129,8 +129,8 @@ impl Tunnel {
         output(namespace, command, interrupt, COMMAND_WAIT).map(drop)
     }
 
-    /// Bytes that the interface received and sent: inner packets.
-    pub fn interface_bytes(&self, namespace: &Namespace) -> Result<u64> {
+    /// Bytes of inner packets that the interface received, and that it sent.
+    pub fn interface_bytes(&self, namespace: &Namespace) -> Result<(u64, u64)> {
         // `/proc/net` would be the main thread's, which lives elsewhere.
         let table = "/proc/thread-self/net/dev";
         let text = namespace
@@ -165,9 +165,9 @@ fn wg(namespace: &Namespace, interrupt: &Interrupt, words: &[&str]) -> Result<St
     output(namespace, command, interrupt, COMMAND_WAIT)
 }
 
-/// Received + sent bytes in the text of `/proc/net/dev`: name, then eight columns of received,
+/// Received and sent bytes in the text of `/proc/net/dev`: name, then eight columns of received,
 /// bytes first, then eight of sent.
-fn interface_bytes_in(text: &str, interface: &str) -> Option<u64> {
+fn interface_bytes_in(text: &str, interface: &str) -> Option<(u64, u64)> {
     let columns = text.lines().find_map(|line| {
         let (name, columns) = line.split_once(':')?;
         (name.trim() == interface).then_some(columns)
@@ -175,7 +175,7 @@ fn interface_bytes_in(text: &str, interface: &str) -> Option<u64> {
     let mut numbers = columns.split_whitespace().map(str::parse::<u64>);
     let received = numbers.next()?.ok()?;
     let sent = numbers.nth(7)?.ok()?;
-    received.checked_add(sent)
+    Some((received, sent))
 }
 
 #[cfg(test)]
@@ -187,7 +187,7 @@ mod tests {
         let text = "Inter-|   Receive            |  Transmit\n face |bytes    packets errs\n\
                     \x20   lo:     10       1    0    0    0     0          0         0       10       1    0    0    0     0       0          0\n\
                     topnet0: 5000      40    0    0    0     0          0         0      700       9    0    0    0     0       0          0\n";
-        assert_eq!(interface_bytes_in(text, "topnet0"), Some(5700));
+        assert_eq!(interface_bytes_in(text, "topnet0"), Some((5000, 700)));
         assert_eq!(interface_bytes_in(text, "topnet1"), None);
     }
 }
