@@ -9,6 +9,9 @@
 //!    which raises credit and so must never run before the commit;
 //! 4. [`poll_output`](Books::poll_output) until it gives nothing.
 //!
+//! The same calls give the same entries and outputs in the same order: whatever goes over all
+//! channels or slots goes in the order of their names.
+//!
 //! What the chain fixes for a channel is in [`facts`]. Left to others: the journal that the
 //! entries go to, sockets, and the time of day.
 #![forbid(unsafe_code)]
@@ -22,7 +25,7 @@ mod slots;
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     time::Instant,
 };
 
@@ -105,7 +108,7 @@ pub struct Books {
     /// Of data planes that are gone; kept until their last totals are committed.
     dead: Vec<Attachment>,
     /// Slots of the attached data plane.
-    slots: HashMap<u32, (ChannelId, SlotUse)>,
+    slots: BTreeMap<u32, (ChannelId, SlotUse)>,
     touched: Vec<ChannelId>,
     urgent: bool,
     seen: Vec<u32>,
@@ -128,7 +131,7 @@ impl Books {
             connections: HashMap::new(),
             attached: None,
             dead: Vec::new(),
-            slots: HashMap::new(),
+            slots: BTreeMap::new(),
             touched: Vec::new(),
             urgent: false,
             seen: Vec::new(),
@@ -219,6 +222,7 @@ impl Books {
             }
             account.frozen = reason;
         }
+        changed.sort_unstable();
         for channel in changed {
             self.touch(channel);
         }
