@@ -20,8 +20,7 @@ pub(super) struct Account {
     pub(super) payee: Payee,
     pub(super) facts: Facts,
     pub(super) facts_changed: bool,
-    /// Why the chain stops the channel, if it does.
-    pub(super) stopped: Option<String>,
+    pub(super) standing: Standing,
     pub(super) frozen: Option<String>,
     pub(super) connection: Option<ConnectionId>,
     /// The link is to be told where the channel stands.
@@ -32,6 +31,30 @@ pub(super) struct Account {
     pub(super) acknowledge: Vec<SlotUse>,
     pub(super) touched: bool,
     pub(super) urgent: bool,
+}
+
+/// What the chain has said of a channel since metering started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nothing: it may have been closed while nobody listened.
+    Unheard,
+    /// It goes on.
+    Open,
+    /// It does not, and why; it never will again.
+    Over(String),
+}
+
+impl Standing {
+    /// Why the channel must not be served, if so.
+    pub(super) fn reason(&self) -> Option<String> {
+        match self {
+            Self::Unheard => {
+                Some("the chain has not said how the channel stands since metering started".into())
+            }
+            Self::Open => None,
+            Self::Over(reason) => Some(reason.clone()),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +75,8 @@ impl Account {
             payee,
             facts,
             facts_changed: is_new,
-            stopped: None,
-            frozen: Some("the chains have not been heard since metering started".to_owned()),
+            standing: Standing::Unheard,
+            frozen: Standing::Unheard.reason(),
             connection: None,
             greet: false,
             told: None,

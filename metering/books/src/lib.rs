@@ -39,7 +39,7 @@ use tracing::warn;
 
 pub use self::entry::{Entry, Stored};
 use self::{
-    account::{Account, Finish, stale},
+    account::{Account, Finish, Standing, stale},
     facts::{Facts, Served, standing},
 };
 
@@ -189,12 +189,18 @@ impl Books {
             .accounts
             .entry(view.id)
             .or_insert_with(|| Account::new(Payee::new(terms), facts, true));
-        if account.facts.allocation != facts.allocation {
+        // Channels are topped up and never reopened: of two answers the one that comes late may
+        // be the older, and then it changes nothing.
+        if facts.allocation > account.facts.allocation {
             account.facts.allocation = facts.allocation;
             account.facts_changed = true;
             account.payee.handle_terms(facts.allocation, self.offer);
         }
-        account.stopped = standing(view).err();
+        account.standing = match (standing(view), &account.standing) {
+            (Ok(()), Standing::Unheard | Standing::Open) => Standing::Open,
+            (Ok(()), Standing::Over(reason)) => Standing::Over(reason.clone()),
+            (Err(reason), _) => Standing::Over(reason),
+        };
         self.touch(view.id);
         true
     }
@@ -211,8 +217,8 @@ impl Books {
         for (channel, account) in &mut self.accounts {
             let blocks = account.facts.close_window_blocks;
             let reason = account
-                .stopped
-                .clone()
+                .standing
+                .reason()
                 .or_else(|| stale(tips, blocks, wall_ms));
             if reason.is_some() != account.frozen.is_some() {
                 account.payee.handle_frozen(reason.is_some());

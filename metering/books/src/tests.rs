@@ -262,6 +262,37 @@ fn a_quarter_of_the_close_window_without_a_header_freezes_and_news_thaw() {
     assert!(replies(&world.turn()).contains(&frozen));
 }
 
+/// Invariant 6: fresh headers alone say nothing of a channel, which may have been closed while
+/// metering was away, and an older answer of the chain's may come last.
+#[test]
+fn a_restart_thaws_no_channel_that_the_chain_has_not_named_and_none_is_reopened() {
+    let mut world = World::new();
+    world.pay(&mut payer(), 0);
+    world.turn();
+    let mut books = Books::restore(served(), offer(), vec![world.stored.unwrap()]).unwrap();
+    let (attachment, _, credit) = tables(2);
+    books.handle_attached(attachment);
+    books.handle_assignments(&assignments(2, SlotState::Live));
+    let mut limit_bytes = |view: Option<ChannelView>| {
+        books.handle_tips(tips(0));
+        if let Some(view) = view {
+            books.handle_channel(&view);
+        }
+        books.poll_freshness(NOW_MS);
+        let entries = books.poll_entries(true);
+        books.handle_committed(!entries.is_empty(), world.now);
+        credit.balance(SLOT).limit_bytes
+    };
+    let closing = ChannelView {
+        state: ChannelState::Closing { deadline: 1 },
+        ..view()
+    };
+    assert_eq!(limit_bytes(None), 0);
+    assert_eq!(limit_bytes(Some(view())), UNIT_BYTES);
+    assert_eq!(limit_bytes(Some(closing)), 0);
+    assert_eq!(limit_bytes(Some(view())), 0);
+}
+
 /// Invariant 9: last totals journalled before the slot is acknowledged.
 #[test]
 fn a_retired_slot_is_acknowledged_after_its_last_totals_are_committed() {
