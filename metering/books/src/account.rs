@@ -13,6 +13,9 @@ use crate::{ConnectionId, Output, Tips, facts::Facts};
 
 /// After its credit is closed a worker may be within one burst, and is past it long before this.
 const BURST_TIME_MAX: Duration = Duration::from_millis(100);
+/// A data plane whose tables are not attached by then is taken for dead, and what is journalled
+/// for its last word.
+const ATTACH_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// A channel: its payee, and what stands around it.
 #[derive(Debug)]
@@ -63,6 +66,8 @@ pub(super) enum Finish {
     NotAsked,
     /// Credit is to be closed.
     Asked,
+    /// Since then: the tables that it is to be closed in are not attached.
+    Unattached(Instant),
     /// Credit was closed then.
     Closed(Instant),
     /// The last totals are journalled.
@@ -164,27 +169,35 @@ impl Account {
         now: Instant,
         outputs: &mut VecDeque<Output>,
     ) -> bool {
-        match self.finish {
-            Finish::NotAsked | Finish::Done => return false,
-            // `apply_credit` has just closed it.
-            Finish::Asked => {
-                self.finish = Finish::Closed(now);
-                if let Some(connection) = self.connection {
-                    let refusal = PayeeMessage::Refused(RefusalCode::Finished);
-                    outputs.push_back(Output::Reply(connection, refusal));
-                }
-            }
-            Finish::Closed(_) => {}
-        }
-        let Finish::Closed(closed) = self.finish else {
-            return false;
-        };
         let counting: Vec<SlotUse> = self
             .payee
             .slot_uses()
             .filter(|(_, over)| !over)
             .map(|(slot_use, _)| slot_use)
             .collect();
+        let boot = attached.map(|attached| attached.header.boot);
+        let is_attached = counting.iter().all(|slot_use| Some(slot_use.boot) == boot);
+        let closed = match self.finish {
+            Finish::NotAsked | Finish::Done => return false,
+            // It still spends what an earlier run of ours granted.
+            Finish::Asked if !is_attached => {
+                self.finish = Finish::Unattached(now);
+                return true;
+            }
+            Finish::Unattached(since) if !is_attached && now < since + ATTACH_TIME_MAX => {
+                return true;
+            }
+            // `apply_credit` has just closed it.
+            Finish::Asked | Finish::Unattached(_) => {
+                self.finish = Finish::Closed(now);
+                if let Some(connection) = self.connection {
+                    let refusal = PayeeMessage::Refused(RefusalCode::Finished);
+                    outputs.push_back(Output::Reply(connection, refusal));
+                }
+                now
+            }
+            Finish::Closed(closed) => closed,
+        };
         if !counting.is_empty() {
             if now < closed + BURST_TIME_MAX {
                 return true;

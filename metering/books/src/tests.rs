@@ -384,6 +384,60 @@ fn finishing_waits_until_no_burst_can_be_under_way() {
     assert_eq!(last.claim.unwrap().index, 1);
 }
 
+/// After a restart the data plane goes on with the credit that it has. A last claim before its
+/// tables are attached would leave out what it still forwards.
+#[test]
+fn finishing_waits_for_the_tables_of_a_data_plane_that_may_still_count() {
+    let mut world = World::new();
+    let header = Header {
+        boot: BootId([7; 16]),
+        slots: 8,
+        workers: 1,
+        records: 8,
+    };
+    let (handover, usage, _, _) = Handover::in_memory(header).unwrap();
+    let attach = || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        handover.send(&ours).unwrap();
+        Attachment::receive(&theirs).unwrap()
+    };
+    world.books.handle_attached(attach());
+    world
+        .books
+        .handle_assignments(&assignments(7, SlotState::Live));
+    world.pay(&mut payer(), 0);
+    world.turn();
+
+    let stored = world.stored.clone().unwrap();
+    world.books = Books::restore(served(), offer(), vec![stored]).unwrap();
+    assert!(world.books.handle_finish(CHANNEL));
+    let finished = Output::Finished(CHANNEL);
+    for _ in 0..4 {
+        world.now += Duration::from_millis(200);
+        assert!(!world.turn().contains(&finished));
+    }
+    usage.add(SLOT.index, 700, 1);
+    world.books.handle_attached(attach());
+    assert!(!world.turn().contains(&finished));
+    // A burst that was decided upon before the credit was closed.
+    usage.add(SLOT.index, 50, 1);
+    world.now += Duration::from_millis(200);
+    let outputs: Vec<Output> = (0..3).flat_map(|_| world.turn()).collect();
+    assert!(outputs.contains(&finished));
+    let last = world.books.final_claim(CHANNEL).unwrap();
+    assert_eq!(last.status.metered_bytes, 750);
+
+    // One that never comes back is not waited for.
+    let stored = world.stored.clone().unwrap();
+    world.books = Books::restore(served(), offer(), vec![stored]).unwrap();
+    assert!(world.books.handle_finish(CHANNEL));
+    world.turn();
+    world.now += Duration::from_secs(6);
+    world.turn();
+    world.now += Duration::from_secs(1);
+    assert!(world.turn().contains(&finished));
+}
+
 #[test]
 fn strangers_and_other_peoples_channels_are_turned_away() {
     let mut world = World::new();
