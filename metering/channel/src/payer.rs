@@ -107,6 +107,8 @@ pub struct Payer {
     sent: Option<(u32, u16)>,
     /// A roll that the payee may not have.
     unsent_roll: Option<Roll>,
+    /// The voucher that the payee showed last.
+    shown: Option<SignedVoucher>,
     meter: Meter,
     own_bytes: u64,
     lead_max: UnitCount,
@@ -124,6 +126,7 @@ impl Payer {
             chain: None,
             sent: None,
             unsent_roll: None,
+            shown: None,
             meter: Meter::default(),
             own_bytes: 0,
             lead_max: 0,
@@ -205,6 +208,7 @@ impl Payer {
                 self.adopt(held);
             }
         }
+        self.shown = held.map(|held| held.voucher);
         if let Some(promise) = self.promise {
             self.unsent_roll = self.missing_roll(&promise, held.as_ref());
             let same = held.filter(|held| held.voucher == promise.voucher);
@@ -278,14 +282,20 @@ impl Payer {
             let step = u16::try_from(offer.window_max.saturating_mul(2)).unwrap_or(u16::MAX);
             return self.pay(index.min(told.saturating_add(step.max(1))));
         }
-        if target
-            > voucher
-                .cumulative_units
-                .saturating_add(u64::from(promise.index))
-        {
+        let paid = voucher
+            .cumulative_units
+            .saturating_add(u64::from(promise.index));
+        if target > paid && self.is_held(&promise.voucher) {
             return self.roll(&offer, Some(promise));
         }
         None
+    }
+
+    /// True if the payee has shown that `voucher` is on its disk. The roll from a voucher that it
+    /// lost could be made again only by who kept all vouchers since; so there is at most one that
+    /// it may not have.
+    fn is_held(&self, voucher: &SignedVoucher) -> bool {
+        self.shown == Some(*voucher) || self.meter.accepted > voucher.voucher.cumulative_units
     }
 
     fn pay(&mut self, index: u16) -> Option<Unsaved<PayerMessage>> {

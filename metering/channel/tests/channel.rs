@@ -456,6 +456,52 @@ fn the_payer_pays_no_more_than_it_has_seen_itself() {
     assert_eq!(payer.status().released, 3 + 4);
 }
 
+/// Vouchers are short when the allocation is nearly used up. Two of them on a link that breaks
+/// would leave the payee with a chain from which no roll leads to the newest.
+#[test]
+fn no_voucher_follows_one_that_the_payee_may_not_have() {
+    let mut payee = Payee::new(payee_terms(2 * 25));
+    let mut payer = Payer::new(secret(), payer_terms(2 * 25), None);
+    let own_bytes = 100 * UNIT_BYTES;
+    let talk = |payer: &mut Payer, payee: &mut Payee| {
+        payer.handle_own_bytes(own_bytes);
+        for message in &payer.hello()[1..] {
+            payee.handle_message(message).unwrap();
+        }
+        payer.handle_message(&PayeeMessage::Offer(offer())).unwrap();
+        let held = PayeeMessage::Resume(payee.promise());
+        payer.handle_message(&held).unwrap();
+        for _ in 0..10 {
+            let owed = topnet_channel::Meter {
+                owed: 100,
+                ..payee.meter()
+            };
+            payer.handle_message(&PayeeMessage::Meter(owed)).unwrap();
+            while let Some(unsaved) = payer.poll_send() {
+                payee.handle_message(&unsaved.saved().release()).unwrap();
+            }
+            persist(payee);
+        }
+    };
+    talk(&mut payer, &mut payee);
+    assert_eq!(payee.meter().accepted, 2);
+    let mut lost = Vec::new();
+    for units in 3..6 {
+        payer.handle_allocation(Amount::from_ntop(25 * units));
+        lost.extend(std::iter::from_fn(|| payer.poll_send()).map(|unsaved| {
+            // The link is broken, which the payer has not noticed.
+            unsaved.saved().release()
+        }));
+    }
+    let rolls = lost
+        .iter()
+        .filter(|message| matches!(message, PayerMessage::Roll(_)));
+    assert_eq!(rolls.count(), 1);
+    payee.handle_terms(Amount::from_ntop(25 * 5), offer());
+    talk(&mut payer, &mut payee);
+    assert_eq!(payee.meter().accepted, 5);
+}
+
 #[test]
 fn the_payer_stops_at_a_price_a_version_or_a_promise_that_is_not_its_own() {
     let fresh = || Payer::new(secret(), payer_terms(100_000), None);
