@@ -346,6 +346,11 @@ impl Payee {
             self.dirty |= self.promises.take(&token, u64::from(voucher.tokens))?;
             return Ok(());
         }
+        // Signed before the price rose: the payer signs another when it hears the offer and that
+        // nothing is held. A refusal would reach it first, and end the link.
+        if voucher.unit_price < self.terms.offer.unit_price {
+            return Ok(());
+        }
         // Where the voucher begins decides, not where it ends: until the first token is due, a
         // claim is worth what the voucher says of the units before it, and no more.
         let price = self

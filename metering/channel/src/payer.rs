@@ -209,6 +209,9 @@ impl Payer {
             }
         }
         self.shown = held.map(|held| held.voucher);
+        if self.is_too_cheap(held.as_ref()) {
+            self.go_on_from(held);
+        }
         if let Some(promise) = self.promise {
             self.unsent_roll = self.missing_roll(&promise, held.as_ref());
             let same = held.filter(|held| held.voucher == promise.voucher);
@@ -252,6 +255,26 @@ impl Payer {
             retired_index,
             retired_preimage,
         })
+    }
+
+    /// True if the payee lacks our newest voucher and will not take it any more, because it asks
+    /// a higher price since the voucher was signed.
+    fn is_too_cheap(&self, held: Option<&Promise>) -> bool {
+        let (Some(promise), Some(offer)) = (self.promise, self.offer) else {
+            return false;
+        };
+        let lacks = held.is_none_or(|held| held.voucher != promise.voucher);
+        lacks && promise.voucher.voucher.unit_price < offer.unit_price
+    }
+
+    /// Leaves our newest voucher for what the payee shows, which is worth less. If it hides that
+    /// it has the newest, it gains nothing: promises are cumulative, so it can redeem the one or
+    /// the other, and no promise goes beyond what we have seen and the window.
+    fn go_on_from(&mut self, held: Option<Promise>) {
+        (self.promise, self.chain) = (None, None);
+        if let Some(held) = held {
+            self.adopt(held);
+        }
     }
 
     fn adopt(&mut self, promise: Promise) {
