@@ -380,6 +380,14 @@ impl World {
                 return self.kill_metering();
             }
             self.journal.write(entries);
+            // The disk takes its time, and the world does not wait for it.
+            if self.random.once_in(4) {
+                self.deliver()?;
+                self.burst()?;
+                if let Some(metering) = &mut self.metering {
+                    metering.books.poll_usage(true);
+                }
+            }
             if self.dies() {
                 return self.kill_metering();
             }
