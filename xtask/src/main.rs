@@ -56,6 +56,8 @@ enum Door {
     Lab(runners::LabArguments),
     /// Measure topnet beside its peers
     Bench(runners::BenchArguments),
+    /// Run the payment path in seeded worlds, with crashes, and check every unit
+    Sim(runners::SimArguments),
     /// Check the layering, the islands of unsafe code, the one home of the unit, the documentation
     Tidy,
     /// Build the BPF object from ebpf/program
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Door::Test { fast, yes } => test::run(&workspace, fast, yes),
         Door::Lab(arguments) => runners::lab(&workspace, arguments),
         Door::Bench(arguments) => runners::bench(&workspace, arguments),
+        Door::Sim(arguments) => runners::sim(&workspace, arguments),
         Door::Tidy => tidy::run(&workspace),
         Door::Ebpf { check: false } => ebpf::build(&workspace),
         Door::Ebpf { check: true } => ebpf::check(&workspace),

@@ -1,4 +1,4 @@
-//! The lab and the benchmarks: built as the user, run with root's rights.
+//! The lab and the benchmarks: built as the user, run with root's rights. The simulation needs none.
 
 use crate::doctor::{self, Group};
 use crate::workspace::Workspace;
@@ -46,6 +46,26 @@ pub struct BenchArguments {
     /// Install what is missing without asking
     #[arg(long)]
     yes: bool,
+}
+
+/// What `cargo xtask sim` takes.
+#[derive(Args)]
+pub struct SimArguments {
+    /// How many worlds to run, on all cores
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    seeds: u64,
+    /// The first of them
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    from: u64,
+    /// Run only this world
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["seeds", "from"])]
+    seed: Option<u64>,
+    /// Let links also lose, repeat and reorder messages
+    #[arg(long)]
+    datagram_chaos: bool,
+    /// Print every event of the world that --seed names
+    #[arg(long, requires = "seed")]
+    trace: bool,
 }
 
 /// `cargo xtask lab`.
@@ -110,6 +130,32 @@ pub fn bench(workspace: &Workspace, arguments: BenchArguments) -> Result<()> {
         command.args(json_argument(file)?);
     }
     command.args(&arguments.lanes);
+    become_command(command)
+}
+
+/// `cargo xtask sim`.
+pub fn sim(workspace: &Workspace, arguments: SimArguments) -> Result<()> {
+    build(
+        workspace
+            .cargo()
+            .args(["build", "--release", "--package", "topnet-sim", "--bins"]),
+    )?;
+    let mut command = Command::new(workspace.binary("release", "topnet-sim"));
+    match arguments.seed {
+        Some(seed) => command.args(["--seed", &seed.to_string()]),
+        None => command.args([
+            "--seeds",
+            &arguments.seeds.to_string(),
+            "--from",
+            &arguments.from.to_string(),
+        ]),
+    };
+    if arguments.datagram_chaos {
+        command.arg("--datagram-chaos");
+    }
+    if arguments.trace {
+        command.arg("--trace");
+    }
     become_command(command)
 }
 

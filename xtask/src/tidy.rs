@@ -116,6 +116,16 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-unit",
         ],
     ),
+    (
+        "topnet-sim",
+        &[
+            "topnet-account",
+            "topnet-api",
+            "topnet-books",
+            "topnet-channel",
+            "topnet-unit",
+        ],
+    ),
     ("topnet-dependencies", &[]),
     ("xtask", &[]),
 ];

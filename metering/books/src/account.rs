@@ -14,8 +14,9 @@ use crate::{ConnectionId, Output, Tips, facts::Facts};
 
 /// After its credit is closed a worker may be within one burst, and is past it long before this.
 const BURST_TIME_MAX: Duration = Duration::from_millis(100);
-/// A data plane that runs has handed its tables over long before this.
-const TABLES_WAIT_MAX: Duration = Duration::from_secs(3);
+/// A data plane whose tables are not attached by then is taken for dead, and what is journalled
+/// for its last word.
+const ATTACH_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// A channel: its payee, and what stands around it.
 #[derive(Debug)]
@@ -23,8 +24,7 @@ pub(super) struct Account {
     pub(super) payee: Payee,
     pub(super) facts: Facts,
     pub(super) facts_changed: bool,
-    /// Why the chain stops the channel, if it does.
-    pub(super) stopped: Option<String>,
+    pub(super) standing: Standing,
     pub(super) frozen: Option<String>,
     pub(super) connection: Option<ConnectionId>,
     /// The link is to be told where the channel stands.
@@ -37,12 +37,38 @@ pub(super) struct Account {
     pub(super) urgent: bool,
 }
 
+/// What the chain has said of a channel since metering started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nothing: it may have been closed while nobody listened.
+    Unheard,
+    /// It goes on.
+    Open,
+    /// It does not, and why; it never will again.
+    Over(String),
+}
+
+impl Standing {
+    /// Why the channel must not be served, if so.
+    pub(super) fn reason(&self) -> Option<String> {
+        match self {
+            Self::Unheard => {
+                Some("the chain has not said how the channel stands since metering started".into())
+            }
+            Self::Open => None,
+            Self::Over(reason) => Some(reason.clone()),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Finish {
     /// Nobody wants it finished.
     NotAsked,
     /// Credit is to be closed.
     Asked,
+    /// Since then: the tables that it is to be closed in are not attached.
+    Unattached(Instant),
     /// Credit was closed then.
     Closed(Instant),
     /// The last totals are journalled.
@@ -55,8 +81,8 @@ impl Account {
             payee,
             facts,
             facts_changed: is_new,
-            stopped: None,
-            frozen: Some("the chains have not been heard since metering started".to_owned()),
+            standing: Standing::Unheard,
+            frozen: Standing::Unheard.reason(),
             connection: None,
             greet: false,
             told: None,
@@ -141,8 +167,8 @@ impl Account {
     pub(super) fn freshen(&mut self, tips: Option<Tips>, wall_ms: u64) -> bool {
         let blocks = self.facts.close_window_blocks;
         let reason = self
-            .stopped
-            .clone()
+            .standing
+            .reason()
             .or_else(|| stale(tips, blocks, wall_ms));
         let changed = reason.is_some() != self.frozen.is_some();
         if changed {
@@ -162,37 +188,40 @@ impl Account {
         now: Instant,
         outputs: &mut VecDeque<Output>,
     ) -> bool {
-        match self.finish {
-            Finish::NotAsked | Finish::Done => return false,
-            // `apply_credit` has just closed it.
-            Finish::Asked => {
-                self.finish = Finish::Closed(now);
-                if let Some(connection) = self.connection {
-                    let refusal = PayeeMessage::Refused(RefusalCode::Finished);
-                    outputs.push_back(Output::Reply(connection, refusal));
-                }
-            }
-            Finish::Closed(_) => {}
-        }
-        let Finish::Closed(closed) = self.finish else {
-            return false;
-        };
         let counting: Vec<SlotUse> = self
             .payee
             .slot_uses()
             .filter(|(_, over)| !over)
             .map(|(slot_use, _)| slot_use)
             .collect();
+        let boot = attached.map(|attached| attached.header.boot);
+        let is_attached = counting.iter().all(|slot_use| Some(slot_use.boot) == boot);
+        let closed = match self.finish {
+            Finish::NotAsked | Finish::Done => return false,
+            // It still spends what an earlier run of ours granted.
+            Finish::Asked if !is_attached => {
+                self.finish = Finish::Unattached(now);
+                return true;
+            }
+            Finish::Unattached(since) if !is_attached && now < since + ATTACH_TIME_MAX => {
+                return true;
+            }
+            // `apply_credit` has just closed it.
+            Finish::Asked | Finish::Unattached(_) => {
+                self.finish = Finish::Closed(now);
+                if let Some(connection) = self.connection {
+                    let refusal = PayeeMessage::Refused(RefusalCode::Finished);
+                    outputs.push_back(Output::Reply(connection, refusal));
+                }
+                now
+            }
+            Finish::Closed(closed) => closed,
+        };
         if !counting.is_empty() {
             if now < closed + BURST_TIME_MAX {
                 return true;
             }
             let of_boot = |slot_use: &SlotUse| attached.filter(|a| a.header.boot == slot_use.boot);
-            // After a restart the tables come a moment later than the request to finish.
-            let missing = counting.iter().any(|slot_use| of_boot(slot_use).is_none());
-            if missing && now < closed + TABLES_WAIT_MAX {
-                return true;
-            }
             for slot_use in counting {
                 if let Some(attached) = of_boot(&slot_use) {
                     let bytes = attached.usage.totals(slot_use.slot.index).bytes;

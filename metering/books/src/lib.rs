@@ -9,6 +9,9 @@
 //!    which raises credit and so must never run before the commit;
 //! 4. [`poll_output`](Books::poll_output) until it gives nothing.
 //!
+//! The same calls give the same entries and outputs in the same order: whatever goes over all
+//! channels or slots goes in the order of their names.
+//!
 //! What the chain fixes for a channel is in [`facts`]. Left to others: the journal that the
 //! entries go to, sockets, and the time of day.
 #![forbid(unsafe_code)]
@@ -22,7 +25,7 @@ mod slots;
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     time::Instant,
 };
 
@@ -36,7 +39,7 @@ use tracing::warn;
 
 pub use self::entry::{Entry, Stored};
 use self::{
-    account::{Account, Finish, stale},
+    account::{Account, Finish, Standing, stale},
     facts::{Facts, Served, standing},
 };
 
@@ -105,7 +108,7 @@ pub struct Books {
     /// Of data planes that are gone; kept until their last totals are committed.
     dead: Vec<Attachment>,
     /// Slots of the attached data plane.
-    slots: HashMap<u32, (ChannelId, SlotUse)>,
+    slots: BTreeMap<u32, (ChannelId, SlotUse)>,
     touched: Vec<ChannelId>,
     urgent: bool,
     seen: Vec<u32>,
@@ -128,7 +131,7 @@ impl Books {
             connections: HashMap::new(),
             attached: None,
             dead: Vec::new(),
-            slots: HashMap::new(),
+            slots: BTreeMap::new(),
             touched: Vec::new(),
             urgent: false,
             seen: Vec::new(),
@@ -186,12 +189,18 @@ impl Books {
             .accounts
             .entry(view.id)
             .or_insert_with(|| Account::new(Payee::new(terms), facts, true));
-        if account.facts.allocation != facts.allocation {
+        // Channels are topped up and never reopened: of two answers the one that comes late may
+        // be the older, and then it changes nothing.
+        if facts.allocation > account.facts.allocation {
             account.facts.allocation = facts.allocation;
             account.facts_changed = true;
             account.payee.handle_terms(facts.allocation, self.offer);
         }
-        account.stopped = standing(view).err();
+        account.standing = match (standing(view), &account.standing) {
+            (Ok(()), Standing::Unheard | Standing::Open) => Standing::Open,
+            (Ok(()), Standing::Over(reason)) => Standing::Over(reason.clone()),
+            (Err(reason), _) => Standing::Over(reason),
+        };
         self.touch(view.id);
         true
     }
@@ -210,6 +219,7 @@ impl Books {
                 changed.push(*channel);
             }
         }
+        changed.sort_unstable();
         for channel in changed {
             self.touch(channel);
         }

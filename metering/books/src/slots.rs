@@ -26,7 +26,8 @@ impl Books {
             self.dead.push(old);
         }
         self.slots.clear();
-        let channels: Vec<ChannelId> = self.accounts.keys().copied().collect();
+        let mut channels: Vec<ChannelId> = self.accounts.keys().copied().collect();
+        channels.sort_unstable();
         for channel in channels {
             let Some(account) = self.accounts.get_mut(&channel) else {
                 continue;

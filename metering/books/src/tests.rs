@@ -262,6 +262,37 @@ fn a_quarter_of_the_close_window_without_a_header_freezes_and_news_thaw() {
     assert!(replies(&world.turn()).contains(&frozen));
 }
 
+/// Invariant 6: fresh headers alone say nothing of a channel, which may have been closed while
+/// metering was away, and an older answer of the chain's may come last.
+#[test]
+fn a_restart_thaws_no_channel_that_the_chain_has_not_named_and_none_is_reopened() {
+    let mut world = World::new();
+    world.pay(&mut payer(), 0);
+    world.turn();
+    let mut books = Books::restore(served(), offer(), vec![world.stored.unwrap()]).unwrap();
+    let (attachment, _, credit) = tables(2);
+    books.handle_attached(attachment);
+    books.handle_assignments(&assignments(2, SlotState::Live));
+    let mut limit_bytes = |view: Option<ChannelView>| {
+        books.handle_tips(tips(0));
+        if let Some(view) = view {
+            books.handle_channel(&view);
+        }
+        books.poll_freshness(NOW_MS);
+        let entries = books.poll_entries(true);
+        books.handle_committed(!entries.is_empty(), world.now);
+        credit.balance(SLOT).limit_bytes
+    };
+    let closing = ChannelView {
+        state: ChannelState::Closing { deadline: 1 },
+        ..view()
+    };
+    assert_eq!(limit_bytes(None), 0);
+    assert_eq!(limit_bytes(Some(view())), UNIT_BYTES);
+    assert_eq!(limit_bytes(Some(closing)), 0);
+    assert_eq!(limit_bytes(Some(view())), 0);
+}
+
 /// Invariant 9: last totals journalled before the slot is acknowledged.
 #[test]
 fn a_retired_slot_is_acknowledged_after_its_last_totals_are_committed() {
@@ -351,6 +382,60 @@ fn finishing_waits_until_no_burst_can_be_under_way() {
     let last = world.books.final_claim(CHANNEL).unwrap();
     assert_eq!(last.status.metered_bytes, 900);
     assert_eq!(last.claim.unwrap().index, 1);
+}
+
+/// After a restart the data plane goes on with the credit that it has. A last claim before its
+/// tables are attached would leave out what it still forwards.
+#[test]
+fn finishing_waits_for_the_tables_of_a_data_plane_that_may_still_count() {
+    let mut world = World::new();
+    let header = Header {
+        boot: BootId([7; 16]),
+        slots: 8,
+        workers: 1,
+        records: 8,
+    };
+    let (handover, usage, _, _) = Handover::in_memory(header).unwrap();
+    let attach = || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        handover.send(&ours).unwrap();
+        Attachment::receive(&theirs).unwrap()
+    };
+    world.books.handle_attached(attach());
+    world
+        .books
+        .handle_assignments(&assignments(7, SlotState::Live));
+    world.pay(&mut payer(), 0);
+    world.turn();
+
+    let stored = world.stored.clone().unwrap();
+    world.books = Books::restore(served(), offer(), vec![stored]).unwrap();
+    assert!(world.books.handle_finish(CHANNEL));
+    let finished = Output::Finished(CHANNEL);
+    for _ in 0..4 {
+        world.now += Duration::from_millis(200);
+        assert!(!world.turn().contains(&finished));
+    }
+    usage.add(SLOT.index, 700, 1);
+    world.books.handle_attached(attach());
+    assert!(!world.turn().contains(&finished));
+    // A burst that was decided upon before the credit was closed.
+    usage.add(SLOT.index, 50, 1);
+    world.now += Duration::from_millis(200);
+    let outputs: Vec<Output> = (0..3).flat_map(|_| world.turn()).collect();
+    assert!(outputs.contains(&finished));
+    let last = world.books.final_claim(CHANNEL).unwrap();
+    assert_eq!(last.status.metered_bytes, 750);
+
+    // One that never comes back is not waited for.
+    let stored = world.stored.clone().unwrap();
+    world.books = Books::restore(served(), offer(), vec![stored]).unwrap();
+    assert!(world.books.handle_finish(CHANNEL));
+    world.turn();
+    world.now += Duration::from_secs(6);
+    world.turn();
+    world.now += Duration::from_secs(1);
+    assert!(world.turn().contains(&finished));
 }
 
 #[test]

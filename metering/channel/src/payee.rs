@@ -368,6 +368,11 @@ impl Payee {
             self.dirty |= self.promises.take(&token, u64::from(voucher.tokens))?;
             return Ok(());
         }
+        // Signed before the price rose: the payer signs another when it hears the offer and that
+        // nothing is held. A refusal would reach it first, and end the link.
+        if voucher.unit_price < self.terms.offer.unit_price {
+            return Ok(());
+        }
         if voucher.cumulative_units > self.owed {
             return Err(RefusalCode::WrongTotals);
         }

@@ -107,6 +107,8 @@ pub struct Payer {
     sent: Option<(u32, u16)>,
     /// A roll that the payee may not have.
     unsent_roll: Option<Roll>,
+    /// The voucher that the payee showed last.
+    shown: Option<SignedVoucher>,
     meter: Meter,
     own_bytes: u64,
     lead_max: UnitCount,
@@ -124,6 +126,7 @@ impl Payer {
             chain: None,
             sent: None,
             unsent_roll: None,
+            shown: None,
             meter: Meter::default(),
             own_bytes: 0,
             lead_max: 0,
@@ -205,6 +208,10 @@ impl Payer {
                 self.adopt(held);
             }
         }
+        self.shown = held.map(|held| held.voucher);
+        if self.is_too_cheap(held.as_ref()) {
+            self.go_on_from(held);
+        }
         if let Some(promise) = self.promise {
             self.unsent_roll = self.missing_roll(&promise, held.as_ref());
             let same = held.filter(|held| held.voucher == promise.voucher);
@@ -250,6 +257,26 @@ impl Payer {
         })
     }
 
+    /// True if the payee lacks our newest voucher and will not take it any more, because it asks
+    /// a higher price since the voucher was signed.
+    fn is_too_cheap(&self, held: Option<&Promise>) -> bool {
+        let (Some(promise), Some(offer)) = (self.promise, self.offer) else {
+            return false;
+        };
+        let lacks = held.is_none_or(|held| held.voucher != promise.voucher);
+        lacks && promise.voucher.voucher.unit_price < offer.unit_price
+    }
+
+    /// Leaves our newest voucher for what the payee shows, which is worth less. If it hides that
+    /// it has the newest, it gains nothing: promises are cumulative, so it can redeem the one or
+    /// the other, and no promise goes beyond what we have seen and the window.
+    fn go_on_from(&mut self, held: Option<Promise>) {
+        (self.promise, self.chain) = (None, None);
+        if let Some(held) = held {
+            self.adopt(held);
+        }
+    }
+
     fn adopt(&mut self, promise: Promise) {
         self.chain = Some(promise.voucher.voucher.chain(&self.secret));
         self.promise = Some(promise);
@@ -278,14 +305,20 @@ impl Payer {
             let step = u16::try_from(offer.window_max.saturating_mul(2)).unwrap_or(u16::MAX);
             return self.pay(index.min(told.saturating_add(step.max(1))));
         }
-        if target
-            > voucher
-                .cumulative_units
-                .saturating_add(u64::from(promise.index))
-        {
+        let paid = voucher
+            .cumulative_units
+            .saturating_add(u64::from(promise.index));
+        if target > paid && self.is_held(&promise.voucher) {
             return self.roll(&offer, Some(promise));
         }
         None
+    }
+
+    /// True if the payee has shown that `voucher` is on its disk. The roll from a voucher that it
+    /// lost could be made again only by who kept all vouchers since; so there is at most one that
+    /// it may not have.
+    fn is_held(&self, voucher: &SignedVoucher) -> bool {
+        self.shown == Some(*voucher) || self.meter.accepted > voucher.voucher.cumulative_units
     }
 
     fn pay(&mut self, index: u16) -> Option<Unsaved<PayerMessage>> {

@@ -482,6 +482,107 @@ fn the_payer_pays_no_more_than_it_has_seen_itself() {
     assert_eq!(payer.status().released, 3 + 4);
 }
 
+/// Vouchers are short when the allocation is nearly used up. Two of them on a link that breaks
+/// would leave the payee with a chain from which no roll leads to the newest.
+#[test]
+fn no_voucher_follows_one_that_the_payee_may_not_have() {
+    let mut payee = Payee::new(payee_terms(2 * 25));
+    let mut payer = Payer::new(secret(), payer_terms(2 * 25), None);
+    let own_bytes = 100 * UNIT_BYTES;
+    let talk = |payer: &mut Payer, payee: &mut Payee| {
+        payer.handle_own_bytes(own_bytes);
+        for message in &payer.hello()[1..] {
+            payee.handle_message(message).unwrap();
+        }
+        payer.handle_message(&PayeeMessage::Offer(offer())).unwrap();
+        let held = PayeeMessage::Resume(payee.promise());
+        payer.handle_message(&held).unwrap();
+        for _ in 0..10 {
+            let owed = topnet_channel::Meter {
+                owed: 100,
+                ..payee.meter()
+            };
+            payer.handle_message(&PayeeMessage::Meter(owed)).unwrap();
+            while let Some(unsaved) = payer.poll_send() {
+                payee.handle_message(&unsaved.saved().release()).unwrap();
+            }
+            persist(payee);
+        }
+    };
+    talk(&mut payer, &mut payee);
+    assert_eq!(payee.meter().accepted, 2);
+    let mut lost = Vec::new();
+    for units in 3..6 {
+        payer.handle_allocation(Amount::from_ntop(25 * units));
+        lost.extend(std::iter::from_fn(|| payer.poll_send()).map(|unsaved| {
+            // The link is broken, which the payer has not noticed.
+            unsaved.saved().release()
+        }));
+    }
+    let rolls = lost
+        .iter()
+        .filter(|message| matches!(message, PayerMessage::Roll(_)));
+    assert_eq!(rolls.count(), 1);
+    payee.handle_terms(Amount::from_ntop(25 * 5), offer());
+    talk(&mut payer, &mut payee);
+    assert_eq!(payee.meter().accepted, 5);
+}
+
+/// The payee never got the voucher, and asks more by now: the payer signs another in its place.
+#[test]
+fn a_voucher_that_was_lost_before_the_price_rose_is_signed_anew() {
+    let dearer = Offer {
+        unit_price: Amount::from_ntop(26),
+        ..offer()
+    };
+    let greet = |payer: &mut Payer, payee: &mut Payee| {
+        let [_, resume] = payer.hello();
+        payee.handle_message(&resume).unwrap();
+        let offer = PayeeMessage::Offer(payee.offer());
+        payer.handle_message(&offer).unwrap();
+        let held = PayeeMessage::Resume(payee.promise());
+        payer.handle_message(&held).unwrap();
+    };
+    for first_units in [0, 2] {
+        let terms = PayerTerms {
+            unit_price_max: dearer.unit_price,
+            ..payer_terms(25 * first_units)
+        };
+        let mut payer = Payer::new(secret(), terms, None);
+        let mut payee = Payee::new(payee_terms(25 * first_units));
+        let meter = topnet_channel::Meter {
+            owed: 100,
+            accepted: first_units,
+            ..Default::default()
+        };
+        payer.handle_own_bytes(100 * UNIT_BYTES);
+        payer.handle_message(&PayeeMessage::Meter(meter)).unwrap();
+        greet(&mut payer, &mut payee);
+        while let Some(unsaved) = payer.poll_send() {
+            payee.handle_message(&unsaved.saved().release()).unwrap();
+        }
+        persist(&mut payee);
+        payer.handle_allocation(Amount::from_ntop(10_000));
+        while let Some(unsaved) = payer.poll_send() {
+            let _ = unsaved.saved().release();
+        }
+        assert!(payer.status().released > first_units);
+
+        payee.handle_terms(Amount::from_ntop(10_000), dearer);
+        greet(&mut payer, &mut payee);
+        while let Some(unsaved) = payer.poll_send() {
+            payee.handle_message(&unsaved.saved().release()).unwrap();
+        }
+        persist(&mut payee);
+        let accepted = payee.meter().accepted;
+        assert!(accepted > 100, "{accepted}");
+        assert_eq!(
+            payer.status().promised.ntop(),
+            25 * first_units + 26 * (accepted - first_units)
+        );
+    }
+}
+
 #[test]
 fn the_payer_stops_at_a_price_a_version_or_a_promise_that_is_not_its_own() {
     let fresh = || Payer::new(secret(), payer_terms(100_000), None);

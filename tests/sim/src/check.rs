@@ -1,0 +1,228 @@
+//! What is true of one channel whatever its books say, and what the books may say of it.
+
+use std::collections::BTreeMap;
+
+use topnet_account::Amount;
+use topnet_api::FinalClaim;
+use topnet_books::Stored;
+use topnet_channel::{Claim, Offer, Payee, PayeeTerms, SignedVoucher, SlotUse};
+use topnet_unit::{bytes_paid_for, units_owed};
+
+/// What the newest synced record of a channel says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Synced {
+    pub(crate) channel_bytes: u64,
+    pub(crate) owed: u64,
+    pub(crate) accepted: u64,
+}
+
+/// The use of a slot, as the data plane really counted it.
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    usage_bytes: u64,
+    /// Its tables went with the last process that could read them.
+    stranded: bool,
+}
+
+/// One channel as it really is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Truth {
+    pub(crate) forwarded_bytes: u64,
+    /// Forwarded, and in no record when the data plane and metering were both gone: the
+    /// provider's loss.
+    pub(crate) lost_bytes: u64,
+    uses: BTreeMap<SlotUse, Use>,
+    pub(crate) synced: Synced,
+    /// Checked once, because a signature takes as long as a hundred tokens.
+    signature: Option<SignedVoucher>,
+    /// The first last claim that was given.
+    pub(crate) last: Option<FinalClaim>,
+}
+
+impl Truth {
+    pub(crate) fn handle_use(&mut self, slot_use: SlotUse, base_bytes: u64) {
+        let begun = Use {
+            usage_bytes: base_bytes,
+            stranded: false,
+        };
+        self.uses.insert(slot_use, begun);
+    }
+
+    pub(crate) fn handle_counted(&mut self, slot_use: SlotUse, bytes: u64, usage_bytes: u64) {
+        self.forwarded_bytes += bytes;
+        if let Some(of_use) = self.uses.get_mut(&slot_use) {
+            of_use.usage_bytes = usage_bytes;
+        }
+    }
+
+    /// The tables of these uses can be read by nobody any more: what no record says is lost.
+    pub(crate) fn handle_stranded(
+        &mut self,
+        stored: Option<&Stored>,
+        offer: Offer,
+        unreachable: impl Fn(&SlotUse) -> bool,
+    ) -> Result<(), String> {
+        let payee = stored.map(|stored| restored(stored, offer)).transpose()?;
+        for (slot_use, of_use) in &mut self.uses {
+            if of_use.stranded || !unreachable(slot_use) {
+                continue;
+            }
+            of_use.stranded = true;
+            let Some(mut payee) = payee.clone() else {
+                continue;
+            };
+            let recorded_bytes = payee.channel_bytes();
+            payee.handle_usage(*slot_use, of_use.usage_bytes);
+            self.lost_bytes += payee.channel_bytes() - recorded_bytes;
+        }
+        Ok(())
+    }
+
+    /// A record of the channel was synced.
+    pub(crate) fn handle_synced(&mut self, stored: &Stored, offer: Offer) -> Result<(), String> {
+        let payee = restored(stored, offer)?;
+        let meter = payee.meter();
+        let before = self.synced;
+        let now = Synced {
+            channel_bytes: meter.channel_bytes,
+            owed: meter.owed,
+            accepted: meter.accepted,
+        };
+        let falls = now.channel_bytes < before.channel_bytes
+            || now.owed < before.owed
+            || now.accepted < before.accepted;
+        ensure(!falls, || {
+            format!("a record takes back: {before:?}, {now:?}")
+        })?;
+        ensure(now.channel_bytes <= self.forwarded_bytes, || {
+            format!("{now:?}, but forwarded {}", self.forwarded_bytes)
+        })?;
+        ensure(now.owed == units_owed(now.channel_bytes, 0), || {
+            format!("what is owed is not what was begun: {now:?}")
+        })?;
+        self.synced = now;
+        let Some(promise) = payee.promise() else {
+            return ensure(now.accepted == 0, || format!("{now:?} without a voucher"));
+        };
+        let whole = Claim {
+            voucher: promise.voucher,
+            index: promise.index,
+            preimage: promise.preimage,
+        };
+        self.check_claim(&whole, stored, offer, now.accepted)?;
+        match payee.claim() {
+            Some(claim) => self.check_claim(&claim, stored, offer, now.owed.min(now.accepted)),
+            None => ensure(now.owed.min(now.accepted) == 0, || {
+                format!("{now:?}, but nothing can be claimed")
+            }),
+        }
+    }
+
+    /// A claim that the chain would take, for so many units, with the money for each.
+    fn check_claim(
+        &mut self,
+        claim: &Claim,
+        stored: &Stored,
+        offer: Offer,
+        units: u64,
+    ) -> Result<(), String> {
+        ensure(claim.units() == Some(units), || {
+            format!("a claim for {:?} units instead of {units}", claim.units())
+        })?;
+        let Some(redeemable) = claim.redeemable() else {
+            return Err("a claim's token is not on its voucher's chain".to_owned());
+        };
+        let price = offer.unit_price.checked_mul(units).unwrap_or(Amount::MAX);
+        ensure(redeemable >= price, || {
+            format!("{units} units are taken as paid with {redeemable}, and cost {price}")
+        })?;
+        let voucher = &claim.voucher.voucher;
+        let most = voucher.amount_max().unwrap_or(Amount::MAX);
+        ensure(most <= stored.facts.allocation, || {
+            format!(
+                "a voucher over {most} was taken, allocated is {}",
+                stored.facts.allocation
+            )
+        })?;
+        if self.signature != Some(claim.voucher) {
+            ensure(claim.is_signed_by(&stored.facts.signer), || {
+                "a voucher was taken that its signer did not sign".to_owned()
+            })?;
+            self.signature = Some(claim.voucher);
+        }
+        Ok(())
+    }
+
+    /// What was forwarded and what may be without anybody's doing is paid for, on disk.
+    pub(crate) fn check_credit(&self, room_bytes: u64) -> Result<(), String> {
+        let paid_bytes = bytes_paid_for(self.synced.accepted, 0).unwrap_or(0) + self.lost_bytes;
+        ensure(self.forwarded_bytes + room_bytes <= paid_bytes, || {
+            format!(
+                "forwarded {} and may forward {room_bytes} more of {paid_bytes} paid bytes, {} of \
+                 them lost",
+                self.forwarded_bytes, self.lost_bytes
+            )
+        })
+    }
+
+    /// The last claim, when everybody is done.
+    pub(crate) fn check_last(&self, last: &FinalClaim) -> Result<(), String> {
+        let status = &last.status;
+        let billed_bytes = self.forwarded_bytes - self.lost_bytes;
+        ensure(status.metered_bytes == billed_bytes, || {
+            format!(
+                "metered {} of {billed_bytes} bytes ({} lost)",
+                status.metered_bytes, self.lost_bytes
+            )
+        })?;
+        let owed = units_owed(billed_bytes, 0);
+        ensure(status.owed_units == owed, || {
+            format!("owed {} instead of {owed}", status.owed_units)
+        })?;
+        ensure(status.unpaid_bytes == 0, || {
+            format!("{} bytes unpaid", status.unpaid_bytes)
+        })?;
+        ensure(status.accepted_units >= owed, || {
+            format!("owed {owed}, accepted {}", status.accepted_units)
+        })?;
+        ensure(last.claim.is_some() == (owed > 0), || {
+            format!("owed {owed}, and the claim is {:?}", last.claim)
+        })?;
+        let Some(claim) = &last.claim else {
+            return Ok(());
+        };
+        let voucher =
+            SignedVoucher::from_bytes(&claim.voucher).map_err(|error| error.to_string())?;
+        let claim = Claim {
+            voucher,
+            index: claim.index,
+            preimage: claim.preimage,
+        };
+        ensure(claim.units() == Some(owed), || {
+            format!(
+                "the last claim is for {:?} units, owed {owed}",
+                claim.units()
+            )
+        })?;
+        ensure(claim.redeemable() == Some(status.redeemable), || {
+            "the last claim is not worth what its status says".to_owned()
+        })
+    }
+}
+
+fn restored(stored: &Stored, offer: Offer) -> Result<Payee, String> {
+    let terms = PayeeTerms {
+        channel: stored.channel,
+        signer: stored.facts.signer,
+        allocation: stored.facts.allocation,
+        offer,
+    };
+    match &stored.record {
+        Some(record) => Payee::from_record(terms, record).map_err(|error| error.to_string()),
+        None => Ok(Payee::new(terms)),
+    }
+}
+
+pub(crate) fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
