@@ -134,8 +134,8 @@ fn files_come_through_a_tunnel_unchanged_and_nothing_stays() {
         .unwrap();
     assert_eq!(origin.uploaded("sent").unwrap(), sent);
 
-    let (received, sent) = tunnel.interface_bytes(&topology.client).unwrap();
-    let inner = received + sent;
+    let (received, transmitted) = tunnel.interface_bytes(&topology.client).unwrap();
+    let inner = received + transmitted;
     let outer = tunnel.transfer_bytes(&topology.client, &interrupt).unwrap();
     let payload = offered.bytes + sent.bytes;
     assert!(inner > payload, "{inner} inner bytes for {payload}");
