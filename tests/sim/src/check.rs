@@ -6,7 +6,7 @@ use topnet_account::Amount;
 use topnet_api::FinalClaim;
 use topnet_books::Stored;
 use topnet_channel::{Claim, Offer, Payee, PayeeTerms, SignedVoucher, SlotUse};
-use topnet_unit::{bytes_paid_for, units_owed};
+use topnet_unit::UNIT_BYTES;
 
 /// What the newest synced record of a channel says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,9 @@ pub(crate) struct Truth {
     pub(crate) lost_bytes: u64,
     uses: BTreeMap<SlotUse, Use>,
     pub(crate) synced: Synced,
+    /// Uses of slots that it knows.
+    recorded: Vec<SlotUse>,
+    newest: Option<SignedVoucher>,
     /// Checked once, because a signature takes as long as a hundred tokens.
     signature: Option<SignedVoucher>,
     /// The first last claim that was given.
@@ -97,13 +100,20 @@ impl Truth {
         ensure(now.channel_bytes <= self.forwarded_bytes, || {
             format!("{now:?}, but forwarded {}", self.forwarded_bytes)
         })?;
-        ensure(now.owed == units_owed(now.channel_bytes, 0), || {
+        ensure(now.owed == units_begun(now.channel_bytes), || {
             format!("what is owed is not what was begun: {now:?}")
         })?;
         self.synced = now;
+        self.recorded = payee.slot_uses().map(|(slot_use, _)| slot_use).collect();
         let Some(promise) = payee.promise() else {
             return ensure(now.accepted == 0, || format!("{now:?} without a voucher"));
         };
+        let seq = promise.voucher.voucher.seq;
+        let follows = self
+            .newest
+            .is_none_or(|newest| newest == promise.voucher || newest.voucher.seq < seq);
+        ensure(follows, || format!("another voucher {seq} was taken"))?;
+        self.newest = Some(promise.voucher);
         let whole = Claim {
             voucher: promise.voucher,
             index: promise.index,
@@ -155,13 +165,44 @@ impl Truth {
 
     /// What was forwarded and what may be without anybody's doing is paid for, on disk.
     pub(crate) fn check_credit(&self, room_bytes: u64) -> Result<(), String> {
-        let paid_bytes = bytes_paid_for(self.synced.accepted, 0).unwrap_or(0) + self.lost_bytes;
+        let paid_bytes = self.synced.accepted * UNIT_BYTES + self.lost_bytes;
         ensure(self.forwarded_bytes + room_bytes <= paid_bytes, || {
             format!(
                 "forwarded {} and may forward {room_bytes} more of {paid_bytes} paid bytes, {} of \
                  them lost",
                 self.forwarded_bytes, self.lost_bytes
             )
+        })
+    }
+
+    /// A slot gets credit only when a record would find it again after a crash.
+    pub(crate) fn check_open(&self, open: impl IntoIterator<Item = SlotUse>) -> Result<(), String> {
+        open.into_iter().try_for_each(|slot_use| {
+            ensure(self.recorded.contains(&slot_use), || {
+                format!("{slot_use:?} has credit and is in no record")
+            })
+        })
+    }
+
+    /// A claim before the last one.
+    pub(crate) fn check_early(&self, claim: &FinalClaim) -> Result<(), String> {
+        let (status, synced) = (&claim.status, self.synced);
+        let told = Synced {
+            channel_bytes: status.metered_bytes,
+            owed: status.owed_units,
+            accepted: status.accepted_units,
+        };
+        ensure(told == synced, || {
+            format!("{told:?} is told, {synced:?} synced")
+        })?;
+        let Some(claim) = &claim.claim else {
+            return Ok(());
+        };
+        let voucher =
+            SignedVoucher::from_bytes(&claim.voucher).map_err(|error| error.to_string())?;
+        let units = voucher.voucher.units(claim.index);
+        ensure(units == Some(synced.owed.min(synced.accepted)), || {
+            format!("a claim for {units:?} units, {synced:?} is synced")
         })
     }
 
@@ -175,7 +216,7 @@ impl Truth {
                 status.metered_bytes, self.lost_bytes
             )
         })?;
-        let owed = units_owed(billed_bytes, 0);
+        let owed = units_begun(billed_bytes);
         ensure(status.owed_units == owed, || {
             format!("owed {} instead of {owed}", status.owed_units)
         })?;
@@ -208,6 +249,11 @@ impl Truth {
             "the last claim is not worth what its status says".to_owned()
         })
     }
+}
+
+/// Counted here once more, so that a mistake in the product's own count shows.
+fn units_begun(bytes: u64) -> u64 {
+    bytes / UNIT_BYTES + u64::from(!bytes.is_multiple_of(UNIT_BYTES))
 }
 
 fn restored(stored: &Stored, offer: Offer) -> Result<Payee, String> {

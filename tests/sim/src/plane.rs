@@ -274,11 +274,11 @@ impl Plane {
         pending.map(|pending| pending.bytes).sum()
     }
 
-    /// True if a slot of the channel has credit.
-    pub(crate) fn is_open(&self, channel: usize) -> bool {
-        self.used().any(|(index, place)| {
-            place.channel == channel
-                && self.credit.balance(self.slot_use(index).slot) != Balance::NONE
-        })
+    /// The channel's slots that have credit.
+    pub(crate) fn open(&self, channel: usize) -> impl Iterator<Item = SlotUse> {
+        self.used()
+            .filter(move |(_, place)| place.channel == channel)
+            .map(|(index, _)| self.slot_use(index))
+            .filter(|slot_use| self.credit.balance(slot_use.slot) != Balance::NONE)
     }
 }

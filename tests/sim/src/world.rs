@@ -364,6 +364,10 @@ impl World {
             metering.freshened_us = now_us;
             metering.books.poll_freshness(wall_ms);
         }
+        self.check_claims()?;
+        let Some(metering) = &mut self.metering else {
+            return Ok(());
+        };
         let due = now_us >= metering.committed_us + COMMIT_INTERVAL_US;
         let entries = metering.books.poll_entries(due);
         let committed = !entries.is_empty();
@@ -383,6 +387,7 @@ impl World {
             // The disk takes its time, and the world does not wait for it.
             if self.random.once_in(4) {
                 self.deliver()?;
+                self.follow_slots()?;
                 self.burst()?;
                 if let Some(metering) = &mut self.metering {
                     metering.books.poll_usage(true);
@@ -407,6 +412,24 @@ impl World {
             return self.kill_metering();
         }
         self.act()
+    }
+
+    /// Who asks for a channel's claim, whenever that is, gets one that rests on what is synced.
+    fn check_claims(&mut self) -> Step {
+        let Some(metering) = &self.metering else {
+            return Ok(());
+        };
+        if !self.random.once_in(8) {
+            return Ok(());
+        }
+        for (number, channel) in self.channels.iter().enumerate() {
+            let Some(claim) = metering.books.final_claim(channel.view.id) else {
+                continue;
+            };
+            let held = channel.truth.check_early(&claim);
+            held.map_err(|error| format!("channel {number}: {error}"))?;
+        }
+        Ok(())
     }
 
     /// Whether a process dies just now.
@@ -640,7 +663,7 @@ impl World {
                 self.wall_ms() - tips.service_time_ms.min(tips.main_time_ms) <= limit_ms
             });
             let open = metering.heard.get(&channel.view.id) == Some(&false);
-            ensure(fresh && open || !plane.is_open(number), || {
+            ensure(fresh && open || plane.open(number).next().is_none(), || {
                 format!("channel {number} has credit: fresh {fresh}, heard to be open {open}")
             })?;
         }
@@ -1213,7 +1236,11 @@ impl World {
                 Some(plane) => plane.room_bytes(number),
                 None => 0,
             };
-            let held = channel.truth.check_credit(room_bytes);
+            let truth = &channel.truth;
+            let open = self.plane.iter().flat_map(|plane| plane.open(number));
+            let held = truth
+                .check_credit(room_bytes)
+                .and_then(|()| truth.check_open(open));
             held.map_err(|error| format!("channel {number}: {error}"))?;
         }
         Ok(())
