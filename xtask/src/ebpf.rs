@@ -153,19 +153,25 @@ fn compile(workspace: &Workspace, object: &Path) -> Result<()> {
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
         .context("neither CARGO_HOME nor HOME is set")?;
-    let flags = [
+    let mut flags = vec![
         "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
         "-Cdebuginfo=2".to_owned(),
         "-Clinker=/bin/true".to_owned(),
         "-Clto=fat".to_owned(),
         "-Cembed-bitcode=yes".to_owned(),
         format!("--remap-path-prefix={}/=/", workspace.root.display()),
-        format!(
-            "--remap-path-prefix={}/registry/src/=/cargo/",
-            cargo_home.display()
-        ),
-    ]
-    .join("\u{1f}");
+    ];
+    // Where a machine keeps libraries is nobody's business.
+    for registry in fs::read_dir(cargo_home.join("registry/src"))
+        .into_iter()
+        .flatten()
+    {
+        flags.push(format!(
+            "--remap-path-prefix={}/=/cargo/",
+            registry?.path().display()
+        ));
+    }
+    let flags = flags.join("\u{1f}");
     let mut cargo = workspace.cargo();
     cargo
         .current_dir(home.join("program"))
