@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("topnet-ebpf-abi", &[]),
     ("topnet-unit", &["topnet-ebpf-abi"]),
     ("topnet-channel", &["topnet-account", "topnet-unit"]),
+    ("topnet-log", &["topnet-account", "topnet-unit"]),
     ("topnet-ledger", &["topnet-account", "topnet-channel"]),
     (
         "topnet-api",
@@ -28,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-account",
             "topnet-api",
             "topnet-channel",
+            "topnet-log",
             "topnet-unit",
         ],
     ),
@@ -70,6 +72,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-ebpf-abi",
             "topnet-ledger",
             "topnet-link",
+            "topnet-log",
             "topnet-unit",
             // For the encrypted key file, whose format lives with the wallet.
             "topnet-wallet",
@@ -123,6 +126,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-api",
             "topnet-books",
             "topnet-channel",
+            "topnet-log",
             "topnet-unit",
         ],
     ),
