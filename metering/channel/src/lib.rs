@@ -26,7 +26,9 @@ pub use message::{
     MESSAGE_BYTES_MAX, MessageError, Meter, Offer, PROTOCOL_VERSION, PayeeMessage, PayerMessage,
     Promise, RefusalCode, Roll,
 };
-pub use payee::{Payee, PayeeState, PayeeTerms, SLOTS_PER_CHANNEL_MAX, SlotUse};
+pub use payee::{
+    Payee, PayeeState, PayeeTerms, Proved, SLOTS_PER_CHANNEL_MAX, SlotUse, Taken, Unproved,
+};
 pub use payer::{Durable, Payer, PayerFault, PayerStatus, PayerTerms, Unsaved};
 pub use payer_record::PayerRecord;
 pub use promises::PROMISES_PER_CHANNEL_MAX;

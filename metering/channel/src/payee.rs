@@ -3,19 +3,21 @@
 //! A state machine without clock, disk or socket. Call in any order:
 //!
 //! * `handle_slot*`, `handle_usage` with what the data plane's tables say;
-//! * [`handle_message`](Payee::handle_message) with what the payer says;
+//! * [`handle_unproved`](Payee::handle_unproved) with what the payer says and, where it is a
+//!   voucher, [`handle_proved`](Payee::handle_proved) when its signature has been proved;
 //! * [`poll_record`](Payee::poll_record) → write → [`handle_durable`](Payee::handle_durable),
 //!   one record at a time. Only what is durable shows in [`meter`](Payee::meter),
 //!   [`grants`](Payee::grants) and [`claim`](Payee::claim): credit cannot rise and money cannot
 //!   be claimed on the word of a record that a crash could take back.
 
+mod taking;
+
 use topnet_account::{Amount, ChannelId, PublicKey};
 use topnet_unit::{BootId, CreditGrant, Slot, UnitCount, bytes_paid_for, units_owed};
 
-use crate::{
-    Claim, Meter, Offer, PayerMessage, Promise, RefusalCode, Roll, Token, Voucher,
-    promises::Promises, walk_back,
-};
+use crate::{Claim, Meter, Offer, Promise, promises::Promises, walk_back};
+
+pub use self::taking::{Proved, Taken, Unproved};
 
 /// Slots of one channel whose last word is not journalled yet, at most.
 pub const SLOTS_PER_CHANNEL_MAX: usize = 64;
@@ -273,154 +275,6 @@ impl Payee {
             self.written_off = written_off;
             self.dirty = true;
         }
-    }
-
-    /// Something that the payer promises. Refused: nothing has changed. Checks cost nothing
-    /// until shape, sequence and bounds are right; then hashes; then a signature.
-    pub fn handle_message(&mut self, message: &PayerMessage) -> Result<(), RefusalCode> {
-        match message {
-            PayerMessage::Token(token) => self.handle_token(token),
-            PayerMessage::Roll(roll) => self.handle_roll(roll),
-            PayerMessage::Resume(Some(promise)) => self.handle_resume(promise),
-            PayerMessage::Resume(None) => Ok(()),
-            PayerMessage::Hello { .. } => Err(RefusalCode::OutOfOrder),
-        }
-    }
-
-    /// A token under the newest voucher: one hash for each unit that it pays. One that was seen
-    /// before changes nothing.
-    pub fn handle_token(&mut self, token: &Token) -> Result<(), RefusalCode> {
-        self.takes_promises()?;
-        self.dirty |= self.promises.take(token, self.ahead_max)?;
-        Ok(())
-    }
-
-    /// A new voucher in place of the newest.
-    fn handle_roll(&mut self, roll: &Roll) -> Result<(), RefusalCode> {
-        self.takes_promises()?;
-        let next = &roll.voucher.voucher;
-        let retired = match self.promises.newest() {
-            // A repeat.
-            Some(best) if best.voucher == roll.voucher => return Ok(()),
-            Some(best) => {
-                let old = &best.voucher.voucher;
-                let follows = old.seq.checked_add(1) == Some(next.seq)
-                    && roll.retired_index >= best.index
-                    && roll.retired_index <= old.tokens
-                    && old.redeemable(roll.retired_index) == Some(next.cumulative_amount)
-                    && old.units(roll.retired_index) == Some(next.cumulative_units);
-                if !follows {
-                    return Err(RefusalCode::WrongTotals);
-                }
-                Some(Promise {
-                    voucher: best.voucher,
-                    index: roll.retired_index,
-                    preimage: roll.retired_preimage,
-                })
-            }
-            None => {
-                let begins = next.cumulative_amount.is_zero() && next.cumulative_units == 0;
-                if !begins || roll.retired_index != 0 {
-                    return Err(RefusalCode::WrongTotals);
-                }
-                None
-            }
-        };
-        self.check_terms(next)?;
-        if retired.is_some_and(|old| !self.promises.is_on_chain(old.preimage, old.index)) {
-            return Err(RefusalCode::WrongPreimage);
-        }
-        if !roll.voucher.is_signed_by(&self.terms.signer) {
-            return Err(RefusalCode::WrongSignature);
-        }
-        self.keep(
-            retired,
-            Promise {
-                voucher: roll.voucher,
-                index: 0,
-                preimage: next.root,
-            },
-        )
-    }
-
-    /// The payer's last promise, on a new connection. Further tokens of the voucher that is held
-    /// are taken like others, up to the end of the chain. Another voucher is left to the roll that
-    /// proves the chain before it, which the payer sends when it hears what is held; only where
-    /// nothing is held is it taken as it stands, if it pays for every unit that it counts.
-    ///
-    /// A voucher that begins beyond what is owed is worth nothing until its beginning is used up,
-    /// so whoever gave credit on it would give it for nothing: it is refused. A payee that lost its
-    /// journal therefore cannot go on with its channels; they can only be closed.
-    fn handle_resume(&mut self, promise: &Promise) -> Result<(), RefusalCode> {
-        self.takes_promises()?;
-        let voucher = &promise.voucher.voucher;
-        if let Some(held) = self.promises.newest() {
-            if held.voucher != promise.voucher {
-                return Ok(());
-            }
-            let token = Token {
-                channel: voucher.channel,
-                seq: voucher.seq,
-                index: promise.index,
-                preimage: promise.preimage,
-                own_bytes: 0,
-            };
-            self.dirty |= self.promises.take(&token, u64::from(voucher.tokens))?;
-            return Ok(());
-        }
-        // Signed before the price rose: the payer signs another when it hears the offer and that
-        // nothing is held. A refusal would reach it first, and end the link.
-        if voucher.unit_price < self.terms.offer.unit_price {
-            return Ok(());
-        }
-        if voucher.cumulative_units > self.owed {
-            return Err(RefusalCode::WrongTotals);
-        }
-        // Where the voucher begins decides, not where it ends: until the first token is due, a
-        // claim is worth what the voucher says of the units before it, and no more.
-        let price = self
-            .terms
-            .offer
-            .unit_price
-            .checked_mul(voucher.cumulative_units);
-        if price.is_none_or(|price| voucher.cumulative_amount < price) {
-            return Err(RefusalCode::PriceTooLow);
-        }
-        self.check_terms(voucher)?;
-        if walk_back(promise.preimage, &voucher.salt(), promise.index, 0) != voucher.root {
-            return Err(RefusalCode::WrongPreimage);
-        }
-        if !promise.voucher.is_signed_by(&self.terms.signer) {
-            return Err(RefusalCode::WrongSignature);
-        }
-        self.keep(None, *promise)
-    }
-
-    fn takes_promises(&self) -> Result<(), RefusalCode> {
-        match self.state {
-            PayeeState::Open => Ok(()),
-            PayeeState::Frozen | PayeeState::Broken => Err(RefusalCode::Frozen),
-            PayeeState::Finished => Err(RefusalCode::Finished),
-        }
-    }
-
-    fn check_terms(&self, voucher: &Voucher) -> Result<(), RefusalCode> {
-        if voucher.channel != self.terms.channel {
-            return Err(RefusalCode::UnknownChannel);
-        }
-        if voucher.unit_price < self.terms.offer.unit_price {
-            return Err(RefusalCode::PriceTooLow);
-        }
-        match voucher.amount_max() {
-            Some(amount) if amount <= self.terms.allocation => Ok(()),
-            _ => Err(RefusalCode::BeyondAllocation),
-        }
-    }
-
-    fn keep(&mut self, retired: Option<Promise>, newest: Promise) -> Result<(), RefusalCode> {
-        self.promises.push(retired, newest)?;
-        self.dirty = true;
-        Ok(())
     }
 
     /// The record to write next, or `None` while one is being written or nothing has changed.
