@@ -22,7 +22,7 @@ pub use dataplane::{
     SlotState,
 };
 pub use error::ApiError;
-pub use metering::{
+pub use metering::{Latency, 
     ChannelStatus, ClaimBytes, FinalClaim, Metering, MeteringClient, MeteringStatus,
 };
 pub use operator::{

@@ -1,7 +1,7 @@
 //! What metering is asked: how channels stand, and the last claim of one.
 
 use serde::{Deserialize, Serialize};
-use topnet_account::{Amount, ChannelId, PublicKey};
+use topnet_account::{Amount, ChannelId, Hash, PublicKey};
 
 use crate::ApiError;
 
@@ -20,9 +20,15 @@ pub struct ChannelStatus {
     pub accepted_units: u64,
     /// Units written off.
     pub written_off_units: u64,
-    /// The widest prepaid window that the payer has shown, in units.
+    /// Units paid for and not begun: the prepaid window as it is.
+    pub window_units: u64,
+    /// The widest that the payer has shown.
     pub window_units_max: u64,
-    /// Bytes forwarded beyond what was paid for.
+    /// What the payer says that it has counted itself, at most; 0 before its first token.
+    pub payer_bytes: u64,
+    /// Bytes forwarded beyond what is paid for: the provider's exposure.
+    pub unpaid_bytes_now: u64,
+    /// The most that this ever was.
     pub unpaid_bytes: u64,
     /// What the best claim is worth.
     pub redeemable: Amount,
@@ -52,6 +58,8 @@ pub struct ClaimBytes {
     pub index: u16,
     /// The token's pre-image.
     pub preimage: [u8; 32],
+    /// Root of the channel's part of the service log; zero where there is none.
+    pub log_root: Hash,
 }
 
 /// What an operator sees of metering.
@@ -63,14 +71,45 @@ pub struct MeteringStatus {
     pub dataplane_boot: Option<String>,
     /// Payers connected.
     pub connections: u64,
+    /// Channels known, live or not.
+    pub channels: u64,
     /// Tokens accepted since start.
     pub tokens: u64,
+    /// Payers' messages refused since start.
+    pub refusals: u64,
+    /// Units written off since start.
+    pub written_off_units: u64,
     /// Unit records drained since start.
     pub records: u64,
+    /// Unit records that wait in the rings.
+    pub ring_waiting: u64,
     /// Journal commits since start.
     pub commits: u64,
-    /// True while credit is frozen for all channels, with the reason.
+    /// How long a commit takes, log and journal together.
+    pub commit_us: Latency,
+    /// From a unit's first byte until it is journalled.
+    pub unit_us: Latency,
+    /// Bytes forwarded beyond what is paid for, over all channels: the provider's exposure.
+    pub unpaid_bytes_now: u64,
+    /// Why the journal cannot be written, while that is so. Nobody gets credit meanwhile.
+    pub journal_fault: Option<String>,
+    /// Why credit is frozen for all channels, while that is so.
     pub frozen: Option<String>,
+}
+
+/// Percentiles since start, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Half took no longer.
+    pub p50: u64,
+    /// 99 of 100 took no longer.
+    pub p99: u64,
+    /// 999 of 1000 took no longer.
+    pub p999: u64,
+    /// None took longer.
+    pub max: u64,
+    /// Of how many.
+    pub count: u64,
 }
 
 /// Metering's service.

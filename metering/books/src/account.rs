@@ -5,18 +5,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use topnet_account::ChannelId;
+use topnet_account::{ChannelId, Hash};
+use topnet_api::{ChannelState, ChannelView};
 use topnet_channel::{Meter, Payee, PayeeMessage, PayeeState, RefusalCode, SlotUse};
-use topnet_unit::{Attachment, units_owed};
+use topnet_log::{Frontier, Line, log_root};
+use topnet_unit::{Attachment, BootId, Slot, UnitCount, units_owed};
 use tracing::warn;
 
-use crate::{ConnectionId, Output, Tips, facts::Facts};
+use crate::{
+    ConnectionId, LogHead, NewLine, Output,
+    chain::{Clock, Heads, UNHEARD},
+    facts::Facts,
+};
 
 /// After its credit is closed a worker may be within one burst, and is past it long before this.
 const BURST_TIME_MAX: Duration = Duration::from_millis(100);
 /// A data plane whose tables are not attached by then is taken for dead, and what is journalled
 /// for its last word.
 const ATTACH_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How long a payer who counts less than we do may leave a channel without credit before a unit
+/// is written off: long enough for its tokens to arrive.
+const STALLED_TIME_MAX: Duration = Duration::from_secs(2);
+/// A channel with less credit than the largest packet stands still.
+const PACKET_BYTES_MAX: u64 = 1 << 16;
 
 /// A channel: its payee, and what stands around it.
 #[derive(Debug)]
@@ -30,7 +42,14 @@ pub(super) struct Account {
     /// The link is to be told where the channel stands.
     pub(super) greet: bool,
     pub(super) told: Option<Meter>,
+    /// What the payer says that it counted itself, at most.
+    pub(super) payer_bytes: u64,
+    /// Since when the channel has stood still although its payer is there.
+    stalled: Option<Instant>,
+    pub(super) log: AccountLog,
     pub(super) refused: Option<RefusalCode>,
+    /// On the link that stands.
+    pub(super) refusals: u32,
     pub(super) finish: Finish,
     pub(super) acknowledge: Vec<SlotUse>,
     pub(super) touched: bool,
@@ -38,25 +57,109 @@ pub(super) struct Account {
 }
 
 /// What the chain has said of a channel since metering started.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     /// Nothing: it may have been closed while nobody listened.
     Unheard,
-    /// It goes on.
-    Open,
-    /// It does not, and why; it never will again.
-    Over(String),
+    /// It goes on until anybody may close it.
+    Open {
+        /// From this height on.
+        expiry: u64,
+    },
+    /// It is about to end, and never opens again.
+    Closing {
+        /// Claims are taken up to this height.
+        deadline: u64,
+    },
+    /// It is over.
+    Closed,
 }
 
 impl Standing {
-    /// Why the channel must not be served, if so.
-    pub(super) fn reason(&self) -> Option<String> {
+    pub(super) fn of(view: &ChannelView) -> Self {
+        match view.state {
+            ChannelState::Open => Self::Open {
+                expiry: view.expiry,
+            },
+            ChannelState::Closing { deadline } => Self::Closing { deadline },
+            ChannelState::Closed => Self::Closed,
+        }
+    }
+
+    /// Channels only ever go forward: an answer from before changes nothing.
+    pub(super) fn hear(&mut self, heard: Self) {
+        *self = match (*self, heard) {
+            (Self::Closed, _) => Self::Closed,
+            (Self::Closing { deadline }, Self::Open { .. } | Self::Unheard) => {
+                Self::Closing { deadline }
+            }
+            (_, heard) => heard,
+        };
+    }
+
+    /// Why a channel whose payer may close within `close_window_blocks` must not be served, if so.
+    fn reason(self, heads: Option<&Heads>, close_window_blocks: u64) -> Option<String> {
         match self {
             Self::Unheard => {
                 Some("the chain has not said how the channel stands since metering started".into())
             }
-            Self::Open => None,
-            Self::Over(reason) => Some(reason.clone()),
+            Self::Open { expiry } => {
+                let height = heads?.tips.service_height;
+                (height.saturating_add(close_window_blocks / 4) >= expiry).then(|| {
+                    format!("anybody may close the channel from block {expiry} on; open another")
+                })
+            }
+            Self::Closing { deadline } => Some(format!(
+                "the channel is closing, final at block {deadline}; open another"
+            )),
+            Self::Closed => Some("the channel is closed on its chain; open another".to_owned()),
+        }
+    }
+}
+
+/// A channel's part of the service log. What a claim says of it is durable.
+#[derive(Debug, Default)]
+pub(super) struct AccountLog {
+    units: UnitCount,
+    tree: Frontier,
+    writing: bool,
+    durable_root: Hash,
+}
+
+impl AccountLog {
+    /// The line for everything begun up to `units`; `None` if it all has one.
+    fn line(&mut self, mut line: Line) -> Option<NewLine> {
+        line.units_before = self.units;
+        if line.units <= self.units {
+            return None;
+        }
+        let peak = self.tree.append(&line);
+        self.units = line.units;
+        self.writing = true;
+        Some(NewLine {
+            line,
+            lines: self.tree.size(),
+            peak,
+        })
+    }
+
+    pub(super) fn handle_durable(&mut self, channel: &ChannelId) {
+        if std::mem::take(&mut self.writing) {
+            self.durable_root = log_root(channel, self.tree.size(), &self.tree.root());
+        }
+    }
+
+    /// What goes into a claim.
+    pub(super) fn root(&self) -> Hash {
+        self.durable_root
+    }
+
+    pub(super) fn restore(channel: &ChannelId, head: LogHead) -> Self {
+        Self {
+            units: head.units,
+            durable_root: log_root(channel, head.tree.size(), &head.tree.root()),
+            tree: head.tree,
+            writing: false,
         }
     }
 }
@@ -82,11 +185,15 @@ impl Account {
             facts,
             facts_changed: is_new,
             standing: Standing::Unheard,
-            frozen: Standing::Unheard.reason(),
+            frozen: Standing::Unheard.reason(None, 0),
             connection: None,
             greet: false,
             told: None,
+            payer_bytes: 0,
+            stalled: None,
+            log: AccountLog::default(),
             refused: None,
+            refusals: 0,
             finish: Finish::NotAsked,
             acknowledge: Vec::new(),
             touched: false,
@@ -98,8 +205,62 @@ impl Account {
 
     /// Something to pay with or to pay for.
     pub(super) fn is_active(&self) -> bool {
-        let finished = self.payee.state() == PayeeState::Finished;
-        !finished && (self.connection.is_some() || self.payee.slot_uses().next().is_some())
+        self.payee.state() != PayeeState::Finished && self.is_live()
+    }
+
+    /// Something can happen to it by itself.
+    pub(super) fn is_live(&self) -> bool {
+        self.connection.is_some() || self.payee.slot_uses().next().is_some()
+    }
+
+    /// The line of the service log for what the record that is being written says is owed.
+    pub(super) fn log_units(&mut self, channel: ChannelId, wall_ms: u64) -> Option<NewLine> {
+        let counting = self.payee.slot_uses().last().map(|(slot_use, _)| slot_use);
+        let none = SlotUse {
+            boot: BootId([0; 16]),
+            slot: Slot {
+                index: 0,
+                generation: 0,
+            },
+        };
+        let SlotUse { boot, slot } = counting.unwrap_or(none);
+        self.log.line(Line {
+            channel,
+            units_before: 0,
+            units: self.payee.owed(),
+            channel_bytes: self.payee.channel_bytes(),
+            time_ms: wall_ms,
+            boot,
+            slot,
+        })
+    }
+
+    /// Writes off a unit where the payer is there, counts less than we do, and has left the
+    /// channel without credit for so long that it will not pay for the difference. True if it
+    /// did: at most `units_max` in the channel's life.
+    pub(super) fn forgive(&mut self, now: Instant, units_max: UnitCount) -> bool {
+        let left = self
+            .payee
+            .paid_bytes()
+            .saturating_sub(self.payee.channel_bytes());
+        let stands_still = self.connection.is_some()
+            && self.payee.state() == PayeeState::Open
+            && self.payee.is_durable()
+            && left < PACKET_BYTES_MAX
+            && units_owed(self.payer_bytes, 0) < self.payee.owed()
+            && self.payee.written_off() < units_max;
+        if !stands_still {
+            self.stalled = None;
+            return false;
+        }
+        let since = *self.stalled.get_or_insert(now);
+        if now < since + STALLED_TIME_MAX {
+            return false;
+        }
+        self.stalled = None;
+        self.payee.handle_write_off(1);
+        self.urgent = true;
+        true
     }
 
     /// A unit that has come due is worth a commit of its own; bytes within one are not.
@@ -164,12 +325,12 @@ impl Account {
 
     /// Freezes the channel if it must not go on, and thaws it if it may again. True if that
     /// changed anything.
-    pub(super) fn freshen(&mut self, tips: Option<Tips>, wall_ms: u64) -> bool {
+    pub(super) fn freshen(&mut self, heads: Option<&Heads>, clock: Clock) -> bool {
         let blocks = self.facts.close_window_blocks;
-        let reason = self
-            .standing
-            .reason()
-            .or_else(|| stale(tips, blocks, wall_ms));
+        let reason = self.standing.reason(heads, blocks).or_else(|| match heads {
+            Some(heads) => heads.stale(blocks, clock),
+            None => Some(UNHEARD.to_owned()),
+        });
         let changed = reason.is_some() != self.frozen.is_some();
         if changed {
             self.payee.handle_frozen(reason.is_some());
@@ -238,26 +399,4 @@ impl Account {
         outputs.push_back(Output::Finished(channel));
         false
     }
-}
-
-/// Why a channel whose payer may close within `close_window_blocks` must not be served: its
-/// claims might come too late, and nobody would know.
-pub(super) fn stale(tips: Option<Tips>, close_window_blocks: u64, wall_ms: u64) -> Option<String> {
-    let Some(tips) = tips else {
-        return Some("the chains have not been heard since metering started".to_owned());
-    };
-    let limit_ms = close_window_blocks.saturating_mul(tips.block_interval_ms) / 4;
-    let chains = [
-        ("service chain", tips.service_time_ms),
-        ("main chain", tips.main_time_ms),
-    ];
-    chains.into_iter().find_map(|(chain, time_ms)| {
-        let age_ms = wall_ms.saturating_sub(time_ms);
-        (age_ms > limit_ms).then(|| {
-            format!(
-                "the {chain}'s newest final header is {age_ms} ms old, more than a quarter of the \
-                 close window ({limit_ms} ms); is settlement running?"
-            )
-        })
-    })
 }

@@ -2,7 +2,7 @@
 //! for good, and the extremes that were measured.
 
 use topnet_account::{Address, Amount, PublicKey};
-use topnet_api::{ChainName, ChannelState, ChannelView};
+use topnet_api::{ChainName, ChannelView};
 
 const VERSION: u8 = 1;
 
@@ -15,6 +15,8 @@ pub struct Served {
     pub payee: Option<Address>,
     /// Channels that close faster are not served.
     pub close_window_blocks_min: u64,
+    /// Units of one channel that are written off at most.
+    pub write_off_units_max: u64,
 }
 
 /// What is known of a channel.
@@ -93,17 +95,6 @@ impl Facts {
             window_units_max,
             unpaid_bytes_max,
         })
-    }
-}
-
-/// Whether the chain lets a channel go on, and if not, why.
-pub fn standing(view: &ChannelView) -> Result<(), String> {
-    match view.state {
-        ChannelState::Open => Ok(()),
-        ChannelState::Closing { deadline } => Err(format!(
-            "the channel is closing, final at block {deadline}; open another"
-        )),
-        ChannelState::Closed => Err("the channel is closed on its chain; open another".to_owned()),
     }
 }
 

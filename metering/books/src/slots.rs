@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use topnet_account::ChannelId;
 use topnet_api::{Assignments, SlotState};
 use topnet_channel::SlotUse;
-use topnet_unit::{Attachment, BootId, Slot};
+use topnet_unit::{Attachment, BootId, Slot, UnitRecord};
 use tracing::{error, info, warn};
 
-use crate::{Books, Output};
+use crate::{BOUNDARIES_MAX, Books, Output};
 
 impl Books {
     /// Boot id of the attached data plane.
@@ -26,8 +26,7 @@ impl Books {
             self.dead.push(old);
         }
         self.slots.clear();
-        let mut channels: Vec<ChannelId> = self.accounts.keys().copied().collect();
-        channels.sort_unstable();
+        let channels: Vec<ChannelId> = self.live.iter().copied().collect();
         for channel in channels {
             let Some(account) = self.accounts.get_mut(&channel) else {
                 continue;
@@ -206,7 +205,13 @@ impl Books {
         let mut seen = std::mem::take(&mut self.seen);
         let mut records = 0;
         for ring in &mut attached.rings {
-            match ring.drain(|record| seen.push(record.slot.index)) {
+            let take = |record: UnitRecord| {
+                seen.push(record.slot.index);
+                if self.boundaries.len() < BOUNDARIES_MAX {
+                    self.boundaries.push(record.time_ns);
+                }
+            };
+            match ring.drain(take) {
                 Ok(drained) => records += drained,
                 Err(corrupt) => {
                     warn!(%corrupt, "unit records were skipped; the tables have it all")

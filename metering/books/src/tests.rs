@@ -15,7 +15,7 @@ use topnet_unit::{
     Attachment, Balance, BootId, CreditTable, Handover, Header, Slot, UNIT_BYTES, UsageTable,
 };
 
-use crate::{Books, Greeting, Output, Stored, Tips, facts::Served};
+use crate::{Books, Greeting, LogHead, NewLine, Output, Stored, Tips, facts::Served};
 
 const CHANNEL: ChannelId = ChannelId([9; 32]);
 const PAYEE: Address = Address([5; 32]);
@@ -53,6 +53,7 @@ fn served() -> Served {
         service: ChainName::vpn(),
         payee: Some(PAYEE),
         close_window_blocks_min: 10,
+        write_off_units_max: 1,
     }
 }
 
@@ -74,6 +75,7 @@ fn view() -> ChannelView {
 fn tips(age_ms: u64) -> Tips {
     let time_ms = NOW_MS - age_ms;
     Tips {
+        service_height: 1_000,
         service_time_ms: time_ms,
         main_time_ms: time_ms,
         block_interval_ms: 100,
@@ -127,8 +129,8 @@ impl World {
             stored: None,
         };
         assert!(world.books.handle_channel(&view()));
-        world.books.handle_tips(tips(0));
-        world.books.poll_freshness(NOW_MS);
+        world.books.handle_tips(tips(0), world.now);
+        world.books.poll_freshness(world.now, NOW_MS);
         world.books.handle_attached(attachment);
         world
             .books
@@ -143,7 +145,7 @@ impl World {
     /// A turn without what came before it; gives what is to be done.
     fn turn(&mut self) -> Vec<Output> {
         self.books.poll_usage(true);
-        let entries = self.books.poll_entries(true);
+        let entries = self.books.poll_entries(true, NOW_MS);
         for entry in &entries {
             let stored = self.stored.take();
             self.stored = Some(Stored {
@@ -155,7 +157,8 @@ impl World {
                 record: entry
                     .record
                     .clone()
-                    .or(stored.and_then(|stored| stored.record)),
+                    .or(stored.as_ref().and_then(|stored| stored.record.clone())),
+                log: log_after(stored.and_then(|stored| stored.log), entry.line),
             });
         }
         self.books.handle_committed(!entries.is_empty(), self.now);
@@ -171,13 +174,31 @@ impl World {
         };
         payer.handle_message(&PayeeMessage::Meter(meter)).unwrap();
         while let Some(unsaved) = payer.poll_send() {
-            self.books.handle_payer(LINK, &unsaved.saved().release());
+            self.say(LINK, &unsaved.saved().release());
+        }
+    }
+
+    /// A payer's message, proved where that is needed.
+    fn say(&mut self, link: u64, message: &PayerMessage) {
+        if let Some(unproved) = self.books.handle_payer(link, message) {
+            self.books.handle_proof(link, unproved.prove());
         }
     }
 
     fn limit_bytes(&self) -> u64 {
         self.credit.balance(SLOT).limit_bytes
     }
+}
+
+/// What a journal holds of the log after an entry.
+fn log_after(before: Option<LogHead>, line: Option<NewLine>) -> Option<LogHead> {
+    let Some(new) = line else { return before };
+    let mut head = before.unwrap_or_default();
+    assert_eq!(head.units, new.line.units_before);
+    assert_eq!(head.tree.append(&new.line), new.peak);
+    assert_eq!(head.tree.size(), new.lines);
+    head.units = new.line.units;
+    Some(head)
 }
 
 fn payer() -> Payer {
@@ -208,7 +229,7 @@ fn credit_and_meter_wait_for_the_commit() {
     let mut world = World::new();
     world.pay(&mut payer(), 0);
     assert_eq!(world.credit.balance(SLOT), Balance::NONE);
-    let entries = world.books.poll_entries(false);
+    let entries = world.books.poll_entries(false, NOW_MS);
     assert_eq!(entries.len(), 1);
     assert_eq!(
         world.credit.balance(SLOT),
@@ -242,8 +263,8 @@ fn a_quarter_of_the_close_window_without_a_header_freezes_and_news_thaw() {
     world.turn();
     // 40 blocks of 100 ms: a second.
     for (age_ms, limit_bytes) in [(1_000, UNIT_BYTES), (1_001, 0), (0, UNIT_BYTES)] {
-        world.books.handle_tips(tips(age_ms));
-        world.books.poll_freshness(NOW_MS);
+        world.books.handle_tips(tips(age_ms), world.now);
+        world.books.poll_freshness(world.now, NOW_MS);
         // Taking credit away waits for no commit.
         world.books.handle_committed(false, world.now);
         world.turn();
@@ -254,7 +275,7 @@ fn a_quarter_of_the_close_window_without_a_header_freezes_and_news_thaw() {
         ..view()
     };
     world.books.handle_channel(&closing);
-    world.books.poll_freshness(NOW_MS);
+    world.books.poll_freshness(world.now, NOW_MS);
     world.books.handle_committed(false, world.now);
     assert_eq!(world.limit_bytes(), 0);
     world.pay(&mut payer, 1);
@@ -274,12 +295,12 @@ fn a_restart_thaws_no_channel_that_the_chain_has_not_named_and_none_is_reopened(
     books.handle_attached(attachment);
     books.handle_assignments(&assignments(2, SlotState::Live));
     let mut limit_bytes = |view: Option<ChannelView>| {
-        books.handle_tips(tips(0));
+        books.handle_tips(tips(0), world.now);
         if let Some(view) = view {
             books.handle_channel(&view);
         }
-        books.poll_freshness(NOW_MS);
-        let entries = books.poll_entries(true);
+        books.poll_freshness(world.now, NOW_MS);
+        let entries = books.poll_entries(true, NOW_MS);
         books.handle_committed(!entries.is_empty(), world.now);
         credit.balance(SLOT).limit_bytes
     };
@@ -355,9 +376,9 @@ fn both_dead_at_once_lose_what_no_record_held_and_bill_nothing_twice() {
     books.handle_attached(attachment);
     books.handle_assignments(&assignments(2, SlotState::Live));
     books.handle_channel(&view());
-    books.handle_tips(tips(0));
-    books.poll_freshness(NOW_MS);
-    assert!(!books.poll_entries(true).is_empty());
+    books.handle_tips(tips(0), world.now);
+    books.poll_freshness(world.now, NOW_MS);
+    assert!(!books.poll_entries(true, NOW_MS).is_empty());
     books.handle_committed(true, world.now);
     assert_eq!(books.status(CHANNEL).unwrap().metered_bytes, 700);
     assert_eq!(credit.balance(SLOT).limit_bytes, UNIT_BYTES - 700);
@@ -453,7 +474,7 @@ fn strangers_and_other_peoples_channels_are_turned_away() {
     );
     world.turn();
     let roll = PayerMessage::Resume(None);
-    world.books.handle_payer(2, &roll);
+    world.say(2, &roll);
     assert_eq!(world.turn(), []);
     for view in [
         ChannelView {
@@ -477,7 +498,7 @@ fn strangers_and_other_peoples_channels_are_turned_away() {
     // A second link of the same payer takes the first one's place.
     let again = world.books.handle_hello(3, CHANNEL, secret().public_key());
     assert_eq!(again, Greeting::Welcome);
-    assert!(world.turn().contains(&Output::Replaced(LINK)));
+    assert!(world.turn().contains(&Output::End(LINK)));
     assert_eq!(world.books.connected(), 1);
 }
 

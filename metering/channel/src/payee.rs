@@ -325,6 +325,11 @@ impl Payee {
         self.checked_channel_bytes().unwrap_or(u64::MAX)
     }
 
+    /// Units begun as far as is known, durable or not.
+    pub fn owed(&self) -> UnitCount {
+        self.owed
+    }
+
     /// Units forgiven, durable.
     pub fn written_off(&self) -> UnitCount {
         self.durable.totals.written_off
@@ -394,7 +399,8 @@ impl Payee {
         (voucher.redeemable(index)? > Amount::ZERO).then_some(claim)
     }
 
-    fn paid_bytes(&self) -> u64 {
+    /// Bytes that durable tokens and write-offs let pass.
+    pub fn paid_bytes(&self) -> u64 {
         let Totals {
             accepted,
             written_off,

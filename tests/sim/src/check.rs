@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use topnet_account::Amount;
-use topnet_api::FinalClaim;
+use topnet_api::{ClaimBytes, FinalClaim};
 use topnet_books::Stored;
 use topnet_channel::{Claim, Offer, Payee, PayeeTerms, SignedVoucher, SlotUse};
+use topnet_log::{Line, prove};
 use topnet_unit::UNIT_BYTES;
 
 /// What the newest synced record of a channel says.
@@ -14,6 +15,7 @@ pub(crate) struct Synced {
     pub(crate) channel_bytes: u64,
     pub(crate) owed: u64,
     pub(crate) accepted: u64,
+    pub(crate) written_off: u64,
 }
 
 /// The use of a slot, as the data plane really counted it.
@@ -90,18 +92,26 @@ impl Truth {
             channel_bytes: meter.channel_bytes,
             owed: meter.owed,
             accepted: meter.accepted,
+            written_off: payee.written_off(),
         };
         let falls = now.channel_bytes < before.channel_bytes
             || now.owed < before.owed
-            || now.accepted < before.accepted;
+            || now.accepted < before.accepted
+            || now.written_off < before.written_off;
         ensure(!falls, || {
             format!("a record takes back: {before:?}, {now:?}")
         })?;
         ensure(now.channel_bytes <= self.forwarded_bytes, || {
             format!("{now:?}, but forwarded {}", self.forwarded_bytes)
         })?;
-        ensure(now.owed == units_begun(now.channel_bytes), || {
-            format!("what is owed is not what was begun: {now:?}")
+        // Between the two, where units were written off since the record before.
+        let begun = |written_off| {
+            let billed = now.channel_bytes.saturating_sub(written_off * UNIT_BYTES);
+            units_begun(billed).max(before.owed)
+        };
+        let possible = begun(now.written_off)..=begun(before.written_off);
+        ensure(possible.contains(&now.owed), || {
+            format!("what is owed is not what was begun: {now:?} after {before:?}")
         })?;
         self.synced = now;
         self.recorded = payee.slot_uses().map(|(slot_use, _)| slot_use).collect();
@@ -165,7 +175,8 @@ impl Truth {
 
     /// What was forwarded and what may be without anybody's doing is paid for, on disk.
     pub(crate) fn check_credit(&self, room_bytes: u64) -> Result<(), String> {
-        let paid_bytes = self.synced.accepted * UNIT_BYTES + self.lost_bytes;
+        let units = self.synced.accepted + self.synced.written_off;
+        let paid_bytes = units * UNIT_BYTES + self.lost_bytes;
         ensure(self.forwarded_bytes + room_bytes <= paid_bytes, || {
             format!(
                 "forwarded {} and may forward {room_bytes} more of {paid_bytes} paid bytes, {} of \
@@ -185,12 +196,13 @@ impl Truth {
     }
 
     /// A claim before the last one.
-    pub(crate) fn check_early(&self, claim: &FinalClaim) -> Result<(), String> {
+    pub(crate) fn check_early(&self, claim: &FinalClaim, lines: &[Line]) -> Result<(), String> {
         let (status, synced) = (&claim.status, self.synced);
         let told = Synced {
             channel_bytes: status.metered_bytes,
             owed: status.owed_units,
             accepted: status.accepted_units,
+            written_off: status.written_off_units,
         };
         ensure(told == synced, || {
             format!("{told:?} is told, {synced:?} synced")
@@ -198,6 +210,7 @@ impl Truth {
         let Some(claim) = &claim.claim else {
             return Ok(());
         };
+        check_log(claim, lines, synced.owed)?;
         let voucher =
             SignedVoucher::from_bytes(&claim.voucher).map_err(|error| error.to_string())?;
         let units = voucher.voucher.units(claim.index);
@@ -207,7 +220,7 @@ impl Truth {
     }
 
     /// The last claim, when everybody is done.
-    pub(crate) fn check_last(&self, last: &FinalClaim) -> Result<(), String> {
+    pub(crate) fn check_last(&self, last: &FinalClaim, lines: &[Line]) -> Result<(), String> {
         let status = &last.status;
         let billed_bytes = self.forwarded_bytes - self.lost_bytes;
         ensure(status.metered_bytes == billed_bytes, || {
@@ -216,9 +229,11 @@ impl Truth {
                 status.metered_bytes, self.lost_bytes
             )
         })?;
-        let owed = units_begun(billed_bytes);
-        ensure(status.owed_units == owed, || {
-            format!("owed {} instead of {owed}", status.owed_units)
+        let (owed, forgiven) = (status.owed_units, status.written_off_units);
+        let least = units_begun(billed_bytes.saturating_sub(forgiven * UNIT_BYTES));
+        let possible = least..=units_begun(billed_bytes);
+        ensure(possible.contains(&owed), || {
+            format!("owed {owed} instead of {possible:?}")
         })?;
         ensure(status.unpaid_bytes == 0, || {
             format!("{} bytes unpaid", status.unpaid_bytes)
@@ -232,6 +247,7 @@ impl Truth {
         let Some(claim) = &last.claim else {
             return Ok(());
         };
+        check_log(claim, lines, owed)?;
         let voucher =
             SignedVoucher::from_bytes(&claim.voucher).map_err(|error| error.to_string())?;
         let claim = Claim {
@@ -249,6 +265,26 @@ impl Truth {
             "the last claim is not worth what its status says".to_owned()
         })
     }
+}
+
+/// The claim's root is over exactly the lines that are synced, and they tell of every unit once.
+fn check_log(claim: &ClaimBytes, lines: &[Line], owed: u64) -> Result<(), String> {
+    let told: u64 = lines
+        .iter()
+        .map(|line| line.units - line.units_before)
+        .sum();
+    ensure(told == owed, || {
+        format!("the service log tells of {told} units, owed {owed}")
+    })?;
+    // The proof of the last line is as good as that of any.
+    let last = lines
+        .len()
+        .checked_sub(1)
+        .and_then(|last| prove(lines, last));
+    let root = last.and_then(|proof| proof.root()).unwrap_or_default();
+    ensure(claim.log_root == root, || {
+        "the claim's root is not that of the synced service log".to_owned()
+    })
 }
 
 /// Counted here once more, so that a mistake in the product's own count shows.

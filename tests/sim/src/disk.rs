@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use topnet_account::ChannelId;
-use topnet_books::{Entry, Stored};
+use topnet_books::{Entry, LogHead, NewLine, Stored};
+use topnet_log::Line;
 
 use crate::random::Random;
 
@@ -11,6 +12,8 @@ use crate::random::Random;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Journal {
     synced: BTreeMap<ChannelId, Stored>,
+    /// The service log.
+    lines: BTreeMap<ChannelId, Vec<Line>>,
     written: Vec<Entry>,
 }
 
@@ -22,30 +25,59 @@ impl Journal {
     /// What was written stays; gives the channels that it was about.
     pub(crate) fn sync(&mut self) -> Result<Vec<ChannelId>, String> {
         let mut channels = Vec::new();
-        for Entry {
-            channel,
-            facts,
-            record,
-        } in std::mem::take(&mut self.written)
-        {
-            channels.push(channel);
-            match (self.synced.get_mut(&channel), facts) {
-                (Some(stored), facts) => {
-                    stored.facts = facts.unwrap_or(stored.facts);
-                    stored.record = record.or(stored.record.take());
-                }
-                (None, Some(facts)) => {
-                    let stored = Stored {
-                        channel,
-                        facts,
-                        record,
-                    };
-                    self.synced.insert(channel, stored);
-                }
-                (None, None) => return Err("a record was journalled without its facts".to_owned()),
+        for entry in std::mem::take(&mut self.written) {
+            let Entry {
+                channel,
+                facts,
+                record,
+                line,
+                forget,
+            } = entry;
+            if forget {
+                return Err("a channel is forgotten that nobody closed".to_owned());
             }
+            channels.push(channel);
+            let stored = match (self.synced.remove(&channel), facts) {
+                (Some(stored), facts) => Stored {
+                    facts: facts.unwrap_or(stored.facts),
+                    record: record.or(stored.record),
+                    ..stored
+                },
+                (None, Some(facts)) => Stored {
+                    channel,
+                    facts,
+                    record,
+                    log: None,
+                },
+                (None, None) => return Err("a record was journalled without its facts".to_owned()),
+            };
+            let log = match line {
+                Some(new) => Some(self.log(stored.log, new)?),
+                None => stored.log,
+            };
+            self.synced.insert(channel, Stored { log, ..stored });
         }
         Ok(channels)
+    }
+
+    /// Adds a line, which must follow from the last.
+    fn log(&mut self, before: Option<LogHead>, new: NewLine) -> Result<LogHead, String> {
+        let mut head = before.unwrap_or_default();
+        let line = new.line;
+        let follows = line.units_before == head.units
+            && head.tree.append(&line) == new.peak
+            && head.tree.size() == new.lines;
+        if !follows {
+            return Err(format!("a line of the log does not follow: {new:?}"));
+        }
+        head.units = line.units;
+        self.lines.entry(line.channel).or_default().push(line);
+        Ok(head)
+    }
+
+    /// A channel's part of the service log.
+    pub(crate) fn lines(&self, channel: ChannelId) -> &[Line] {
+        self.lines.get(&channel).map_or(&[], Vec::as_slice)
     }
 
     /// The machine's power fails: of what was not synced all or nothing is there.

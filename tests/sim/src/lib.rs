@@ -121,6 +121,16 @@ coverage! {
     closed,
     /// Times that settlement went away.
     settlement_down,
+    /// Times that the disk refused a batch.
+    refused,
+    /// Vouchers that were proved apart.
+    proved,
+    /// Units that the operator forgave.
+    written_off,
+    /// Times that metering's clock was set.
+    clocks_set,
+    /// Channels that came near to their expiry.
+    expired,
     /// Last claims.
     finished,
 }

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 
 use topnet_books::ConnectionId;
+use topnet_channel::Unproved;
 
 use crate::random::Random;
 
@@ -114,6 +115,8 @@ pub(crate) struct Link {
     pub(crate) to_payer: Pipe,
     /// The payee has read its hello.
     pub(crate) greeted: bool,
+    /// A voucher whose signature is being proved; nothing else is read meanwhile.
+    pub(crate) proving: Option<Unproved>,
 }
 
 impl Link {
@@ -124,6 +127,7 @@ impl Link {
             to_payee: Pipe::default(),
             to_payer: Pipe::default(),
             greeted: false,
+            proving: None,
         }
     }
 

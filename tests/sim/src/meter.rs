@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use topnet_account::ChannelId;
-use topnet_books::{Books, ConnectionId, Tips};
+use topnet_books::{Books, ConnectionId, Entry, Tips};
 use topnet_channel::SlotUse;
 use topnet_unit::BootId;
 
@@ -40,6 +40,8 @@ pub(crate) struct Metering {
     /// Channels that it was told of, and whether one was ever said not to be open.
     pub(crate) heard: BTreeMap<ChannelId, bool>,
     pub(crate) finished: Vec<ChannelId>,
+    /// What the disk has refused; nothing else is committed before it.
+    pub(crate) refused: Option<Vec<Entry>>,
 }
 
 impl Metering {
@@ -55,6 +57,7 @@ impl Metering {
             tips: None,
             heard: BTreeMap::new(),
             finished: Vec::new(),
+            refused: None,
         }
     }
 

@@ -33,6 +33,10 @@ pub(crate) struct ChannelPlan {
     pub(crate) window_max: u64,
     /// How much of what is forwarded the payer does not see, in millionths.
     pub(crate) loss_ppm: u64,
+    /// That is more than is tolerated, so paying stops sooner or later.
+    pub(crate) lossy: bool,
+    /// Height from which on anybody may close the channel.
+    pub(crate) expiry: u64,
 }
 
 /// A world before anything has happened in it.
@@ -54,6 +58,10 @@ pub(crate) struct Plan {
     /// The payer may lose its journal or get an old one back.
     pub(crate) forgetful: bool,
     pub(crate) close_window_blocks: u64,
+    /// Units of a channel that the operator forgives.
+    pub(crate) write_off_units_max: u64,
+    /// Metering's clock is set now and then.
+    pub(crate) clock_jumps: bool,
 }
 
 /// How far the price rises above the plan's.
@@ -114,6 +122,8 @@ impl Plan {
             repriced: random.once_in(4),
             forgetful,
             close_window_blocks: random.pick(&[20, 40, 600]),
+            write_off_units_max: random.pick(&[0, 0, 2]),
+            clock_jumps: random.once_in(4),
         }
     }
 }
@@ -128,6 +138,13 @@ fn channel(
     let ntop = unit_price.ntop() * units + random.below(unit_price.ntop());
     let forger = dishonest && random.once_in(2);
     let liar = dishonest && !forger && random.once_in(2);
+    let lossy = random.once_in(8);
+    // What is tolerated is a part of what arrives, so a little less than epsilon may be lost.
+    let loss_ppm = if lossy {
+        300_000
+    } else {
+        random.below(epsilon_ppm * 99 / 100 + 1)
+    };
     ChannelPlan {
         payer: if forger {
             PayerKind::Forger
@@ -141,7 +158,8 @@ fn channel(
         },
         allocation: Amount::from_ntop(ntop),
         window_max: random.pick(&[1, 8, 64]),
-        // What is tolerated is a part of what arrives, so a little less than epsilon may be lost.
-        loss_ppm: random.below(epsilon_ppm * 99 / 100 + 1),
+        loss_ppm,
+        lossy,
+        expiry: random.pick(&[u64::MAX, u64::MAX, u64::MAX, 40, 400]),
     }
 }

@@ -47,6 +47,8 @@ struct Channel {
     payer_kind: PayerKind,
     payee_kind: PayeeKind,
     loss_ppm: u64,
+    /// More is lost than is tolerated.
+    lossy: bool,
     /// Sessions that use it.
     wanted: bool,
     /// The operator has asked for its last claim.
@@ -74,6 +76,8 @@ pub(crate) struct World {
     journal: Journal,
     settlement_up: bool,
     tip_us: u64,
+    /// How far metering's clock is off.
+    clock_off_ms: i64,
     healthy: bool,
     coverage: Coverage,
 }
@@ -127,6 +131,7 @@ impl World {
             journal: Journal::default(),
             settlement_up: true,
             tip_us: 0,
+            clock_off_ms: 0,
             healthy: false,
             coverage: Coverage::default(),
         };
@@ -180,8 +185,13 @@ impl World {
         self.trace.note(self.now_us, event);
     }
 
+    /// The time of day by metering's clock.
     fn wall_ms(&self) -> u64 {
-        EPOCH_MS + self.now_us / 1000
+        (EPOCH_MS + self.now_us / 1000).saturating_add_signed(self.clock_off_ms)
+    }
+
+    fn instant(&self) -> Instant {
+        self.base + Duration::from_micros(self.now_us)
     }
 
     fn number(&self, channel: ChannelId) -> Option<usize> {
@@ -318,6 +328,7 @@ impl World {
             service: ChainName::vpn(),
             payee: None,
             close_window_blocks_min: 10,
+            write_off_units_max: self.plan.write_off_units_max,
         };
         let unit_price = self.plan.price(&mut self.random);
         let offer = Offer {
@@ -342,6 +353,7 @@ impl World {
         for link in &mut self.links {
             link.cut(&mut self.random);
             link.to_payee.drop_all();
+            link.proving = None;
         }
         let alive = self.plane.as_ref().map(|plane| plane.boot);
         self.strand(|boot| Some(boot) != alive)
@@ -349,7 +361,7 @@ impl World {
 
     /// One turn of the keeper; it may die at any point between two of its deeds.
     fn turn(&mut self) -> Step {
-        let now = self.base + Duration::from_micros(self.now_us);
+        let now = self.instant();
         let (now_us, wall_ms) = (self.now_us, self.wall_ms());
         let Some(metering) = &mut self.metering else {
             return Ok(());
@@ -362,17 +374,36 @@ impl World {
         let freshens = now_us >= metering.freshened_us + FRESHNESS_INTERVAL_US;
         if freshens {
             metering.freshened_us = now_us;
-            metering.books.poll_freshness(wall_ms);
+            let before = metering.books.counters().written_off;
+            metering.books.poll_freshness(now, wall_ms);
+            self.coverage.written_off += metering.books.counters().written_off - before;
         }
         self.check_claims()?;
         let Some(metering) = &mut self.metering else {
             return Ok(());
         };
         let due = now_us >= metering.committed_us + COMMIT_INTERVAL_US;
-        let entries = metering.books.poll_entries(due);
+        let entries = match metering.refused.take() {
+            Some(refused) => refused,
+            None => metering.books.poll_entries(due, wall_ms),
+        };
         let committed = !entries.is_empty();
         if committed || due {
             metering.committed_us = now_us;
+        }
+        // A disk that refuses has kept none of it, or all.
+        if committed && !self.healthy && self.random.once_in(self.plan.trouble.saturating_mul(8)) {
+            self.coverage.refused += 1;
+            self.note(format_args!("the disk refuses {} channels", entries.len()));
+            let Some(metering) = &mut self.metering else {
+                return Ok(());
+            };
+            metering.refused = Some(entries);
+            metering.books.handle_uncommitted(now);
+            if freshens {
+                self.check_frozen()?;
+            }
+            return self.act();
         }
         if committed {
             for entry in &entries {
@@ -426,7 +457,8 @@ impl World {
             let Some(claim) = metering.books.final_claim(channel.view.id) else {
                 continue;
             };
-            let held = channel.truth.check_early(&claim);
+            let lines = self.journal.lines(channel.view.id);
+            let held = channel.truth.check_early(&claim, lines);
             held.map_err(|error| format!("channel {number}: {error}"))?;
         }
         Ok(())
@@ -460,12 +492,13 @@ impl World {
             };
             match output {
                 Output::Reply(connection, message) => self.reply(connection, message)?,
-                Output::Replaced(connection) => {
+                Output::End(connection) => {
                     metering.links.retain(|link| *link != connection);
                     self.end_link(connection);
                 }
                 Output::Acknowledge(slot_use) => metering.errand(Errand::Acknowledge(slot_use)),
                 Output::LookUp(channel) => metering.errand(Errand::LookUp(channel)),
+                Output::Forgotten(_) => return Err("a channel is forgotten too soon".to_owned()),
                 Output::Finished(channel) => {
                     metering.finished.push(channel);
                     self.finished(channel)?;
@@ -590,16 +623,18 @@ impl World {
                 .max(self.now_us.saturating_sub(self.random.below(200_000)));
         }
         let (up, tip_ms) = (self.settlement_up, EPOCH_MS + self.tip_us / 1000);
+        let now = self.instant();
         if let Some(metering) = &mut self.metering
             && up
         {
             let tips = Tips {
+                service_height: self.tip_us / 1000 / BLOCK_INTERVAL_MS,
                 service_time_ms: tip_ms,
                 main_time_ms: tip_ms,
                 block_interval_ms: BLOCK_INTERVAL_MS,
             };
             metering.books.handle_payee(PAYEE);
-            metering.books.handle_tips(tips);
+            metering.books.handle_tips(tips, now);
             metering.tips = Some(tips);
             self.note(format_args!("tips at {tip_ms}"));
         }
@@ -620,7 +655,7 @@ impl World {
 
     /// Metering asks the chain about a channel; of two answers under way the older may come last.
     fn look_up(&mut self, channel: ChannelId) {
-        let wall_ms = self.wall_ms();
+        let (now, wall_ms) = (self.instant(), self.wall_ms());
         let (Some(number), true) = (self.number(channel), self.settlement_up) else {
             return;
         };
@@ -635,7 +670,7 @@ impl World {
         }
         for view in answers {
             if metering.books.handle_channel(&view) {
-                metering.books.poll_freshness(wall_ms);
+                metering.books.poll_freshness_of(channel, now, wall_ms);
                 let closing = view.state != ChannelState::Open;
                 *metering.heard.entry(channel).or_default() |= closing;
             }
@@ -660,9 +695,14 @@ impl World {
         for (number, channel) in self.channels.iter().enumerate() {
             let limit_ms = channel.view.close_window * BLOCK_INTERVAL_MS / 4;
             let fresh = metering.tips.is_some_and(|tips| {
-                self.wall_ms() - tips.service_time_ms.min(tips.main_time_ms) <= limit_ms
+                let time_ms = tips.service_time_ms.min(tips.main_time_ms);
+                self.wall_ms().saturating_sub(time_ms) <= limit_ms
             });
-            let open = metering.heard.get(&channel.view.id) == Some(&false);
+            let quarter = channel.view.close_window / 4;
+            let lasts = metering
+                .tips
+                .is_some_and(|tips| tips.service_height + quarter < channel.view.expiry);
+            let open = lasts && metering.heard.get(&channel.view.id) == Some(&false);
             ensure(fresh && open || plane.open(number).next().is_none(), || {
                 format!("channel {number} has credit: fresh {fresh}, heard to be open {open}")
             })?;
@@ -674,11 +714,14 @@ impl World {
 
     fn deliver(&mut self) -> Step {
         for position in 0..self.links.len() {
-            while let Some(bytes) = self.links[position].to_payee.receive(self.now_us) {
+            self.proof_comes(position);
+            while self.links[position].proving.is_none()
+                && let Some(bytes) = self.links[position].to_payee.receive(self.now_us)
+            {
                 self.payee_hears(position, &bytes);
             }
             let link = &mut self.links[position];
-            if link.to_payee.is_over() && link.greeted {
+            if link.to_payee.is_over() && link.greeted && link.proving.is_none() {
                 link.greeted = false;
                 let id = link.id;
                 if let Some(metering) = &mut self.metering {
@@ -695,6 +738,18 @@ impl World {
             held || !link.to_payee.is_over()
         });
         Ok(())
+    }
+
+    /// A signature is proved sooner or later, and much may have happened meanwhile.
+    fn proof_comes(&mut self, position: usize) {
+        let link = &mut self.links[position];
+        if link.proving.is_none() || self.random.once_in(2) {
+            return;
+        }
+        if let (Some(unproved), Some(metering)) = (link.proving.take(), &mut self.metering) {
+            self.coverage.proved += 1;
+            metering.books.handle_proof(link.id, unproved.prove());
+        }
     }
 
     fn payee_hears(&mut self, position: usize, bytes: &[u8]) {
@@ -717,7 +772,7 @@ impl World {
             (Ok(_), false) => Err(RefusalCode::OutOfOrder),
             (Ok(message), true) => {
                 if let Some(metering) = &mut self.metering {
-                    metering.books.handle_payer(id, &message);
+                    self.links[position].proving = metering.books.handle_payer(id, &message);
                 }
                 Ok(())
             }
@@ -930,7 +985,14 @@ impl World {
         if !self.random.once_in(self.plan.trouble) {
             return Ok(());
         }
-        match self.random.below(12) {
+        match self.random.below(13) {
+            12 if self.plan.clock_jumps => {
+                self.clock_off_ms = self.random.pick(&[0, -3_600_000, 3_600_000, -500, 500]);
+                self.coverage.clocks_set += 1;
+                let off_ms = self.clock_off_ms;
+                self.note(format_args!("metering's clock is {off_ms} ms off"));
+                Ok(())
+            }
             0 => self.kill_plane(),
             1 => self.kill_metering(),
             2 => {
@@ -1085,6 +1147,7 @@ impl World {
             service: ChainName::vpn(),
             payee: Some(PAYEE),
             close_window_blocks_min: 10,
+            write_off_units_max: 0,
         };
         let books = Books::restore(served, self.plan.offer, vec![stored])
             .map_err(|(_, error)| error.to_string())?;
@@ -1098,6 +1161,12 @@ impl World {
         self.healthy = true;
         self.plan.weather.chaos = false;
         self.settlement_up = true;
+        self.clock_off_ms = 0;
+        let expired = self
+            .channels
+            .iter()
+            .filter(|channel| channel.view.expiry < u64::MAX);
+        self.coverage.expired += expired.count() as u64;
         self.note(format_args!("everybody is well"));
         for number in 0..self.channels.len() {
             let channel = &mut self.channels[number];
@@ -1156,6 +1225,8 @@ impl World {
         }
         let serves = honest
             && channel.view.state == ChannelState::Open
+            && channel.view.expiry == u64::MAX
+            && !channel.lossy
             && !channel.finishing
             && !wallet.has_forgotten();
         if !serves || self.channels.len() >= self.plan.slots as usize {
@@ -1188,7 +1259,8 @@ impl World {
             let Some(last) = &channel.truth.last else {
                 continue;
             };
-            channel.truth.check_last(last)?;
+            let lines = self.journal.lines(channel.view.id);
+            channel.truth.check_last(last, lines)?;
             if channel.payer_kind == PayerKind::Honest {
                 channel.check_honest(last, &self.plan)?;
             }
@@ -1266,7 +1338,7 @@ impl Channel {
             allocation: plan.allocation,
             paid: Amount::ZERO,
             close_window: world.close_window_blocks,
-            expiry: u64::MAX,
+            expiry: plan.expiry,
             state: ChannelState::Open,
         };
         Self {
@@ -1279,6 +1351,7 @@ impl Channel {
             payer_kind: plan.payer,
             payee_kind: plan.payee,
             loss_ppm: plan.loss_ppm,
+            lossy: plan.lossy,
             wanted: false,
             finishing: false,
             shown: None,
