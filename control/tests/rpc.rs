@@ -276,6 +276,7 @@ fn claim() -> ClaimBytes {
         voucher: vec![1; 191],
         index: 3,
         preimage: [2; 32],
+        log_root: Hash([3; 32]),
     }
 }
 

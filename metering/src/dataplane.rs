@@ -18,7 +18,7 @@ use topnet_unit::{Attachment, BootId, HandoverError};
 use tracing::{debug, info, warn};
 
 use crate::{
-    keeper::{Ended, Errand, Event, Handle},
+    event::{Ended, Errand, Event, Handle},
     settlement::LookUp,
 };
 

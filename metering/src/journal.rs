@@ -1,20 +1,32 @@
 //! What survives a crash: one record a channel, and its facts, in RocksDB.
 //!
 //! Keys: `v` names format and version; `c` and a channel's id hold the payee's record, as
-//! `topnet-channel` lays it out; `t` and the id hold the [`Facts`]. A batch is written as a
-//! whole and synced before [`Journal::commit`] returns. The newest record of a channel says
+//! `topnet-channel` lays it out; `t` and the id hold the [`Facts`]; `n`, the id and a level hold
+//! the peak of that level in the tree over the channel's part of the service log, with the lines
+//! and units that it was made at; `p` says up to where the service log counts. A batch is written
+//! as a whole and synced before [`Journal::commit`] returns. The newest record of a channel says
 //! everything, so there is nothing to replay.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
 use rocksdb::{DB, DBCompressionType, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
-use topnet_account::ChannelId;
-use topnet_books::{Entry, Stored, facts::Facts};
+use topnet_account::{ChannelId, Hash};
+use topnet_books::{Entry, LogHead, NewLine, Stored, facts::Facts};
+use topnet_log::{Frontier, LEVELS_MAX, Line, LogError, Position, Segments};
 
 const VERSION_KEY: &[u8] = b"v";
 const VERSION: &[u8] = b"topnet-metering-journal/1";
 const RECORD: u8 = b'c';
 const FACTS: u8 = b't';
+const NODE: u8 = b'n';
+const NODE_BYTES: usize = 8 + 8 + Hash::SIZE;
+const POSITION_KEY: &[u8] = b"p";
+/// The service log's directory below the journal's.
+const LOG_DIR: &str = "service-log";
 const KEY_BYTES: usize = 1 + ChannelId::SIZE;
 
 /// Records are small and overwritten often: a small write buffer keeps recovery short.
@@ -48,6 +60,9 @@ pub enum JournalError {
         /// As it says.
         found: String,
     },
+    /// The service log beside it.
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// It was damaged, or something else was put in its place.
     #[error("the journal in {path} is damaged at channel {channel}; restore it from a backup")]
     Damaged {
@@ -58,32 +73,33 @@ pub enum JournalError {
     },
 }
 
-/// The open journal.
+/// A key with its value.
+type Item = Result<(Box<[u8]>, Box<[u8]>), JournalError>;
+
+/// The open journal, and the service log beside it.
 pub struct Journal {
     path: PathBuf,
-    database: DB,
+    /// `None` after a write that failed: nobody knows what it left until it is opened anew.
+    database: Option<DB>,
     synced: WriteOptions,
+    log: Segments,
+    /// Up to where the log counts.
+    position: Position,
+    log_kept: Option<Duration>,
 }
 
 impl Journal {
-    /// Opens the journal in `path`, or begins one.
+    /// Opens the journal in `path`, or begins one, with the service log in a directory below.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
-        let failed = |what| {
-            move |source| JournalError::Database {
-                what,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.set_compression_type(DBCompressionType::Lz4);
-        options.set_write_buffer_size(WRITE_BUFFER_BYTES);
-        options.set_max_total_wal_size(WAL_BYTES_MAX);
-        options.set_keep_log_file_num(LOG_FILES_MAX);
-        let database = DB::open(&options, path).map_err(failed("open"))?;
+        Self::open_with_log(path, &path.join(LOG_DIR))
+    }
+
+    /// Opens the journal in `path` and the service log in `log_dir`, or begins them.
+    pub fn open_with_log(path: &Path, log_dir: &Path) -> Result<Self, JournalError> {
+        let database = open_database(path)?;
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
+        let failed = |what| failed(path, what);
         match database.get(VERSION_KEY).map_err(failed("read"))? {
             Some(found) if found == VERSION => {}
             Some(found) => {
@@ -97,75 +113,229 @@ impl Journal {
                 .put_opt(VERSION_KEY, VERSION, &synced)
                 .map_err(failed("begin"))?,
         }
+        let position = match database.get(POSITION_KEY).map_err(failed("read"))? {
+            Some(bytes) => Some(position_from(&bytes).ok_or_else(|| damaged(path, POSITION_KEY))?),
+            None => None,
+        };
+        let log = Segments::open(log_dir, position)?;
+        // Lines count from here, so a crash before the first commit leaves none behind.
+        database
+            .put_opt(POSITION_KEY, position_bytes(log.position()), &synced)
+            .map_err(failed("begin"))?;
         Ok(Self {
             path: path.to_owned(),
-            database,
+            database: Some(database),
             synced,
+            position: log.position(),
+            log,
+            log_kept: None,
         })
     }
 
-    /// Every channel.
+    /// Has [`retain`](Self::retain) remove segments of the log that are older.
+    pub fn keep_log_for(&mut self, log_kept: Duration) {
+        self.log_kept = Some(log_kept);
+    }
+
+    /// Every channel, in the order of ids.
     pub fn stored(&self) -> Result<Vec<Stored>, JournalError> {
+        let Some(database) = &self.database else {
+            return Ok(Vec::new());
+        };
+        // All three are in the order of ids.
+        let mut records = self.items(database, RECORD).peekable();
+        let mut nodes = self.items(database, NODE).peekable();
         let mut stored = Vec::new();
-        let mode = IteratorMode::From(&[FACTS], Direction::Forward);
-        for item in self.database.iterator(mode) {
-            let (key, value) = item.map_err(|source| self.failed("read", source))?;
-            if key.first() != Some(&FACTS) {
-                break;
-            }
-            let damaged = || self.damaged(&key);
+        for item in self.items(database, FACTS) {
+            let (key, value) = item?;
+            let damaged = || damaged(&self.path, &key);
             let id = key[1..].try_into().map_err(|_| damaged())?;
             let channel = ChannelId(id);
             let facts = Facts::from_bytes(&value).ok_or_else(damaged)?;
-            let record = self
-                .database
-                .get(place(RECORD, channel))
-                .map_err(|source| self.failed("read", source))?;
+            let mut record = None;
+            while let Some(item) = records.next_if(|item| is_up_to(item, &channel)) {
+                let (key, value) = item?;
+                if key[1..] == channel.0 {
+                    record = Some(value.into_vec());
+                }
+            }
+            let mut peaks = Peaks::default();
+            while let Some(item) = nodes.next_if(|item| is_up_to(item, &channel)) {
+                let (key, value) = item?;
+                if key[1..].starts_with(&channel.0) {
+                    let level = key.get(KEY_BYTES).copied();
+                    level
+                        .and_then(|level| peaks.take(level, &value))
+                        .ok_or_else(damaged)?;
+                }
+            }
             stored.push(Stored {
                 channel,
                 facts,
                 record,
+                log: peaks.head().ok_or_else(damaged)?,
             });
         }
         Ok(stored)
     }
 
-    /// Writes all entries or none, and returns when they are on disk.
-    pub fn commit(&self, entries: &[Entry]) -> Result<(), JournalError> {
+    /// What stands under one kind of key.
+    fn items<'a>(&'a self, database: &'a DB, kind: u8) -> impl Iterator<Item = Item> + 'a {
+        database
+            .iterator(IteratorMode::From(&[kind], Direction::Forward))
+            .map(|item| item.map_err(failed(&self.path, "read")))
+            .take_while(move |item| item.as_ref().map_or(true, |(key, _)| key[0] == kind))
+    }
+
+    /// Writes all entries or none, and returns when they are on disk: the lines of the service
+    /// log first, and with everything else up to where they count. After an error the same
+    /// entries may be tried again; nothing else may be committed before.
+    pub fn commit(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let written = self.write(entries);
+        if written.is_err() {
+            self.database = None;
+        }
+        written
+    }
+
+    fn write(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
+        if self.database.is_none() {
+            self.log.rewind(self.position)?;
+            self.database = Some(open_database(&self.path)?);
+        }
+        let new_lines = entries.iter().filter_map(|entry| entry.line);
+        let lines: Vec<Line> = new_lines.map(|new| new.line).collect();
+        self.log.append(&lines)?;
+        self.log.sync()?;
         let mut batch = WriteBatch::default();
         for entry in entries {
+            let channel = entry.channel;
+            if entry.forget {
+                batch.delete(place(FACTS, channel));
+                batch.delete(place(RECORD, channel));
+                for level in 0..LEVELS_MAX as u8 {
+                    batch.delete(node_place(channel, level));
+                }
+            }
             if let Some(facts) = &entry.facts {
-                batch.put(place(FACTS, entry.channel), facts.to_bytes());
+                batch.put(place(FACTS, channel), facts.to_bytes());
             }
             if let Some(record) = &entry.record {
-                batch.put(place(RECORD, entry.channel), record);
+                batch.put(place(RECORD, channel), record);
+            }
+            if let Some(new) = &entry.line {
+                batch.put(node_place(channel, new.peak.level), node_bytes(new));
             }
         }
-        self.database
-            .write_opt(batch, &self.synced)
-            .map_err(|source| self.failed("write", source))
+        if !lines.is_empty() {
+            batch.put(POSITION_KEY, position_bytes(self.log.position()));
+        }
+        if let Some(database) = &self.database {
+            database
+                .write_opt(batch, &self.synced)
+                .map_err(failed(&self.path, "write"))?;
+        }
+        self.position = self.log.position();
+        Ok(())
     }
 
-    /// A record that nobody can read.
-    pub(crate) fn damaged(&self, key: &[u8]) -> JournalError {
-        let channel = key
-            .iter()
-            .skip(1)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        JournalError::Damaged {
-            path: self.path.clone(),
-            channel,
+    /// Removes segments of the log that are older than they are to be kept; gives their number.
+    pub fn retain(&mut self, now: SystemTime) -> Result<u64, JournalError> {
+        let before = self.log_kept.and_then(|kept| now.checked_sub(kept));
+        match before {
+            Some(before) => Ok(self.log.forget_before(before)?),
+            None => Ok(0),
         }
+    }
+}
+
+fn open_database(path: &Path) -> Result<DB, JournalError> {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_max_total_wal_size(WAL_BYTES_MAX);
+    options.set_keep_log_file_num(LOG_FILES_MAX);
+    DB::open(&options, path).map_err(failed(path, "open"))
+}
+
+fn failed(path: &Path, what: &'static str) -> impl FnOnce(rocksdb::Error) -> JournalError + use<> {
+    let path = path.to_owned();
+    move |source| JournalError::Database { what, path, source }
+}
+
+/// A value that nobody can read.
+fn damaged(path: &Path, key: &[u8]) -> JournalError {
+    let channel = key.iter().skip(1).map(|byte| format!("{byte:02x}"));
+    JournalError::Damaged {
+        path: path.to_owned(),
+        channel: channel.collect(),
+    }
+}
+
+/// The peaks that a channel's keys hold, stale ones too.
+#[derive(Default)]
+struct Peaks {
+    lines: u64,
+    units: u64,
+    of_level: BTreeMap<u8, Hash>,
+}
+
+impl Peaks {
+    fn take(&mut self, level: u8, value: &[u8]) -> Option<()> {
+        let (lines, rest) = value.split_first_chunk::<8>()?;
+        let (units, hash) = rest.split_first_chunk::<8>()?;
+        let (lines, units) = (u64::from_le_bytes(*lines), u64::from_le_bytes(*units));
+        if lines > self.lines {
+            (self.lines, self.units) = (lines, units);
+        }
+        self.of_level.insert(level, Hash(hash.try_into().ok()?));
+        Some(())
     }
 
-    fn failed(&self, what: &'static str, source: rocksdb::Error) -> JournalError {
-        JournalError::Database {
-            what,
-            path: self.path.clone(),
-            source,
+    /// `None` if one is missing; without any there are no lines.
+    fn head(&self) -> Option<Option<LogHead>> {
+        if self.of_level.is_empty() {
+            return Some(None);
         }
+        let tree = Frontier::restore(self.lines, |level| self.of_level.get(&level).copied())?;
+        let units = self.units;
+        Some(Some(LogHead { units, tree }))
     }
+}
+
+/// True while `item` is of a channel up to `channel`, or cannot be read.
+fn is_up_to(item: &Item, channel: &ChannelId) -> bool {
+    match item {
+        Ok((key, _)) => key.get(1..KEY_BYTES).is_none_or(|id| id <= &channel.0[..]),
+        Err(_) => true,
+    }
+}
+
+fn node_bytes(new: &NewLine) -> [u8; NODE_BYTES] {
+    let mut bytes = [0; NODE_BYTES];
+    bytes[..8].copy_from_slice(&new.lines.to_le_bytes());
+    bytes[8..16].copy_from_slice(&new.line.units.to_le_bytes());
+    bytes[16..].copy_from_slice(new.peak.hash.as_bytes());
+    bytes
+}
+
+fn position_bytes(position: Position) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&position.segment.to_le_bytes());
+    bytes[8..].copy_from_slice(&position.lines.to_le_bytes());
+    bytes
+}
+
+fn position_from(bytes: &[u8]) -> Option<Position> {
+    let (segment, lines) = bytes.split_first_chunk::<8>()?;
+    Some(Position {
+        segment: u64::from_le_bytes(*segment),
+        lines: u64::from_le_bytes(lines.try_into().ok()?),
+    })
 }
 
 impl std::fmt::Debug for Journal {
@@ -182,9 +352,17 @@ fn place(kind: u8, channel: ChannelId) -> [u8; KEY_BYTES] {
     key
 }
 
+fn node_place(channel: ChannelId, level: u8) -> [u8; KEY_BYTES + 1] {
+    let mut key = [level; KEY_BYTES + 1];
+    key[..KEY_BYTES].copy_from_slice(&place(NODE, channel));
+    key
+}
+
 #[cfg(test)]
 mod tests {
     use topnet_account::{Amount, PublicKey};
+    use topnet_log::lines_of;
+    use topnet_unit::{BootId, Slot};
 
     use super::*;
 
@@ -203,6 +381,8 @@ mod tests {
             channel: ChannelId([number; 32]),
             facts: Some(facts(number)),
             record: Some(record.to_vec()),
+            line: None,
+            forget: false,
         }
     }
 
@@ -211,7 +391,14 @@ mod tests {
         let copy = tempfile::tempdir().unwrap();
         for file in std::fs::read_dir(dir).unwrap() {
             let file = file.unwrap();
-            if file.file_name() != "LOCK" {
+            if file.file_type().unwrap().is_dir() {
+                let below = copy.path().join(file.file_name());
+                std::fs::create_dir(&below).unwrap();
+                for file in std::fs::read_dir(file.path()).unwrap() {
+                    let file = file.unwrap();
+                    std::fs::copy(file.path(), below.join(file.file_name())).unwrap();
+                }
+            } else if file.file_name() != "LOCK" {
                 std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
             }
         }
@@ -221,7 +408,7 @@ mod tests {
     #[test]
     fn what_was_committed_survives_a_kill_and_the_newest_wins() {
         let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::open(dir.path()).unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
         assert_eq!(journal.stored().unwrap(), []);
         journal
             .commit(&[entry(1, b"one"), entry(2, b"two")])
@@ -237,6 +424,7 @@ mod tests {
             channel: ChannelId([number; 32]),
             facts: facts(number),
             record: Some(record.to_vec()),
+            log: None,
         };
         assert_eq!(
             again.stored().unwrap(),
@@ -253,11 +441,121 @@ mod tests {
             second,
             Err(JournalError::Database { what: "open", .. })
         ));
-        journal.database.put(VERSION_KEY, b"something/2").unwrap();
+        let database = journal.database.as_ref().unwrap();
+        database.put(VERSION_KEY, b"something/2").unwrap();
         drop(journal);
         let newer = Journal::open(dir.path());
         assert!(
             matches!(newer, Err(JournalError::Version { found, .. }) if found == "something/2")
         );
+    }
+
+    /// Entries of one channel that each log one unit more.
+    fn logged(number: u8, head: &mut LogHead, record: &[u8]) -> Entry {
+        let line = Line {
+            channel: ChannelId([number; 32]),
+            units_before: head.units,
+            units: head.units + 1,
+            channel_bytes: head.units * 1000,
+            time_ms: 5,
+            boot: BootId([6; 16]),
+            slot: Slot {
+                index: 1,
+                generation: 1,
+            },
+        };
+        let peak = head.tree.append(&line);
+        head.units += 1;
+        let lines = head.tree.size();
+        Entry {
+            line: Some(NewLine { line, lines, peak }),
+            ..entry(number, record)
+        }
+    }
+
+    #[test]
+    fn the_log_is_as_durable_as_the_records_and_a_torn_batch_leaves_no_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        let (mut one, mut two) = (LogHead::default(), LogHead::default());
+        for round in 0..9 {
+            let mut entries = vec![logged(1, &mut one, b"one")];
+            if round % 2 == 0 {
+                entries.push(logged(2, &mut two, b"two"));
+            }
+            if round % 3 == 2 {
+                // A batch of which the log got something and the records nothing.
+                let lines: Vec<Line> = entries.iter().map(|e| e.line.unwrap().line).collect();
+                journal.log.append(&lines).unwrap();
+                journal.database = None;
+            }
+            journal.commit(&entries).unwrap();
+            let copy = killed(dir.path());
+            let again = Journal::open(copy.path()).unwrap();
+            let heads: Vec<_> = again.stored().unwrap();
+            let heads: Vec<_> = heads
+                .into_iter()
+                .map(|stored| stored.log.unwrap())
+                .collect();
+            assert_eq!(heads, [one.clone(), two.clone()]);
+            for (number, head) in [(1, &one), (2, &two)] {
+                let log_dir = copy.path().join(LOG_DIR);
+                let lines = lines_of(&log_dir, &ChannelId([number; 32])).unwrap();
+                let mut tree = Frontier::default();
+                for line in &lines {
+                    tree.append(line);
+                }
+                assert_eq!(tree, head.tree);
+            }
+        }
+    }
+
+    #[test]
+    fn a_channel_that_is_forgotten_leaves_its_lines_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        let mut head = LogHead::default();
+        let entries = [logged(1, &mut head, b"one"), entry(2, b"two")];
+        journal.commit(&entries).unwrap();
+        let gone = Entry {
+            facts: None,
+            record: None,
+            forget: true,
+            ..entry(1, b"")
+        };
+        journal.commit(&[gone]).unwrap();
+        let left: Vec<_> = journal.stored().unwrap();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].channel, ChannelId([2; 32]));
+        let database = journal.database.as_ref().unwrap();
+        assert_eq!(journal.items(database, NODE).count(), 0);
+        let log_dir = dir.path().join(LOG_DIR);
+        let lines = lines_of(&log_dir, &ChannelId([1; 32])).unwrap();
+        assert_eq!(lines.len(), 1);
+    }
+
+    /// Journals hold these bytes: they change only with the version.
+    #[test]
+    fn golden_peak_and_position() {
+        let mut head = LogHead::default();
+        logged(9, &mut head, b"");
+        let new = logged(9, &mut head, b"").line.unwrap();
+        let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
+        assert_eq!(
+            hex(&node_bytes(&new)),
+            format!("02000000000000000200000000000000{}", hex(&new.peak.hash.0))
+        );
+        assert_eq!(
+            hex(&node_place(ChannelId([9; 32]), 1)),
+            format!("6e{}01", "09".repeat(32))
+        );
+        let position = Position {
+            segment: 3,
+            lines: 4,
+        };
+        let bytes = position_bytes(position);
+        assert_eq!(hex(&bytes), "03000000000000000400000000000000");
+        assert_eq!(position_from(&bytes), Some(position));
+        assert_eq!(position_from(&bytes[1..]), None);
     }
 }

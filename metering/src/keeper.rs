@@ -2,24 +2,31 @@
 //!
 //! It takes turns and never waits for anybody but the disk. Whoever wants something of it sends
 //! an [`Event`]; payers' messages have a queue of their own, of which one turn takes a bounded
-//! part, so that nothing said at the payment port holds up credit.
+//! part, and their signatures are proved elsewhere, so that nothing said at the payment port
+//! holds up credit.
+//!
+//! A disk that refuses a batch ends nothing: the batch is tried again until it is written, no
+//! credit rises meanwhile, and what must lose its credit loses it.
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock},
+    collections::HashMap,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use hdrhistogram::Histogram;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot};
-use topnet_account::{Address, ChannelId, PublicKey};
-use topnet_api::{Assignments, ChannelStatus, ChannelView, FinalClaim};
-use topnet_books::{Books, ConnectionId, Counters, Greeting, Output, Tips};
-use topnet_channel::{PayeeMessage, PayerMessage, SlotUse};
-use topnet_unit::Attachment;
-use tracing::{error, warn};
+use topnet_account::ChannelId;
+use topnet_api::{FinalClaim, Latency};
+use topnet_books::{Books, ConnectionId, Entry, Greeting, Output};
+use topnet_channel::PayeeMessage;
+use tracing::{error, info, warn};
 
-use crate::journal::{Journal, JournalError};
+use crate::{
+    event::{Errand, Event, Handle, KnownKeys, Overview, Page, Payment},
+    journal::{Journal, JournalError},
+};
 
 /// Events that wait.
 pub const EVENTS_MAX: usize = 4096;
@@ -29,6 +36,8 @@ pub const PAYMENTS_MAX: usize = 16_384;
 pub const REPLIES_MAX: usize = 32;
 /// Errands that wait; the books want a lost one again.
 pub const ERRANDS_MAX: usize = 1024;
+/// Channels on a page of a list.
+pub const PAGE_MAX: usize = 1000;
 /// Of each queue, what one turn takes: enough to fill a batch, too little to delay credit.
 const TURN_MAX: usize = 1024;
 /// An idle turn's length: what a unit record waits at most before it is seen.
@@ -39,135 +48,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
 const FRESHNESS_INTERVAL: Duration = Duration::from_millis(50);
 /// How often bytes within a unit are journalled.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Something that happened, or that somebody asks.
-#[derive(Debug)]
-pub enum Event {
-    /// A data plane's tables.
-    Attached(Box<Attachment>),
-    /// Its slots.
-    Assignments(Assignments),
-    /// It has heard an acknowledgement.
-    Acknowledged(SlotUse),
-    /// Whom channels pay.
-    Payee(Address),
-    /// The chains' newest final headers.
-    Tips(Tips),
-    /// What the chain says of a channel.
-    Channel(Box<ChannelView>),
-    /// A payer's first word, on a link on which it proved a key.
-    Hello {
-        /// The link.
-        connection: ConnectionId,
-        /// The channel.
-        channel: ChannelId,
-        /// The proved key.
-        key: PublicKey,
-        /// Where answers go; dropped when the link is not wanted any more.
-        replies: mpsc::Sender<PayeeMessage>,
-        /// What it comes to.
-        greeting: oneshot::Sender<Greeting>,
-    },
-    /// The link is gone.
-    Disconnected(ConnectionId),
-    /// How one channel stands.
-    Status(ChannelId, oneshot::Sender<Option<ChannelStatus>>),
-    /// How all channels stand.
-    Statuses(oneshot::Sender<Vec<ChannelStatus>>),
-    /// How metering stands.
-    Overview(oneshot::Sender<Overview>),
-    /// Channels that the chain should be asked about.
-    Active(oneshot::Sender<Vec<ChannelId>>),
-    /// Finish a channel; `None` if nobody knows it.
-    Finish(ChannelId, oneshot::Sender<Option<FinalClaim>>),
-    /// Commit what there is and end.
-    Stop,
-}
-
-/// What a payer said after its hello.
-#[derive(Debug)]
-pub struct Payment {
-    /// On which link.
-    pub connection: ConnectionId,
-    /// What.
-    pub message: PayerMessage,
-}
-
-/// What only a task can do for the keeper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Errand {
-    /// Tell the data plane that last totals are journalled.
-    Acknowledge(SlotUse),
-    /// Ask the chain about a channel.
-    LookUp(ChannelId),
-}
-
-/// How metering stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Overview {
-    /// Boot id of the attached data plane.
-    pub boot: Option<String>,
-    /// Links with payers.
-    pub connections: u64,
-    /// Counts since start.
-    pub counters: Counters,
-    /// Why nothing can be served, if so.
-    pub frozen: Option<String>,
-}
-
-/// Keys of known channels, for the listener.
-#[derive(Clone, Debug, Default)]
-pub struct KnownKeys(Arc<RwLock<HashSet<PublicKey>>>);
-
-impl KnownKeys {
-    /// True if a known channel's vouchers are signed with `key`.
-    pub fn contains(&self, key: &PublicKey) -> bool {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(key)
-    }
-
-    fn insert(&self, key: PublicKey) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key);
-    }
-}
-
-/// The way to the keeper's thread.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    /// What happens.
-    pub events: mpsc::Sender<Event>,
-    /// What payers say.
-    pub payments: mpsc::Sender<Payment>,
-    /// Who is no stranger.
-    pub known: KnownKeys,
-}
-
-/// The keeper's thread has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("metering is ending")]
-pub struct Ended;
-
-impl Handle {
-    /// Sends an event.
-    pub async fn tell(&self, event: Event) -> Result<(), Ended> {
-        self.events.send(event).await.map_err(|_| Ended)
-    }
-
-    /// Sends an event that is answered.
-    pub async fn ask<T>(
-        &self,
-        event: impl FnOnce(oneshot::Sender<T>) -> Event,
-    ) -> Result<T, Ended> {
-        let (sender, answer) = oneshot::channel();
-        self.tell(event(sender)).await?;
-        answer.await.map_err(|_| Ended)
-    }
-}
+/// Between two attempts to write what the disk has refused.
+const REFUSED_INTERVAL: Duration = Duration::from_millis(500);
+/// How often old segments of the service log are looked for.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
+/// Channels that the chain is asked about in one go although nothing happens to them.
+const ROTATION_MAX: usize = 64;
 
 /// The keeper's thread and what it wants done.
 #[derive(Debug)]
@@ -188,26 +74,13 @@ pub fn start(books: Books, journal: Journal) -> std::io::Result<Running> {
     let (ended_in, ended) = oneshot::channel();
     let known = KnownKeys::default();
     books.signers().for_each(|key| known.insert(key));
-    let now = Instant::now();
-    let keeper = Keeper {
-        books,
-        journal,
-        events,
-        payments,
-        errands,
-        known: known.clone(),
-        links: HashMap::new(),
-        finishing: Vec::new(),
-        swept: now,
-        freshened: now,
-        committed: now,
-    };
+    let keeper = Keeper::new(books, journal, events, payments, errands, known.clone());
     thread::Builder::new()
         .name("keeper".to_owned())
         .spawn(move || {
             let ended = keeper.run();
             if let Err(error) = &ended {
-                error!(%error, "metering stops: what cannot be journalled must not be served");
+                error!(%error, "what came last is not journalled; it counts for nothing");
             }
             let _ = ended_in.send(ended);
         })?;
@@ -232,16 +105,57 @@ struct Keeper {
     known: KnownKeys,
     links: HashMap<ConnectionId, mpsc::Sender<PayeeMessage>>,
     finishing: Vec<(ChannelId, oneshot::Sender<Option<FinalClaim>>)>,
+    refused: Option<Refused>,
+    commit_us: Histogram<u64>,
+    unit_us: Histogram<u64>,
     swept: Instant,
     freshened: Instant,
     committed: Instant,
+    retained: Instant,
+}
+
+/// A batch that the disk has refused; nothing else is committed before it.
+struct Refused {
+    entries: Vec<Entry>,
+    since: Instant,
+    tried: Instant,
+    reason: String,
 }
 
 impl Keeper {
+    fn new(
+        books: Books,
+        journal: Journal,
+        events: mpsc::Receiver<Event>,
+        payments: mpsc::Receiver<Payment>,
+        errands: mpsc::Sender<Errand>,
+        known: KnownKeys,
+    ) -> Self {
+        let now = Instant::now();
+        let histogram = || Histogram::new(2).expect("two digits are possible");
+        Self {
+            books,
+            journal,
+            events,
+            payments,
+            errands,
+            known,
+            links: HashMap::new(),
+            finishing: Vec::new(),
+            refused: None,
+            commit_us: histogram(),
+            unit_us: histogram(),
+            swept: now,
+            freshened: now,
+            committed: now,
+            retained: now,
+        }
+    }
+
     fn run(mut self) -> Result<(), JournalError> {
         loop {
             let Some(heard) = self.hear() else {
-                return self.commit(Instant::now(), true).map(|_| ());
+                return self.end();
             };
             let now = Instant::now();
             let sweep = now >= self.swept + SWEEP_INTERVAL;
@@ -251,11 +165,12 @@ impl Keeper {
             }
             if now >= self.freshened + FRESHNESS_INTERVAL {
                 self.freshened = now;
-                self.books.poll_freshness(wall_ms());
+                self.books.poll_freshness(now, wall_ms());
             }
             let due = now >= self.committed + COMMIT_INTERVAL;
-            let committed = self.commit(now, due)?;
+            let committed = self.commit(now, due);
             self.act();
+            self.retain(now);
             if heard == 0 && records == 0 && !committed {
                 thread::sleep(IDLE);
             }
@@ -274,17 +189,34 @@ impl Keeper {
             heard += 1;
         }
         for _ in 0..TURN_MAX {
-            let Ok(Payment {
-                connection,
-                message,
-            }) = self.payments.try_recv()
-            else {
+            let Ok(payment) = self.payments.try_recv() else {
                 break;
             };
-            self.books.handle_payer(connection, &message);
+            self.handle_payment(payment);
             heard += 1;
         }
         Some(heard)
+    }
+
+    fn handle_payment(&mut self, payment: Payment) {
+        match payment {
+            Payment::Said {
+                connection,
+                message,
+            } => {
+                // What would have to be proved comes as a promise; anything else that does counts
+                // for nothing.
+                let _ = self.books.handle_payer(connection, &message);
+            }
+            Payment::Promised {
+                connection,
+                message,
+                unproved,
+            } => {
+                let _ = unproved.send(self.books.handle_payer(connection, &message));
+            }
+            Payment::Proof { connection, proof } => self.books.handle_proof(connection, proof),
+        }
     }
 
     fn handle(&mut self, event: Event) {
@@ -294,12 +226,12 @@ impl Keeper {
             Event::Assignments(assignments) => self.books.handle_assignments(&assignments),
             Event::Acknowledged(slot_use) => self.books.handle_acknowledged(slot_use),
             Event::Payee(payee) => self.books.handle_payee(payee),
-            Event::Tips(tips) => self.books.handle_tips(tips),
+            Event::Tips(tips) => self.books.handle_tips(tips, Instant::now()),
             Event::Channel(view) => {
                 if self.books.handle_channel(&view) {
-                    self.known.insert(view.signer);
                     // The next thing may be this payer's hello: let it find the channel thawed.
-                    self.books.poll_freshness_of(view.id, wall_ms());
+                    self.books
+                        .poll_freshness_of(view.id, Instant::now(), wall_ms());
                 }
             }
             Event::Hello {
@@ -320,15 +252,18 @@ impl Keeper {
                 self.books.handle_disconnected(connection);
             }
             Event::Status(channel, answer) => drop(answer.send(self.books.status(channel))),
-            Event::Statuses(answer) => {
-                let channels = self.books.channels();
-                let statuses = channels
-                    .filter_map(|channel| self.books.status(channel))
-                    .collect();
-                let _ = answer.send(statuses);
+            Event::Statuses { page, answer } => {
+                let Page { all, after } = page;
+                let channels = self.books.page(all, after, PAGE_MAX).into_iter();
+                let statuses = channels.filter_map(|channel| self.books.status(channel));
+                let _ = answer.send(statuses.collect());
             }
             Event::Overview(answer) => drop(answer.send(self.overview())),
-            Event::Active(answer) => drop(answer.send(self.books.active().collect())),
+            Event::Active(answer) => {
+                let mut channels: Vec<ChannelId> = self.books.active().collect();
+                channels.extend(self.books.next_in_rotation(ROTATION_MAX));
+                let _ = answer.send(channels);
+            }
             Event::Finish(channel, answer) => {
                 if self.books.handle_finish(channel) {
                     self.finishing.push((channel, answer));
@@ -341,37 +276,117 @@ impl Keeper {
     }
 
     fn overview(&self) -> Overview {
+        let fault = self.refused.as_ref().map(|refused| {
+            let seconds = refused.since.elapsed().as_secs();
+            format!(
+                "nothing could be journalled for {seconds} s: {}",
+                refused.reason
+            )
+        });
+        let stale = self.books.frozen(Instant::now(), wall_ms());
         Overview {
             boot: self.books.boot().map(|boot| boot.to_string()),
             connections: self.books.connected() as u64,
+            channels: self.books.known() as u64,
             counters: self.books.counters(),
-            frozen: self.books.frozen(wall_ms()),
+            ring_waiting: self.books.ring_waiting(),
+            commit_us: percentiles(&self.commit_us),
+            unit_us: percentiles(&self.unit_us),
+            unpaid_bytes_now: self.books.unpaid_bytes(),
+            frozen: fault.clone().or(stale),
+            journal_fault: fault,
         }
     }
 
-    /// Durable before released: the commit comes first, then credit.
-    fn commit(&mut self, now: Instant, due: bool) -> Result<bool, JournalError> {
-        let entries = self.books.poll_entries(due);
-        let committed = !entries.is_empty();
-        if committed {
-            self.journal.commit(&entries)?;
+    /// Durable before released: the commit comes first, then credit. True if anything was
+    /// committed.
+    fn commit(&mut self, now: Instant, due: bool) -> bool {
+        let (entries, since) = match self.refused.take() {
+            Some(refused) if now < refused.tried + REFUSED_INTERVAL => {
+                self.refused = Some(refused);
+                self.books.handle_uncommitted(now);
+                return false;
+            }
+            Some(refused) => (refused.entries, Some(refused.since)),
+            None => (self.books.poll_entries(due, wall_ms()), None),
+        };
+        if let Err(error) = self.journal.commit(&entries) {
+            self.refuse(entries, since, error);
+            self.books.handle_uncommitted(now);
+            return false;
         }
+        if let Some(since) = since {
+            let seconds = since.elapsed().as_secs();
+            info!(seconds, "the journal is written again; credit rises again");
+        }
+        let committed = !entries.is_empty();
         if committed || due {
             self.committed = now;
         }
         // Not `now`: the commit may have taken long, and what closes credit begins only here.
-        self.books.handle_committed(committed, Instant::now());
-        Ok(committed)
+        let after = Instant::now();
+        self.books.handle_committed(committed, after);
+        if committed {
+            self.measure(after - now);
+        }
+        committed
+    }
+
+    fn refuse(&mut self, entries: Vec<Entry>, since: Option<Instant>, error: JournalError) {
+        let tried = Instant::now();
+        if since.is_none() {
+            error!(%error, "nothing can be journalled, so no credit rises; trying again");
+        }
+        self.refused = Some(Refused {
+            entries,
+            since: since.unwrap_or(tried),
+            tried,
+            reason: error.to_string(),
+        });
+    }
+
+    fn measure(&mut self, commit: Duration) {
+        self.commit_us.saturating_record(micros(commit));
+        let now = clock_gettime(ClockId::Monotonic);
+        let now_ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+        for begun_ns in self.books.boundaries() {
+            let passed = now_ns.saturating_sub(i128::from(begun_ns)) / 1000;
+            self.unit_us
+                .saturating_record(u64::try_from(passed).unwrap_or(0));
+        }
+    }
+
+    /// Writes what there is, and ends.
+    fn end(mut self) -> Result<(), JournalError> {
+        let entries = match self.refused.take() {
+            Some(refused) => refused.entries,
+            None => self.books.poll_entries(true, wall_ms()),
+        };
+        self.journal.commit(&entries)
+    }
+
+    fn retain(&mut self, now: Instant) {
+        if now < self.retained + RETENTION_INTERVAL {
+            return;
+        }
+        self.retained = now;
+        match self.journal.retain(SystemTime::now()) {
+            Ok(0) => {}
+            Ok(segments) => info!(segments, "old segments of the service log are removed"),
+            Err(error) => warn!(%error, "old segments of the service log cannot be removed"),
+        }
     }
 
     fn act(&mut self) {
         while let Some(output) = self.books.poll_output() {
             match output {
                 Output::Reply(connection, message) => self.reply(connection, message),
-                Output::Replaced(connection) => drop(self.links.remove(&connection)),
+                Output::End(connection) => drop(self.links.remove(&connection)),
                 Output::Acknowledge(slot_use) => self.errand(Errand::Acknowledge(slot_use)),
                 Output::LookUp(channel) => self.errand(Errand::LookUp(channel)),
                 Output::Finished(channel) => self.finished(channel),
+                Output::Known(signer) => self.known.insert(signer),
+                Output::Forgotten(signer) => self.known.remove(&signer),
             }
         }
     }
@@ -406,7 +421,22 @@ impl Keeper {
     }
 }
 
-/// The time of day, compared with headers' and used for nothing else.
+fn percentiles(histogram: &Histogram<u64>) -> Latency {
+    Latency {
+        p50: histogram.value_at_quantile(0.5),
+        p99: histogram.value_at_quantile(0.99),
+        p999: histogram.value_at_quantile(0.999),
+        max: histogram.max(),
+        count: histogram.len(),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The time of day, compared with headers' and written into the service log; no money follows
+/// from it.
 fn wall_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

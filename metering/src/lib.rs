@@ -4,7 +4,8 @@
 //! |---|---|
 //! | who owes what, who may have how much | `topnet-books`, over `topnet-channel`'s `Payee` |
 //! | what survives a crash | [`journal`] |
-//! | the thread that owns books and journal | [`keeper`] |
+//! | who used what when | `topnet-log`, written by the [`journal`] |
+//! | the thread that owns books and journal | [`keeper`], reached by [`event`]s |
 //! | how payers reach it | [`payments`] |
 //! | how the data plane and the chains reach it | [`dataplane`], [`settlement`] |
 //! | what other processes may ask | [`service`] |
@@ -17,6 +18,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod dataplane;
+pub mod event;
 pub mod journal;
 pub mod keeper;
 pub mod payments;

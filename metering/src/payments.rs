@@ -19,7 +19,8 @@ use topnet_link::{Connection, Listener, Receiver, Sender};
 use tracing::{debug, warn};
 
 use crate::{
-    keeper::{Event, Handle, Payment, REPLIES_MAX},
+    event::{Event, Handle, Payment},
+    keeper::REPLIES_MAX,
     settlement::LookUp,
 };
 
@@ -76,7 +77,7 @@ async fn converse(
         replies: replies.clone(),
         greeting,
     };
-    let ended = |error: crate::keeper::Ended| error.to_string();
+    let ended = |error: crate::event::Ended| error.to_string();
     let mut greeting = handle.ask(&hello).await.map_err(ended)?;
     if greeting == Greeting::Unknown && look_up(channel, handle, chain).await {
         greeting = handle.ask(&hello).await.map_err(ended)?;
@@ -114,11 +115,40 @@ async fn exchange(
                     let _ = sender.send(&refusal.to_bytes()).await;
                     return Err("it said something that is no message".to_owned());
                 };
-                let payment = Payment { connection, message };
-                handle.payments.send(payment).await.map_err(|_| "metering is ending")?;
+                pay(connection, message, handle).await?;
             }
         }
     }
+}
+
+/// Passes on what a payer said. A signature is proved here, on this link's own time, and nothing
+/// else of the link is heard meanwhile.
+async fn pay(
+    connection: ConnectionId,
+    message: PayerMessage,
+    handle: &Handle,
+) -> Result<(), String> {
+    let ending = "metering is ending";
+    let send = async |payment| handle.payments.send(payment).await.map_err(|_| ending);
+    if let PayerMessage::Token(_) = message {
+        let said = Payment::Said {
+            connection,
+            message,
+        };
+        return Ok(send(said).await?);
+    }
+    let (unproved, answer) = oneshot::channel();
+    send(Payment::Promised {
+        connection,
+        message,
+        unproved,
+    })
+    .await?;
+    if let Some(unproved) = answer.await.map_err(|_| ending)? {
+        let proof = unproved.prove();
+        send(Payment::Proof { connection, proof }).await?;
+    }
+    Ok(())
 }
 
 /// Has the chain tell the keeper of a channel. True if there is such a channel.

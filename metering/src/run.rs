@@ -1,6 +1,6 @@
 //! The process: puts thread, tasks and sockets together.
 
-use std::{fs, io, os::unix::fs::DirBuilderExt, path::PathBuf};
+use std::{fs, io, os::unix::fs::DirBuilderExt, path::PathBuf, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 use topnet_account::ChannelId;
@@ -14,12 +14,14 @@ use tracing::info;
 
 use crate::{
     dataplane,
+    event::{Event, Handle},
     journal::{Journal, JournalError},
-    keeper::{self, Event},
-    payments,
+    keeper, payments,
     service::Service,
     settlement::{self, LookUp},
 };
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Why metering cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +135,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 }
 
 async fn stop<T>(
-    handle: &keeper::Handle,
+    handle: &Handle,
     ended: tokio::sync::oneshot::Receiver<T>,
 ) -> Result<T, tokio::sync::oneshot::error::RecvError> {
     info!("metering ends; slots run to their limits");
@@ -151,7 +153,11 @@ fn open_journal(metering: &Metering) -> Result<Journal, RunError> {
             what: "make [metering] journal_dir",
             source,
         })?;
-    Ok(Journal::open(&metering.journal_dir)?)
+    let mut journal = Journal::open_with_log(&metering.journal_dir, &metering.service_log_dir)?;
+    if metering.service_log_days > 0 {
+        journal.keep_log_for(DAY * metering.service_log_days);
+    }
+    Ok(journal)
 }
 
 fn served(metering: &Metering) -> Served {
@@ -159,6 +165,7 @@ fn served(metering: &Metering) -> Served {
         service: ChainName(metering.service.clone()),
         payee: None,
         close_window_blocks_min: metering.close_window_blocks_min,
+        write_off_units_max: metering.write_off_units_max,
     }
 }
 

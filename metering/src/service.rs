@@ -4,7 +4,7 @@ use tarpc::context::Context;
 use topnet_account::{ChannelId, PublicKey};
 use topnet_api::{ApiError, ChannelStatus, FinalClaim, Metering, MeteringStatus};
 
-use crate::keeper::{Ended, Event, Handle};
+use crate::event::{Ended, Event, Handle, Overview, Page};
 
 /// Answers with what the keeper says.
 #[derive(Clone, Debug)]
@@ -16,8 +16,10 @@ pub struct Service {
 }
 
 impl Metering for Service {
-    async fn channels(self, _: Context) -> Vec<ChannelStatus> {
-        self.handle.ask(Event::Statuses).await.unwrap_or_default()
+    async fn channels(self, _: Context, all: bool, after: Option<ChannelId>) -> Vec<ChannelStatus> {
+        let page = Page { all, after };
+        let ask = |answer| Event::Statuses { page, answer };
+        self.handle.ask(ask).await.unwrap_or_default()
     }
 
     async fn channel(self, _: Context, id: ChannelId) -> Result<ChannelStatus, ApiError> {
@@ -31,20 +33,28 @@ impl Metering for Service {
     }
 
     async fn status(self, _: Context) -> MeteringStatus {
-        let overview = self.handle.ask(Event::Overview).await.ok();
-        let counters = overview
-            .as_ref()
-            .map(|overview| overview.counters)
-            .unwrap_or_default();
-        let ending = || Some(Ended.to_string());
+        let overview = self.handle.ask(Event::Overview).await;
+        let overview = overview.unwrap_or_else(|ended| Overview {
+            frozen: Some(ended.to_string()),
+            ..Overview::default()
+        });
+        let counters = overview.counters;
         MeteringStatus {
             identity: self.identity,
-            dataplane_boot: overview.as_ref().and_then(|overview| overview.boot.clone()),
-            connections: overview.as_ref().map_or(0, |overview| overview.connections),
+            dataplane_boot: overview.boot,
+            connections: overview.connections,
+            channels: overview.channels,
             tokens: counters.tokens,
+            refusals: counters.refusals,
+            written_off_units: counters.written_off,
             records: counters.records,
+            ring_waiting: overview.ring_waiting,
             commits: counters.commits,
-            frozen: overview.map_or_else(ending, |overview| overview.frozen),
+            commit_us: overview.commit_us,
+            unit_us: overview.unit_us,
+            unpaid_bytes_now: overview.unpaid_bytes_now,
+            journal_fault: overview.journal_fault,
+            frozen: overview.frozen,
         }
     }
 }

@@ -9,12 +9,12 @@ use tokio::{
 };
 use topnet_account::{Address, ChannelId};
 use topnet_api::{
-    ApiError, ChainName, ChannelView, ConnectError, SettlementClient, SocketName, connect,
+    ApiError, ChainName, ChainTip, ChannelView, ConnectError, SettlementClient, SocketName, connect,
 };
 use topnet_books::Tips;
 use tracing::{debug, info};
 
-use crate::keeper::{Ended, Event, Handle};
+use crate::event::{Ended, Event, Handle};
 
 /// How often the newest final headers are asked for. Short close windows need it often.
 const TIPS_INTERVAL: Duration = Duration::from_millis(100);
@@ -91,10 +91,10 @@ impl LookUp {
             })
     }
 
-    async fn time_ms(&self, chain: ChainName) -> Result<u64, AskError> {
+    async fn tip(&self, chain: ChainName) -> Result<ChainTip, AskError> {
         let client = self.client().await?;
         let answer = client.tip(context::current(), chain).await;
-        Ok(self.heard(answer).await??.time_ms)
+        Ok(self.heard(answer).await??)
     }
 
     async fn client(&self) -> Result<SettlementClient, AskError> {
@@ -151,9 +151,11 @@ async fn tips(
         Some(interval_ms) => interval_ms,
         None => *block_interval_ms.insert(chain.block_interval_ms(service).await?),
     };
+    let tip = chain.tip(service.clone()).await?;
     Ok(Tips {
-        service_time_ms: chain.time_ms(service.clone()).await?,
-        main_time_ms: chain.time_ms(ChainName::main()).await?,
+        service_height: tip.block.height,
+        service_time_ms: tip.time_ms,
+        main_time_ms: chain.tip(ChainName::main()).await?.time_ms,
         block_interval_ms: interval_ms,
     })
 }

@@ -11,6 +11,7 @@ use std::{
 use support::{CHANNEL, UNIT_PRICE, World, claim, signer, until};
 use topnet_account::Amount;
 use topnet_api::{ChannelState, FinalClaim, SocketName};
+use topnet_log::{lines_of, prove};
 use topnet_unit::UNIT_BYTES;
 
 const MIB: u64 = 1 << 20;
@@ -49,6 +50,18 @@ fn reconcile(world: &World, last: &FinalClaim, released: u64) {
         Some(Amount::from_ntop(owed * UNIT_PRICE))
     );
     assert_eq!(status.redeemable, Amount::from_ntop(owed * UNIT_PRICE));
+
+    // Every unit has its line in the service log, and each line is proved against the claim.
+    let log_dir = world.dir.path().join("data/metering/service-log");
+    let lines = lines_of(&log_dir, &CHANNEL).unwrap();
+    let root = last.claim.as_ref().unwrap().log_root;
+    let mut units = 0;
+    for (place, line) in lines.iter().enumerate() {
+        assert_eq!(line.units_before, units);
+        units = line.units;
+        assert_eq!(prove(&lines, place).unwrap().root(), Some(root));
+    }
+    assert_eq!(units, owed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
-use topnet_account::{Address, ChannelId, Hash};
+use topnet_account::{Address, ChannelId};
 use topnet_api::{ApiError, BlockRef, ChainName, ClaimBytes, CloseProgress, HexBytes};
 use topnet_chain::{Chain, ChainEnded, Standing};
 use topnet_channel::{Claim, SecretKey, SignedVoucher};
@@ -226,7 +226,7 @@ fn claim_body(channel: &Channel, bytes: &ClaimBytes) -> Result<ClaimBody, ApiErr
     Ok(ClaimBody {
         signer: channel.signer,
         claim,
-        log_root: Hash::ZERO,
+        log_root: bytes.log_root,
     })
 }
 

@@ -37,6 +37,7 @@ fn claim(provider: &Provider, channel: ChannelId) -> (ClaimBytes, Amount) {
             voucher: signed.to_bytes().to_vec(),
             index: TOKENS,
             preimage,
+            log_root: topnet_account::Hash([3; 32]),
         },
         worth,
     )

@@ -22,8 +22,8 @@ pub use dataplane::{
     SlotState,
 };
 pub use error::ApiError;
-pub use metering::{Latency, 
-    ChannelStatus, ClaimBytes, FinalClaim, Metering, MeteringClient, MeteringStatus,
+pub use metering::{
+    ChannelStatus, ClaimBytes, FinalClaim, Latency, Metering, MeteringClient, MeteringStatus,
 };
 pub use operator::{
     ChannelReport, DataplaneReport, ProcessReport, ProviderStatus, SessionReport, SessionTraffic,

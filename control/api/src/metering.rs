@@ -115,8 +115,9 @@ pub struct Latency {
 /// Metering's service.
 #[tarpc::service]
 pub trait Metering {
-    /// All channels in the journal.
-    async fn channels() -> Vec<ChannelStatus>;
+    /// Channels with a payer or a slot, or `all` in the journal, in the order of their ids from
+    /// behind `after` on, a page at a time; an answer that is empty is the last.
+    async fn channels(all: bool, after: Option<ChannelId>) -> Vec<ChannelStatus>;
     /// One channel; refused as `channel_unknown` if it never paid.
     async fn channel(id: ChannelId) -> Result<ChannelStatus, ApiError>;
     /// Closes credit for good, journals the last totals and gives the claim under the newest

@@ -24,6 +24,12 @@ pub struct Metering {
     /// The journal; `metering` in the data directory if left out.
     #[serde(default)]
     pub journal_dir: PathBuf,
+    /// The service log; `service-log` in the journal's directory if left out.
+    #[serde(default)]
+    pub service_log_dir: PathBuf,
+    /// Days that the service log is kept; 0 keeps it for ever.
+    #[serde(default = "default::u32::<400>")]
+    pub service_log_days: u32,
     /// The service that is sold.
     #[serde(default = "default::vpn")]
     pub service: String,
@@ -58,6 +64,11 @@ impl Section for Metering {
         base.join(&mut self.key_file);
         base.join_optional(&mut self.passphrase_file);
         base.join_data(&mut self.journal_dir, "metering");
+        if self.service_log_dir.as_os_str().is_empty() {
+            self.service_log_dir = self.journal_dir.join("service-log");
+        } else {
+            base.join(&mut self.service_log_dir);
+        }
     }
 
     fn check(&self, problems: &mut Problems<'_>) {

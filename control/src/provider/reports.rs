@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use topnet_account::ChannelId;
 use topnet_api::{
-    ApiError, ChannelReport, ChannelState, ChannelView, DataplaneClient, DataplaneReport,
-    MeteringClient, ProcessReport, ProviderStatus, SessionId, SessionReport, SessionTraffic,
-    WireguardPublicKey,
+    ApiError, ChannelReport, ChannelState, ChannelStatus, ChannelView, DataplaneClient,
+    DataplaneReport, MeteringClient, ProcessReport, ProviderStatus, SessionId, SessionReport,
+    SessionTraffic, WireguardPublicKey,
 };
 use topnet_config::Process;
 
@@ -62,9 +62,8 @@ impl Provider {
             }
             on_chain.extend(page);
         }
-        let ask = |client: MeteringClient, context| async move { client.channels(context).await };
         // Without metering the list is still worth having.
-        let metered = self.processes.metering.ask(ask).await.unwrap_or_default();
+        let metered = self.metered_channels(true).await.unwrap_or_default();
         let mut metered: BTreeMap<ChannelId, _> = metered
             .into_iter()
             .map(|status| (status.channel, status))
@@ -90,6 +89,22 @@ impl Provider {
                 .map(|(id, status)| report(id, None, Some(status))),
         );
         Ok(reports)
+    }
+
+    /// How channels stand with metering: those with a payer or a slot, or `all`.
+    async fn metered_channels(&self, all: bool) -> Result<Vec<ChannelStatus>, ApiError> {
+        let mut metered: Vec<ChannelStatus> = Vec::new();
+        loop {
+            let after = metered.last().map(|status| status.channel);
+            let ask = |client: MeteringClient, context| async move {
+                client.channels(context, all, after).await
+            };
+            let page = self.processes.metering.ask(ask).await?;
+            if page.is_empty() {
+                return Ok(metered);
+            }
+            metered.extend(page);
+        }
     }
 
     /// Every session, wanted and had.
@@ -143,12 +158,6 @@ impl Provider {
             .ask(|client, context| async move { client.status(context).await })
             .await;
         let metering = self.metering_status().await;
-        let channels = self
-            .processes
-            .metering
-            .ask(|client, context| async move { client.channels(context).await })
-            .await
-            .unwrap_or_default();
         let (chains, payee) = (self.chains().await, self.payee().await.ok());
         let processes = [
             (Process::Dataplane, dataplane.as_ref().err()),
@@ -174,12 +183,14 @@ impl Provider {
                 drops: status.drops,
                 ring_overflows: status.ring_overflows,
             }),
+            unpaid_bytes: metering
+                .as_ref()
+                .map_or(0, |status| status.unpaid_bytes_now),
             metering: metering.ok(),
             chains: chains.unwrap_or_default(),
             sessions: kept.book.sessions().count() as u64,
             revision: kept.book.revision(),
             closing: kept.book.closing().collect(),
-            unpaid_bytes: channels.iter().map(|channel| channel.unpaid_bytes).sum(),
         }
     }
 }

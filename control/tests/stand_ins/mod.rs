@@ -17,7 +17,7 @@ use topnet_api::{
     AccountView, ApiError, Assignments, BlockRef, ChainName, ChainParameters, ChainTip,
     ChannelState, ChannelStatus, ChannelView, ClaimBytes, CloseProgress, Dataplane,
     DataplaneStatus, DesiredSessions, FinalClaim, InstallReport, InstalledSession, IoStatus,
-    Metering, MeteringStatus, ServiceView, Settlement, SocketName, SubmittedTransaction,
+    Latency, Metering, MeteringStatus, ServiceView, Settlement, SocketName, SubmittedTransaction,
     TransactionStatus, listen, serve_connections,
 };
 use topnet_channel::SecretKey;
@@ -333,7 +333,7 @@ impl Dataplane for World {
 }
 
 impl Metering for World {
-    async fn channels(self, _: Context) -> Vec<ChannelStatus> {
+    async fn channels(self, _: Context, _: bool, _: Option<ChannelId>) -> Vec<ChannelStatus> {
         Vec::new()
     }
 
@@ -359,9 +359,17 @@ impl Metering for World {
             identity: payment_key(),
             dataplane_boot: None,
             connections: 0,
+            channels: 0,
             tokens: 0,
+            refusals: 0,
+            written_off_units: 0,
             records: 0,
+            ring_waiting: 0,
             commits: 0,
+            commit_us: Latency::default(),
+            unit_us: Latency::default(),
+            unpaid_bytes_now: 0,
+            journal_fault: None,
             frozen: None,
         }
     }
@@ -375,7 +383,10 @@ fn status_of(channel: ChannelId) -> ChannelStatus {
         owed_units: 1,
         accepted_units: 1,
         written_off_units: 0,
+        window_units: 0,
         window_units_max: 1,
+        payer_bytes: 1,
+        unpaid_bytes_now: 0,
         unpaid_bytes: 0,
         redeemable: Amount::from_ntop(100),
         state: "finished".to_owned(),

@@ -122,6 +122,7 @@ impl Books {
             .or_insert_with(|| Account::new(Payee::new(terms), facts, true));
         if !is_known {
             self.rotation.push_back(view.id);
+            self.outputs.push_back(Output::Known(facts.signer));
         }
         // Channels are topped up and never reopened: of two answers the one that comes late may
         // be the older, and then it changes nothing.

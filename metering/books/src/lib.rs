@@ -79,6 +79,8 @@ pub enum Output {
     LookUp(ChannelId),
     /// A channel that was to be finished is; ask for its [`Books::final_claim`].
     Finished(ChannelId),
+    /// A channel of this signer is known from now on.
+    Known(PublicKey),
     /// A channel of this signer is forgotten.
     Forgotten(PublicKey),
 }

@@ -1,5 +1,7 @@
 //! How channels stand, and what their last claims are.
 
+use std::ops::Bound;
+
 use topnet_account::{Amount, ChannelId, PublicKey};
 use topnet_api::{ChannelStatus, ClaimBytes, FinalClaim};
 use topnet_channel::PayeeState;
@@ -49,6 +51,11 @@ impl Books {
         self.counters
     }
 
+    /// Channels that are known.
+    pub fn known(&self) -> usize {
+        self.accounts.len()
+    }
+
     /// Links with payers.
     pub fn connected(&self) -> usize {
         self.connections.len()
@@ -59,9 +66,34 @@ impl Books {
         self.accounts.values().map(|account| account.facts.signer)
     }
 
-    /// Every channel with a link or a slot, in the order of their names.
-    pub fn live(&self) -> impl Iterator<Item = ChannelId> {
-        self.live.iter().copied()
+    /// Up to `count` channels behind `after`, in the order of their ids: those with a link or a
+    /// slot, or `all`.
+    pub fn page(&self, all: bool, after: Option<ChannelId>, count: usize) -> Vec<ChannelId> {
+        let behind = (
+            after.map_or(Bound::Unbounded, Bound::Excluded),
+            Bound::Unbounded,
+        );
+        if !all {
+            return self.live.range(behind).take(count).copied().collect();
+        }
+        let is_behind = |channel: &&ChannelId| after.is_none_or(|after| after < **channel);
+        let mut page: Vec<ChannelId> = self.accounts.keys().filter(is_behind).copied().collect();
+        if page.len() > count {
+            page.select_nth_unstable(count);
+            page.truncate(count);
+        }
+        page.sort_unstable();
+        page
+    }
+
+    /// Bytes forwarded beyond what is paid for, over all channels.
+    pub fn unpaid_bytes(&self) -> u64 {
+        let accounts = self
+            .live
+            .iter()
+            .filter_map(|channel| self.accounts.get(channel));
+        let unpaid = accounts.map(|account| account.payee.unpaid_bytes());
+        unpaid.fold(0, u64::saturating_add)
     }
 
     /// Records that wait in the rings of the attached data plane.

@@ -49,7 +49,7 @@ impl Books {
                 self.note_payment(channel);
                 None
             }
-            Ok(Taken::Unproved(unproved)) => Some(unproved),
+            Ok(Taken::Unproved(unproved)) => Some(*unproved),
             Err(code) => {
                 self.refuse(connection, code);
                 None

@@ -9,13 +9,15 @@ use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{Assignment, Assignments, ChainName, ChannelState, ChannelView, SlotState};
 use topnet_channel::{
     Meter, Offer, PROTOCOL_VERSION, PayeeMessage, Payer, PayerMessage, PayerTerms, RefusalCode,
-    SecretKey, SlotUse,
+    SecretKey, SlotUse, Token,
 };
 use topnet_unit::{
     Attachment, Balance, BootId, CreditTable, Handover, Header, Slot, UNIT_BYTES, UsageTable,
 };
 
-use crate::{Books, Greeting, LogHead, NewLine, Output, Stored, Tips, facts::Served};
+use crate::{
+    Books, Greeting, LogHead, NewLine, Output, REFUSALS_PER_LINK_MAX, Stored, Tips, facts::Served,
+};
 
 const CHANNEL: ChannelId = ChannelId([9; 32]);
 const PAYEE: Address = Address([5; 32]);
@@ -236,6 +238,8 @@ fn credit_and_meter_wait_for_the_commit() {
         Balance::NONE,
         "polled is not committed"
     );
+    let known = Output::Known(secret().public_key());
+    assert_eq!(world.books.poll_output(), Some(known));
     assert_eq!(world.books.poll_output(), None);
     world.books.handle_committed(true, world.now);
     assert_eq!(world.limit_bytes(), UNIT_BYTES);
@@ -536,4 +540,209 @@ fn a_slot_that_nobody_knows_is_looked_up_and_given_back() {
     list.slots[0].slot = 8;
     world.books.handle_assignments(&list);
     world.turn();
+}
+
+#[test]
+fn a_channel_that_anybody_may_soon_close_takes_nothing() {
+    let mut world = World::new();
+    let mut payer = payer();
+    let near = 1_000 + view().close_window / 4;
+    for (expiry, serves) in [(near + 1, true), (near, false), (near + 1, true)] {
+        world
+            .books
+            .handle_channel(&ChannelView { expiry, ..view() });
+        world.books.poll_freshness(world.now, NOW_MS);
+        world.pay(&mut payer, 0);
+        world.turn();
+        let status = world.books.status(CHANNEL).unwrap();
+        assert_eq!(status.state == "open", serves, "{expiry}: {status:?}");
+        assert_eq!(world.limit_bytes() > 0, serves, "{expiry}");
+    }
+}
+
+#[test]
+fn a_clock_that_is_put_back_makes_no_old_header_fresh() {
+    let mut world = World::new();
+    world.pay(&mut payer(), 0);
+    world.turn();
+    assert!(world.limit_bytes() > 0);
+    // A quarter of forty blocks of 100 ms is a second.
+    world.now += Duration::from_millis(1_001);
+    world.books.poll_freshness(world.now, NOW_MS - 600_000);
+    world.turn();
+    assert_eq!(world.limit_bytes(), 0);
+    assert!(world.books.frozen(world.now, NOW_MS - 600_000).is_some());
+    let newer = Tips {
+        service_time_ms: NOW_MS + 1,
+        main_time_ms: NOW_MS + 1,
+        ..tips(0)
+    };
+    world.books.handle_tips(newer, world.now);
+    world.books.poll_freshness(world.now, NOW_MS);
+    world.turn();
+    assert!(world.limit_bytes() > 0);
+}
+
+#[test]
+fn a_payer_that_is_refused_again_and_again_loses_its_link() {
+    let mut world = World::new();
+    world.turn();
+    let token = |index| {
+        PayerMessage::Token(Token {
+            channel: CHANNEL,
+            seq: 1,
+            index,
+            preimage: [1; 32],
+            own_bytes: 0,
+        })
+    };
+    for refusals in 1..=REFUSALS_PER_LINK_MAX {
+        world.say(LINK, &token(1));
+        let outputs = world.turn();
+        assert!(replies(&outputs).contains(&PayeeMessage::Refused(RefusalCode::StaleVoucher)));
+        let ends = outputs.contains(&Output::End(LINK));
+        assert_eq!(ends, refusals == REFUSALS_PER_LINK_MAX);
+    }
+    assert_eq!(world.books.connected(), 0);
+    world.say(LINK, &token(1));
+    assert_eq!(world.turn(), []);
+    assert_eq!(
+        world.books.counters().refusals,
+        u64::from(REFUSALS_PER_LINK_MAX)
+    );
+}
+
+#[test]
+fn a_voucher_counts_when_it_is_proved_and_not_if_the_channel_froze_meanwhile() {
+    let mut world = World::new();
+    let roll = payer().poll_send().unwrap().saved().release();
+    let unproved = world.books.handle_payer(LINK, &roll).unwrap();
+    assert_eq!(world.books.status(CHANNEL).unwrap().reason, None);
+    world.now += Duration::from_millis(1_001);
+    world.books.poll_freshness(world.now, NOW_MS);
+    world.books.handle_proof(LINK, unproved.clone().prove());
+    assert!(replies(&world.turn()).contains(&PayeeMessage::Refused(RefusalCode::Frozen)));
+    world.books.handle_tips(tips(1), world.now);
+    world.books.poll_freshness(world.now, NOW_MS);
+    world
+        .books
+        .handle_proof(LINK, Err(RefusalCode::WrongSignature));
+    let refusal = PayeeMessage::Refused(RefusalCode::WrongSignature);
+    assert!(replies(&world.turn()).contains(&refusal));
+    world.books.handle_proof(LINK, unproved.prove());
+    assert!(
+        replies(&world.turn())
+            .iter()
+            .all(|reply| !matches!(reply, PayeeMessage::Refused(_)))
+    );
+    let record = world.stored.clone().unwrap().record.unwrap();
+    assert!(record.len() > 200, "it holds the voucher");
+}
+
+#[test]
+fn while_the_disk_refuses_nobody_gets_credit_and_whoever_must_loses_it() {
+    let mut world = World::new();
+    let mut payer = payer();
+    world.pay(&mut payer, 0);
+    world.turn();
+    let before = world.limit_bytes();
+    assert!(before > 0);
+    world.usage.add(SLOT.index, 1, 1);
+    world.pay(&mut payer, 1);
+    world.books.poll_usage(true);
+    let entries = world.books.poll_entries(true, NOW_MS);
+    assert!(!entries.is_empty());
+    world.books.handle_uncommitted(world.now);
+    assert_eq!(world.limit_bytes(), before);
+    assert!(
+        std::iter::from_fn(|| world.books.poll_output())
+            .next()
+            .is_none()
+    );
+    let closing = ChannelView {
+        state: ChannelState::Closing { deadline: 9 },
+        ..view()
+    };
+    world.books.handle_channel(&closing);
+    world.books.poll_freshness(world.now, NOW_MS);
+    world.books.handle_uncommitted(world.now);
+    assert_eq!(world.limit_bytes(), 0);
+    // The same batch, written at last, is as good as if it had been at once.
+    world.books.handle_committed(true, world.now);
+    let status = world.books.status(CHANNEL).unwrap();
+    assert_eq!((status.owed_units, status.metered_bytes), (1, 1));
+}
+
+#[test]
+fn what_the_operator_forgives_is_written_off_only_where_the_payer_counts_less() {
+    let mut world = World::new();
+    let mut payer = payer();
+    world.pay(&mut payer, 0);
+    world.turn();
+    // The payer has seen nothing of what used up all that it paid for.
+    let paid = world.limit_bytes();
+    world.usage.add(SLOT.index, paid, 1);
+    world.turn();
+    let mut tip_ms = NOW_MS;
+    let mut wait = |world: &mut World| {
+        for _ in 0..2 {
+            world.now += Duration::from_secs(3);
+            tip_ms += 1;
+            let tips = Tips {
+                service_time_ms: tip_ms,
+                main_time_ms: tip_ms,
+                ..tips(0)
+            };
+            world.books.handle_tips(tips, world.now);
+            world.books.poll_freshness(world.now, NOW_MS);
+            world.turn();
+        }
+    };
+    // It has said nothing of its own count yet, so it has counted less.
+    wait(&mut world);
+    assert_eq!(world.limit_bytes(), paid + UNIT_BYTES);
+    assert_eq!(world.books.status(CHANNEL).unwrap().written_off_units, 1);
+    world.usage.add(SLOT.index, UNIT_BYTES, 1);
+    wait(&mut world);
+    assert_eq!(world.limit_bytes(), paid + UNIT_BYTES, "one unit is all");
+    assert_eq!(world.books.counters().written_off, 1);
+}
+
+#[test]
+fn a_closed_channel_is_forgotten_after_a_week_and_does_not_come_back() {
+    let mut world = World::new();
+    world.pay(&mut payer(), 0);
+    world.turn();
+    let closed = ChannelView {
+        state: ChannelState::Closed,
+        ..view()
+    };
+    world.books.handle_channel(&closed);
+    let kept_ms = crate::chain::CLOSED_KEPT_MS;
+    // As long as it has a slot or a link it stays.
+    world.books.poll_freshness(world.now, NOW_MS + kept_ms);
+    world.turn();
+    assert_eq!(world.books.known(), 1);
+    world.books.handle_disconnected(LINK);
+    world
+        .books
+        .handle_assignments(&assignments(1, SlotState::Retired));
+    world.turn();
+    world.books.handle_acknowledged(slot_use(1));
+    world.turn();
+    world
+        .books
+        .poll_freshness(world.now, NOW_MS + 2 * kept_ms - 1);
+    assert_eq!(world.books.known(), 1);
+    world.books.poll_freshness(world.now, NOW_MS + 2 * kept_ms);
+    let entries = world.books.poll_entries(true, NOW_MS);
+    assert!(
+        entries
+            .iter()
+            .any(|entry| entry.forget && entry.channel == CHANNEL)
+    );
+    world.books.handle_committed(true, world.now);
+    assert_eq!(world.books.known(), 0);
+    assert!(!world.books.handle_channel(&closed));
+    assert_eq!(world.books.known(), 0);
 }

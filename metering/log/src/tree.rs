@@ -229,7 +229,7 @@ mod tests {
                     |proof| proof.index ^= 1,
                     |proof| proof.lines += 1,
                     |proof| proof.path.push(Hash::ZERO),
-                    |proof| drop(proof.path.pop()),
+                    |proof| proof.path.truncate(proof.path.len().saturating_sub(1)),
                 ];
                 for (number, spoil) in spoils.iter().enumerate() {
                     let mut spoilt = proof.clone();

@@ -498,6 +498,7 @@ impl World {
                 }
                 Output::Acknowledge(slot_use) => metering.errand(Errand::Acknowledge(slot_use)),
                 Output::LookUp(channel) => metering.errand(Errand::LookUp(channel)),
+                Output::Known(_) => {}
                 Output::Forgotten(_) => return Err("a channel is forgotten too soon".to_owned()),
                 Output::Finished(channel) => {
                     metering.finished.push(channel);

@@ -29,7 +29,7 @@ pub enum Taken {
     /// It counts.
     Whole,
     /// It counts when its signature has been proved and [`Payee::handle_proved`] has heard so.
-    Unproved(Unproved),
+    Unproved(Box<Unproved>),
 }
 
 /// A promise in which everything is right but the signature, of which nobody knows yet.
@@ -103,10 +103,10 @@ impl Payee {
     }
 
     fn unproved(&self, message: PayerMessage) -> Taken {
-        Taken::Unproved(Unproved {
+        Taken::Unproved(Box::new(Unproved {
             signer: self.terms.signer,
             message,
-        })
+        }))
     }
 
     /// A token under the newest voucher: one hash for each unit that it pays. One that was seen

@@ -1,0 +1,130 @@
+//! A disk that is full stops credit and loses nothing. Needs root, for a small file system.
+#![allow(clippy::unwrap_used)]
+
+#[allow(dead_code)]
+mod support;
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use support::{World, claim, until};
+use topnet_unit::UNIT_BYTES;
+
+const MIB: u64 = 1 << 20;
+const WINDOW: u64 = 64;
+
+/// A file system of its own for the journal. Unmounted when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path) -> Self {
+        fs::create_dir_all(at).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=32m,mode=700", "tmpfs"])
+            .arg(at)
+            .status();
+        assert!(mounted.unwrap().success());
+        Self(at.to_owned())
+    }
+
+    /// Takes all room that there is, and all that becomes free, until it is dropped.
+    fn fill(&self) -> Balloon {
+        let path = self.0.join("balloon");
+        let mut file = File::create(&path).unwrap();
+        let burst = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&burst);
+        let blowing = thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                while file.write_all(&[0; 4096]).is_ok() {}
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Balloon {
+            path,
+            burst,
+            blowing: Some(blowing),
+        }
+    }
+}
+
+struct Balloon {
+    path: PathBuf,
+    burst: Arc<AtomicBool>,
+    blowing: Option<JoinHandle<()>>,
+}
+
+impl Drop for Balloon {
+    fn drop(&mut self) {
+        self.burst.store(true, Ordering::Relaxed);
+        if let Some(blowing) = self.blowing.take() {
+            blowing.join().unwrap();
+        }
+        fs::remove_file(&self.path).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_stops_credit_and_loses_nothing() {
+    let mut world = World::start(600).await;
+    let disk = SmallDisk::mount(&world.dir.path().join("data/metering"));
+    world.start_metering();
+    world.plane.assign(1, 1);
+    let _worker = world.plane.work();
+    let wallet = world.start_wallet(WINDOW);
+    let wanted = 400 * MIB + 1;
+    world.plane.wanted.store(wanted, Ordering::Relaxed);
+    for round in 1..=3 {
+        let mark = round * 20 * MIB;
+        until("the next filling", async || world.plane.forwarded() >= mark).await;
+        let balloon = disk.fill();
+        until("the fault", async || {
+            world.status().await.journal_fault.is_some()
+        })
+        .await;
+        // Whatever is on its way uses up the credit that was given before.
+        let mut before = world.plane.forwarded();
+        until("the standstill", async || {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let now = world.plane.forwarded();
+            std::mem::replace(&mut before, now) == now
+        })
+        .await;
+        assert!(before < wanted);
+        let status = world.status().await;
+        assert!(status.frozen.unwrap().contains("journal"));
+        assert_eq!(status.unpaid_bytes_now, 0);
+        drop(balloon);
+        until("credit", async || world.plane.forwarded() > before).await;
+        assert_eq!(world.status().await.journal_fault, None);
+    }
+    world
+        .plane
+        .wanted
+        .store(world.plane.forwarded(), Ordering::Relaxed);
+    world.plane.retire();
+    until("the acknowledgement", async || world.plane.is_unused()).await;
+    let last = world.finish().await;
+    let paid = wallet.ended().await;
+    let (bytes, status) = (world.plane.forwarded(), &last.status);
+    let owed = bytes.div_ceil(UNIT_BYTES);
+    assert_eq!((status.metered_bytes, status.owed_units), (bytes, owed));
+    assert_eq!(status.unpaid_bytes, 0);
+    assert_eq!(claim(last.claim.as_ref().unwrap()).units(), Some(owed));
+    assert!(paid.released_units >= status.accepted_units);
+}
