@@ -16,12 +16,13 @@ mod run;
 mod session;
 mod text;
 mod wallet;
+mod watch;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, Watch};
 use error::CliError;
 use output::Output;
 
@@ -68,8 +69,14 @@ fn execute(arguments: Arguments, output: Output) -> Result<(), CliError> {
         match command {
             Command::Run { .. } | Command::Init(_) | Command::CheckConfig => Ok(()),
             Command::Status => provider::status(&options, output).await,
-            Command::Sessions => provider::sessions(&options, output).await,
-            Command::Channels => provider::channels(&options, output).await,
+            Command::Sessions(Watch { watch: None }) => provider::sessions(&options, output).await,
+            Command::Sessions(Watch { watch: Some(s) }) => {
+                watch::sessions(&options, s, output).await
+            }
+            Command::Channels(Watch { watch: None }) => provider::channels(&options, output).await,
+            Command::Channels(Watch { watch: Some(s) }) => {
+                watch::channels(&options, s, output).await
+            }
             Command::Channel(command) => channel::execute(&options, command, output).await,
             Command::Offers => provider::offers(&options, output).await,
             Command::Account { address, chain } => {

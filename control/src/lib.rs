@@ -5,7 +5,7 @@
 //! install exactly that ([`reconcile`]), and answers over JSON-RPC ([`rpc`]). Closing a channel
 //! is its errand between metering, which knows the last claim, and settlement, which signs.
 //!
-//! The `topnet` command is in [`cli`].
+//! A monitoring system scrapes [`metrics`]. The `topnet` command is in [`cli`].
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -13,6 +13,7 @@ pub mod admission;
 pub mod book;
 pub mod cli;
 pub mod daemon;
+pub mod metrics;
 pub mod processes;
 pub mod provider;
 pub mod reconcile;

@@ -12,9 +12,9 @@ mod methods;
 use jsonrpsee::{proc_macros::rpc, types::ErrorObjectOwned};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ApiError, ChainName, ChainReport, ChannelReport, ChannelView, CloseProgress,
-    HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionRequest,
-    SessionStopped, SubmittedTransaction, TransactionStatus,
+    AccountView, ApiError, ChainName, ChainReport, ChannelReport, ChannelStatus, ChannelView,
+    CloseProgress, HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport,
+    SessionRequest, SessionStopped, SubmittedTransaction, TransactionStatus,
 };
 
 pub use listeners::{ListenError, Listeners};
@@ -107,6 +107,14 @@ pub trait Operator {
     /// Every channel that pays this provider.
     #[method(name = "provider_channels")]
     async fn provider_channels(&self) -> Result<Vec<ChannelReport>, ErrorObjectOwned>;
+
+    /// How channels with a payer or a slot stand with metering, in the order of their ids: those
+    /// behind `after`, at most a thousand in an answer.
+    #[method(name = "live_channels")]
+    async fn live_channels(
+        &self,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelStatus>, ErrorObjectOwned>;
 
     /// One of them.
     #[method(name = "provider_channel")]

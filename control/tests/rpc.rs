@@ -6,6 +6,8 @@ mod stand_ins;
 use std::time::Duration;
 
 use jsonrpsee::{core::client::ClientT, rpc_params, ws_client::WsClientBuilder};
+use std::net::SocketAddr;
+
 use stand_ins::{Setup, channel, code, eventually, payee, payment_key, signer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -424,6 +426,36 @@ async fn http(address: std::net::SocketAddr, headers: &str, body: &str) -> Strin
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn the_operators_listener_has_a_page_for_monitoring_and_the_public_one_has_none() {
+    let setup = Setup::start().await;
+    let listeners = setup.listeners();
+    let scrape = async |address: SocketAddr, headers: &str| {
+        let request = format!(
+            "GET /metrics HTTP/1.1\r\nHost: {address}\r\n{headers}Connection: close\r\n\r\n"
+        );
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let page = scrape(listeners.operator_address, "").await;
+    assert!(page.contains("application/openmetrics-text"), "{page}");
+    for process in ["dataplane", "metering", "settlement", "control"] {
+        let line = format!("topnet_up{{process=\"{process}\"}} 1");
+        assert!(page.contains(&line), "{line}: {page}");
+    }
+    assert!(
+        page.contains("topnet_unpaid_bytes 0") && page.contains("# EOF"),
+        "{page}"
+    );
+    let for_a_web_page = scrape(listeners.operator_address, "Origin: http://a.example\r\n").await;
+    assert!(!for_a_web_page.contains("topnet_up"), "{for_a_web_page}");
+    let public = scrape(listeners.public_address, "").await;
+    assert!(!public.contains("topnet_up"), "{public}");
 }
 
 #[tokio::test]

@@ -50,9 +50,9 @@ pub(super) enum Command {
     /// Show the provider at a glance.
     Status,
     /// List the provider's sessions.
-    Sessions,
-    /// List the channels that pay the provider.
-    Channels,
+    Sessions(Watch),
+    /// List the channels that pay the provider, or watch those that are in use.
+    Channels(Watch),
     /// Show or close one channel.
     #[command(subcommand)]
     Channel(ChannelCommand),
@@ -86,6 +86,16 @@ pub(super) enum Command {
     /// Hold money, open channels and pay.
     #[command(subcommand)]
     Wallet(WalletCommand),
+}
+
+/// Whether to look once or on and on.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Watch {
+    /// Look again every so many seconds, with rates, until Ctrl-C; `--json` prints a line each
+    /// time.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(super) watch: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,5 +1,7 @@
 //! Where results go: text for people, JSON for programs.
 
+use std::io::{IsTerminal as _, Write as _};
+
 use serde::Serialize;
 
 use super::{error::CliError, text::Text};
@@ -18,6 +20,20 @@ impl Output {
         } else {
             print!("{}", value.text());
         }
+    }
+
+    /// Shows a page in the place of the one before; to programs a line.
+    pub(super) fn show<T: Serialize + ?Sized>(self, value: &T, page: &str) {
+        if self.json {
+            println!("{}", serde_json::to_string(value).unwrap_or_default());
+        } else if std::io::stdout().is_terminal() {
+            // Home, the page, and away with what is left of the one before.
+            print!("\x1b[H\x1b[2J{page}");
+        } else {
+            println!("{page}");
+        }
+        // Whoever reads a pipe wants it now; one that is gone ends the command with the next print.
+        let _ = std::io::stdout().flush();
     }
 
     /// Says what is happening, to people only.

@@ -63,7 +63,10 @@ impl Provider {
             on_chain.extend(page);
         }
         // Without metering the list is still worth having.
-        let metered = self.metered_channels(true).await.unwrap_or_default();
+        let metered = self
+            .metered_channels(true, None, usize::MAX)
+            .await
+            .unwrap_or_default();
         let mut metered: BTreeMap<ChannelId, _> = metered
             .into_iter()
             .map(|status| (status.channel, status))
@@ -91,20 +94,34 @@ impl Provider {
         Ok(reports)
     }
 
-    /// How channels stand with metering: those with a payer or a slot, or `all`.
-    async fn metered_channels(&self, all: bool) -> Result<Vec<ChannelStatus>, ApiError> {
+    /// How channels with a payer or a slot stand with metering, in the order of their ids from
+    /// behind `after` on: `count` at most.
+    pub async fn live_channels(
+        &self,
+        after: Option<ChannelId>,
+        count: usize,
+    ) -> Result<Vec<ChannelStatus>, ApiError> {
+        self.metered_channels(false, after, count).await
+    }
+
+    async fn metered_channels(
+        &self,
+        all: bool,
+        mut after: Option<ChannelId>,
+        count: usize,
+    ) -> Result<Vec<ChannelStatus>, ApiError> {
         let mut metered: Vec<ChannelStatus> = Vec::new();
-        loop {
-            let after = metered.last().map(|status| status.channel);
+        while metered.len() < count {
             let ask = |client: MeteringClient, context| async move {
                 client.channels(context, all, after).await
             };
             let page = self.processes.metering.ask(ask).await?;
-            if page.is_empty() {
-                return Ok(metered);
-            }
+            let Some(last) = page.last() else { break };
+            after = Some(last.channel);
             metered.extend(page);
         }
+        metered.truncate(count);
+        Ok(metered)
     }
 
     /// Every session, wanted and had.

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use jsonrpsee::{core::async_trait, types::ErrorObjectOwned};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ChainName, ChainReport, ChannelReport, ChannelView, CloseProgress, HexBytes,
-    Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionRequest,
+    AccountView, ChainName, ChainReport, ChannelReport, ChannelStatus, ChannelView, CloseProgress,
+    HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionRequest,
     SessionStopped, SubmittedTransaction, TransactionStatus,
 };
 
 use super::{OperatorServer, PublicServer, refused};
 use crate::provider::Provider;
+
+/// Channels in one answer.
+const PAGE_MAX: usize = 1000;
 
 /// Answers both kinds of method.
 #[derive(Clone, Debug)]
@@ -99,6 +102,14 @@ impl OperatorServer for Methods {
 
     async fn provider_channels(&self) -> Result<Vec<ChannelReport>, ErrorObjectOwned> {
         self.0.channel_reports().await.map_err(refused)
+    }
+
+    async fn live_channels(
+        &self,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ChannelStatus>, ErrorObjectOwned> {
+        let page = self.0.live_channels(after, PAGE_MAX).await;
+        page.map_err(refused)
     }
 
     async fn provider_channel(&self, id: ChannelId) -> Result<ChannelReport, ErrorObjectOwned> {

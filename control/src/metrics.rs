@@ -1,0 +1,289 @@
+//! What a monitoring system scrapes: one page of OpenMetrics text, made when it is asked for.
+//!
+//! Every value is read from the processes' own status, so a scrape costs what `topnet status`
+//! costs and a process that does not answer leaves its metrics out. Names end in their unit;
+//! what only ever rises ends in `_total`. Labels with a channel or session are there for those
+//! that are in use, and for [`LABELLED_MAX`] of them at most.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use topnet_api::{ChannelStatus, Latency, MeteringStatus, ProviderStatus, SessionReport};
+
+/// Channels, and sessions, that have metrics of their own.
+pub const LABELLED_MAX: usize = 1000;
+/// What a scrape is told that the page is.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const MICROS_PER_SECOND: f64 = 1e6;
+
+type Labels = Vec<(&'static str, String)>;
+type Float = Gauge<f64, AtomicU64>;
+
+/// The page.
+pub fn page(
+    status: &ProviderStatus,
+    channels: &[ChannelStatus],
+    sessions: &[SessionReport],
+) -> String {
+    let mut page = Page(Registry::with_prefix("topnet"));
+    let processes = status.processes.iter().map(|process| {
+        let labels = vec![("process", process.process.clone())];
+        (labels, u64::from(process.answers))
+    });
+    page.gauge("up", "1 if the process answers.", processes);
+    let height = |chain: &topnet_api::ChainReport| {
+        let labels = vec![("chain", chain.parameters.chain.to_string())];
+        (labels, chain.height)
+    };
+    let heights = status.chains.iter().map(height);
+    page.gauge("chain_height", "Newest final block.", heights);
+    page.level(
+        "sessions",
+        "Sessions that may have service.",
+        status.sessions,
+    );
+    if let Some(metering) = &status.metering {
+        page.metering(metering);
+    }
+    if let Some(dataplane) = &status.dataplane {
+        let drops = dataplane.drops.iter();
+        let drops = drops.map(|drop| (vec![("reason", drop.reason.clone())], drop.packets));
+        page.counter("dropped_packets", "Packets dropped, by reason.", drops);
+        let help = "Unit records that found their ring full; they lose nothing.";
+        page.total("unit_ring_overflows", help, dataplane.ring_overflows);
+    }
+    page.channels(&channels[..channels.len().min(LABELLED_MAX)]);
+    page.sessions(&sessions[..sessions.len().min(LABELLED_MAX)]);
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = encode(&mut text, &page.0);
+    text
+}
+
+struct Page(Registry);
+
+impl Page {
+    fn metering(&mut self, metering: &MeteringStatus) {
+        let gauges = [
+            (
+                "unpaid_bytes",
+                "Forwarded beyond what is paid for: the provider's exposure.",
+                metering.unpaid_bytes_now,
+            ),
+            ("payers", "Payers connected.", metering.connections),
+            ("channels", "Channels known.", metering.channels),
+            (
+                "unit_ring_waiting",
+                "Unit records that wait in the rings.",
+                metering.ring_waiting,
+            ),
+            (
+                "frozen",
+                "1 while credit is frozen for all channels.",
+                u64::from(metering.frozen.is_some()),
+            ),
+            (
+                "journal_faulty",
+                "1 while the journal cannot be written.",
+                u64::from(metering.journal_fault.is_some()),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            self.level(name, help, value);
+        }
+        let counters = [
+            ("tokens", "Tokens accepted.", metering.tokens),
+            (
+                "payments_refused",
+                "Payers' messages that were refused.",
+                metering.refusals,
+            ),
+            (
+                "written_off_units",
+                "Units written off.",
+                metering.written_off_units,
+            ),
+            ("unit_records", "Unit records drained.", metering.records),
+            ("journal_commits", "Journal commits.", metering.commits),
+        ];
+        for (name, help, value) in counters {
+            self.total(name, help, value);
+        }
+        let help = "How long a commit took, log and journal together.";
+        self.latency("journal_commit_seconds", help, &metering.commit_us);
+        let help = "From a unit's first byte until it was journalled.";
+        self.latency("unit_journalled_seconds", help, &metering.unit_us);
+    }
+
+    fn channels(&mut self, channels: &[ChannelStatus]) {
+        let of = |value: fn(&ChannelStatus) -> u64| {
+            channels.iter().map(move |channel| {
+                (
+                    vec![("channel", channel.channel.to_string())],
+                    value(channel),
+                )
+            })
+        };
+        let help = "Units begun.";
+        self.counter("channel_owed_units", help, of(|channel| channel.owed_units));
+        let help = "Units paid for by durable tokens.";
+        self.counter(
+            "channel_accepted_units",
+            help,
+            of(|channel| channel.accepted_units),
+        );
+        let help = "Units paid for and not begun.";
+        self.gauge(
+            "channel_window_units",
+            help,
+            of(|channel| channel.window_units),
+        );
+        let help = "Forwarded beyond what is paid for.";
+        self.gauge(
+            "channel_unpaid_bytes",
+            help,
+            of(|channel| channel.unpaid_bytes_now),
+        );
+        let help = "Billable bytes, as the tables say.";
+        self.counter("channel_bytes", help, of(|channel| channel.usage_bytes));
+    }
+
+    fn sessions(&mut self, sessions: &[SessionReport]) {
+        let bytes = sessions.iter().filter_map(|report| {
+            let traffic = report.traffic.as_ref()?;
+            let labels = |direction: &str| {
+                vec![
+                    ("session", report.session.to_string()),
+                    ("direction", direction.to_owned()),
+                ]
+            };
+            Some([
+                (labels("up"), traffic.up_bytes),
+                (labels("down"), traffic.down_bytes),
+            ])
+        });
+        let help = "Billable bytes of a session.";
+        self.counter("session_bytes", help, bytes.flatten());
+    }
+
+    /// A gauge without labels.
+    fn level(&mut self, name: &str, help: &str, value: u64) {
+        let gauge = Gauge::<u64, AtomicU64>::default();
+        gauge.set(value);
+        self.0.register(name, help.trim_end_matches('.'), gauge);
+    }
+
+    /// A counter without labels.
+    fn total(&mut self, name: &str, help: &str, value: u64) {
+        let counter: Counter = Counter::default();
+        counter.inc_by(value);
+        self.0.register(name, help.trim_end_matches('.'), counter);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, u64)>) {
+        let family = Family::<Labels, Gauge<u64, AtomicU64>>::default();
+        for (labels, value) in values {
+            family.get_or_create(&labels).set(value);
+        }
+        self.0.register(name, help.trim_end_matches('.'), family);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, u64)>) {
+        let family = Family::<Labels, Counter>::default();
+        for (labels, value) in values {
+            family.get_or_create(&labels).inc_by(value);
+        }
+        self.0.register(name, help.trim_end_matches('.'), family);
+    }
+
+    fn latency(&mut self, name: &str, help: &str, latency: &Latency) {
+        let family = Family::<Labels, Float>::default();
+        let quantiles = [
+            ("0.5", latency.p50),
+            ("0.99", latency.p99),
+            ("0.999", latency.p999),
+            ("1", latency.max),
+        ];
+        for (quantile, micros) in quantiles {
+            let labels = vec![("quantile", quantile.to_owned())];
+            let seconds = micros as f64 / MICROS_PER_SECOND;
+            family.get_or_create(&labels).set(seconds);
+        }
+        self.0.register(name, help.trim_end_matches('.'), family);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use topnet_account::{Amount, ChannelId};
+
+    use super::*;
+
+    #[test]
+    fn the_page_tells_the_exposure_and_what_each_channel_owes() {
+        let channel = ChannelStatus {
+            channel: ChannelId([9; 32]),
+            metered_bytes: 5,
+            usage_bytes: 6,
+            owed_units: 7,
+            accepted_units: 8,
+            written_off_units: 0,
+            window_units: 1,
+            window_units_max: 1,
+            payer_bytes: 5,
+            unpaid_bytes_now: 11,
+            unpaid_bytes: 12,
+            redeemable: Amount::ZERO,
+            state: "open".to_owned(),
+            reason: None,
+            connected: true,
+        };
+        let status = ProviderStatus {
+            payee: None,
+            processes: Vec::new(),
+            dataplane: None,
+            metering: Some(MeteringStatus {
+                identity: topnet_account::PublicKey([1; 32]),
+                dataplane_boot: None,
+                connections: 2,
+                channels: 3,
+                tokens: 4,
+                refusals: 0,
+                written_off_units: 0,
+                records: 0,
+                ring_waiting: 0,
+                commits: 0,
+                commit_us: Latency {
+                    p99: 1500,
+                    ..Latency::default()
+                },
+                unit_us: Latency::default(),
+                unpaid_bytes_now: 11,
+                journal_fault: Some("full".to_owned()),
+                frozen: None,
+            }),
+            chains: Vec::new(),
+            sessions: 1,
+            revision: 0,
+            closing: Vec::new(),
+            unpaid_bytes: 11,
+        };
+        let page = page(&status, &[channel], &[]);
+        let id = format!("0x{}", "09".repeat(32));
+        for line in [
+            "topnet_unpaid_bytes 11".to_owned(),
+            "topnet_tokens_total 4".to_owned(),
+            "topnet_journal_faulty 1".to_owned(),
+            "topnet_journal_commit_seconds{quantile=\"0.99\"} 0.0015".to_owned(),
+            format!("topnet_channel_owed_units_total{{channel=\"{id}\"}} 7"),
+            "# EOF".to_owned(),
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line}\n{page}");
+        }
+    }
+}
