@@ -8,6 +8,7 @@
 mod doctor;
 mod ebpf;
 mod elevate;
+mod fuzz;
 mod install;
 mod kernel;
 mod packages;
@@ -58,6 +59,8 @@ enum Door {
     Bench(runners::BenchArguments),
     /// Run the payment path in seeded worlds, with crashes, and check every unit
     Sim(runners::SimArguments),
+    /// Look for bytes that upset a parser or a state machine of the payment path
+    Fuzz(fuzz::FuzzArguments),
     /// Check the layering, the islands of unsafe code, the one home of the unit, the documentation
     Tidy,
     /// Build the BPF object from ebpf/program
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Door::Lab(arguments) => runners::lab(&workspace, arguments),
         Door::Bench(arguments) => runners::bench(&workspace, arguments),
         Door::Sim(arguments) => runners::sim(&workspace, arguments),
+        Door::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Door::Tidy => tidy::run(&workspace),
         Door::Ebpf { check: false } => ebpf::build(&workspace),
         Door::Ebpf { check: true } => ebpf::check(&workspace),

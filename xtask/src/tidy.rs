@@ -135,7 +135,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// These measure and test across the layers: they may use every crate, and nobody uses them.
-const ACROSS: &[&str] = &["topnet-bench", "topnet-tests"];
+const ACROSS: &[&str] = &["topnet-bench", "topnet-fuzz", "topnet-tests"];
 
 /// Where unsafe code may live: shared memory, the AF_XDP sockets, the BPF glue and program.
 const ISLANDS: &[&str] = &[

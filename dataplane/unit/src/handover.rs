@@ -27,7 +27,7 @@ use topnet_ebpf_abi::LAYOUT_VERSION;
 use crate::{
     Access, BootId, Consumer, CreditTable, Mapping, Producer, SharedMemoryError, UsageTable, memfd,
     ring::{CONSUMER_BYTES, ring_bytes},
-    shared_memory::check_memfd,
+    shared_memory::{check_memfd, check_table},
 };
 
 /// Workers of one data plane, at most.
@@ -289,8 +289,12 @@ impl Attachment {
                 .next()
                 .ok_or(HandoverError::Shape("a descriptor is missing"))
         };
-        let usage = UsageTable::map(next()?, header.slots, Access::Read)?;
-        let credit = CreditTable::map(next()?, header.slots, Access::ReadWrite)?;
+        let (usage, credit) = (next()?, next()?);
+        for table in [&usage, &credit] {
+            check_table(table.as_fd(), crate::table_bytes(header.slots))?;
+        }
+        let usage = UsageTable::map(usage, header.slots, Access::Read)?;
+        let credit = CreditTable::map(credit, header.slots, Access::ReadWrite)?;
         let mut rings = Vec::new();
         for _ in 0..header.workers {
             let (ring, consumer) = (next()?, next()?);

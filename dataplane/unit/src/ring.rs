@@ -31,7 +31,7 @@ pub(crate) const fn ring_bytes(records: u32) -> usize {
 /// Length in bytes of the consumer's memory.
 pub(crate) const CONSUMER_BYTES: usize = 64;
 
-/// Memory that a ring lives in: shared between processes, or the heap under test.
+/// Memory that a ring or a table lives in: shared between processes, or the heap under test.
 pub trait Words {
     /// The words; always the same ones.
     fn words(&self) -> &[AtomicU64];
@@ -102,6 +102,8 @@ impl<W: Words> Producer<W> {
     /// and the next record of the slot will say all that this one said.
     pub fn push(&mut self, record: UnitRecord) -> bool {
         if self.is_full() {
+            // Said once more: whoever wrote over it, no honest consumer could free a place.
+            self.ring.words()[PRODUCED_WORD].store(self.produced, Ordering::Release);
             let consumed = self.consumer.words()[CONSUMED_WORD].load(Ordering::Acquire);
             // Believed only if it moves forward and not past what was produced.
             if (self.consumed..=self.produced).contains(&consumed) {
@@ -161,7 +163,8 @@ impl<W: Words> Consumer<W> {
                 records: self.records,
             });
         }
-        for index in self.consumed..produced {
+        for nth in 0..waiting {
+            let index = self.consumed.wrapping_add(nth);
             let words = place(self.ring.words(), index, self.records);
             take(UnitRecord {
                 slot: slot_of(words[0].load(Ordering::Relaxed)),
@@ -297,6 +300,32 @@ mod tests {
                 Err(corrupt)
             );
             assert_eq!(consumer.drain(|_| ()), Ok(0));
+        }
+
+        #[test]
+        fn a_producer_index_that_was_written_over_is_mended_by_a_full_ring_too() {
+            let (ring, _, (mut producer, mut consumer)) = ends(4);
+            assert!((0..4).all(|n| producer.push(record(n))));
+            ring[PRODUCED_WORD].store(99, Ordering::Relaxed);
+            assert!(consumer.drain(|_| ()).is_err());
+            assert!(!producer.push(record(4)), "nobody has freed a place");
+            assert!(consumer.drain(|_| ()).is_err(), "the true index is another");
+            assert!(producer.push(record(5)));
+            let mut seen = Vec::new();
+            assert_eq!(consumer.drain(|record| seen.push(record)), Ok(1));
+            assert_eq!(seen, [record(5)]);
+        }
+
+        /// Only garbage brings indices to the end of the numbers; they go round there.
+        #[test]
+        fn what_is_counted_is_what_was_taken_at_the_end_of_the_numbers_too() {
+            let (ring, index, _) = ends(4);
+            index[CONSUMED_WORD].store(u64::MAX, Ordering::Relaxed);
+            ring[PRODUCED_WORD].store(1, Ordering::Relaxed);
+            let mut consumer = Consumer::new(ring, index, 4);
+            let mut taken = 0;
+            assert_eq!(consumer.drain(|_| taken += 1), Ok(2));
+            assert_eq!(taken, 2);
         }
     }
 

@@ -12,7 +12,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create},
+    fs::{
+        FileType, MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate,
+        memfd_create,
+    },
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
 
@@ -69,8 +72,20 @@ pub fn memfd(name: &str, bytes: usize) -> Result<OwnedFd, SharedMemoryError> {
     Ok(fd)
 }
 
-/// Refuses a memfd that could shrink under a mapping, or that is too short for it. A BPF map
-/// needs no such check: its size is fixed, and mapping more than it has fails.
+/// Refuses a table's memory that could shrink under a mapping, or that is too short for it. A BPF
+/// map needs no such check: its size is fixed, and mapping more than it has fails. Of a file the
+/// kernel maps any length, and whoever looks beyond its end is killed.
+#[cfg_attr(loom, allow(dead_code, reason = "nobody hands memory over there"))]
+pub(crate) fn check_table(fd: BorrowedFd<'_>, bytes: usize) -> Result<(), SharedMemoryError> {
+    let mode = fstat(fd).map_err(system("look at", bytes))?.st_mode;
+    if FileType::from_raw_mode(mode) == FileType::RegularFile {
+        check_memfd(fd, bytes)
+    } else {
+        Ok(())
+    }
+}
+
+/// Refuses a memfd that could shrink under a mapping, or that is too short for it.
 pub(crate) fn check_memfd(fd: BorrowedFd<'_>, bytes: usize) -> Result<(), SharedMemoryError> {
     let seals = fcntl_get_seals(fd).map_err(|_| SharedMemoryError::NotSealed)?;
     if !seals.contains(SealFlags::SHRINK) {

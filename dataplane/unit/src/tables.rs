@@ -3,15 +3,16 @@
 //! One record of `topnet-ebpf-abi` a slot, seen as words. Usage is written by the fast path
 //! only and never reset; credit is written by metering only. Neither is ever locked.
 
-use std::{
-    mem::offset_of,
-    os::fd::AsFd,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{mem::offset_of, os::fd::AsFd};
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use topnet_ebpf_abi::{CREDIT_CLOSED, CREDIT_OPEN, Credit, Usage};
 
-use crate::{Access, Mapping, SharedMemoryError, Slot};
+use crate::{Access, Mapping, SharedMemoryError, Slot, Words};
 
 const WORD: usize = size_of::<u64>();
 const RECORD_WORDS: usize = size_of::<Usage>() / WORD;
@@ -43,8 +44,8 @@ pub struct UsageTotals {
 
 /// What every slot has forwarded.
 #[derive(Debug)]
-pub struct UsageTable {
-    memory: Mapping,
+pub struct UsageTable<W = Mapping> {
+    memory: W,
     slots: u32,
 }
 
@@ -54,7 +55,9 @@ impl UsageTable {
         let memory = Mapping::new(fd, table_bytes(slots), access)?;
         Ok(Self { memory, slots })
     }
+}
 
+impl<W: Words> UsageTable<W> {
     /// Number of slots, the unused slot 0 included.
     pub fn slots(&self) -> u32 {
         self.slots
@@ -111,8 +114,8 @@ impl Balance {
 
 /// How much every slot may forward.
 #[derive(Debug)]
-pub struct CreditTable {
-    memory: Mapping,
+pub struct CreditTable<W = Mapping> {
+    memory: W,
     slots: u32,
 }
 
@@ -122,7 +125,9 @@ impl CreditTable {
         let memory = Mapping::new(fd, table_bytes(slots), access)?;
         Ok(Self { memory, slots })
     }
+}
 
+impl<W: Words> CreditTable<W> {
     /// Number of slots, the unused slot 0 included.
     pub fn slots(&self) -> u32 {
         self.slots
@@ -132,16 +137,21 @@ impl CreditTable {
     /// generation's. Panics if there is no such slot.
     pub fn balance(&self, slot: Slot) -> Balance {
         let record = self.record(slot.index);
+        let open = use_word(slot.generation, CREDIT_OPEN);
         // The use first: a new use is published after the old limit was taken away, so the
-        // limit read after it is never the old use's.
-        let current = record[USE_WORD].load(Ordering::Acquire);
-        if current != use_word(slot.generation, CREDIT_OPEN) {
+        // limit read after it is never an older use's.
+        if record[USE_WORD].load(Ordering::Acquire) != open {
             return Balance::NONE;
         }
-        Balance {
+        let balance = Balance {
             limit_bytes: record[LIMIT_WORD].load(Ordering::Acquire),
-            record_at_bytes: record[RECORD_AT_WORD].load(Ordering::Relaxed),
+            record_at_bytes: record[RECORD_AT_WORD].load(Ordering::Acquire),
+        };
+        // And the use again: who has read a newer use's limit sees that use here.
+        if record[USE_WORD].load(Ordering::Relaxed) != open {
+            return Balance::NONE;
         }
+        balance
     }
 
     /// Gives a slot's generation its credit. Raising and lowering are both allowed; the table
@@ -153,7 +163,7 @@ impl CreditTable {
             record[LIMIT_WORD].store(0, Ordering::Release);
             record[USE_WORD].store(open, Ordering::Release);
         }
-        record[RECORD_AT_WORD].store(grant.record_at_bytes, Ordering::Relaxed);
+        record[RECORD_AT_WORD].store(grant.record_at_bytes, Ordering::Release);
         record[LIMIT_WORD].store(grant.limit_bytes, Ordering::Release);
     }
 
@@ -173,7 +183,7 @@ fn use_word(generation: u32, state: u32) -> u64 {
     u64::from(generation) | u64::from(state) << 32
 }
 
-fn record(memory: &Mapping, index: u32, slots: u32) -> &[AtomicU64; RECORD_WORDS] {
+fn record(memory: &impl Words, index: u32, slots: u32) -> &[AtomicU64; RECORD_WORDS] {
     assert!(
         index < slots,
         "slot {index} of {slots}: indices come from the data plane's own list"
@@ -185,7 +195,7 @@ fn record(memory: &Mapping, index: u32, slots: u32) -> &[AtomicU64; RECORD_WORDS
         .unwrap_or_else(|_| unreachable!("a slice of RECORD_WORDS words"))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::memfd;
@@ -262,6 +272,102 @@ mod tests {
         credit().balance(Slot {
             index: 8,
             generation: 1,
+        });
+    }
+}
+
+/// Run with `RUSTFLAGS="--cfg loom"`: the fast path asks for one use of a slot's credit while
+/// metering ends it and begins the next.
+#[cfg(all(test, loom))]
+mod interleavings {
+    use std::sync::Arc;
+
+    use super::*;
+
+    const OLD: Slot = Slot {
+        index: 0,
+        generation: 1,
+    };
+    const NEW: Slot = Slot {
+        generation: 2,
+        ..OLD
+    };
+    const OLD_GRANT: CreditGrant = CreditGrant {
+        limit_bytes: 10,
+        record_at_bytes: 5,
+    };
+    const NEW_GRANT: CreditGrant = CreditGrant {
+        limit_bytes: 20,
+        record_at_bytes: 15,
+    };
+
+    type HeapTable = CreditTable<Arc<[AtomicU64]>>;
+
+    /// Two views of one table with a single slot.
+    fn two_views() -> (HeapTable, HeapTable) {
+        let memory: Arc<[AtomicU64]> = (0..RECORD_WORDS).map(|_| AtomicU64::new(0)).collect();
+        let view = |memory| CreditTable { memory, slots: 1 };
+        (view(memory.clone()), view(memory))
+    }
+
+    /// What `slot` may be seen to have while its own grant is `grant`.
+    fn is_its_own(balance: Balance, grant: CreditGrant) -> bool {
+        // A limit of zero is credit that was taken away, whatever the hint beside it says.
+        balance.limit_bytes == 0
+            || (balance.limit_bytes, balance.record_at_bytes)
+                == (grant.limit_bytes, grant.record_at_bytes)
+    }
+
+    #[test]
+    fn no_use_of_a_slot_is_given_the_credit_of_another() {
+        for closes in [true, false] {
+            loom::model(move || {
+                let (metering, worker) = two_views();
+                metering.grant(OLD, OLD_GRANT);
+                let writes = loom::thread::spawn(move || {
+                    if closes {
+                        metering.close(OLD);
+                    }
+                    metering.grant(NEW, NEW_GRANT);
+                });
+                assert!(is_its_own(worker.balance(OLD), OLD_GRANT));
+                assert!(is_its_own(worker.balance(NEW), NEW_GRANT));
+                writes.join().unwrap();
+                assert_eq!(worker.balance(OLD), Balance::NONE);
+                assert_eq!(worker.balance(NEW).limit_bytes, NEW_GRANT.limit_bytes);
+            });
+        }
+    }
+
+    /// A limit that rises comes with its own hint or with a later one, never with an earlier.
+    #[test]
+    fn a_limit_never_comes_with_the_hint_of_the_one_before() {
+        loom::model(|| {
+            let (metering, worker) = two_views();
+            metering.grant(OLD, OLD_GRANT);
+            let writes = loom::thread::spawn(move || metering.grant(OLD, NEW_GRANT));
+            let balance = worker.balance(OLD);
+            let raised = balance.limit_bytes == NEW_GRANT.limit_bytes;
+            assert!(!raised || balance.record_at_bytes == NEW_GRANT.record_at_bytes);
+            writes.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn no_addition_of_two_workers_is_lost() {
+        loom::model(|| {
+            let memory: Arc<[AtomicU64]> = (0..RECORD_WORDS).map(|_| AtomicU64::new(0)).collect();
+            let view = |memory| UsageTable { memory, slots: 1 };
+            let (here, there) = (view(memory.clone()), view(memory));
+            let other = loom::thread::spawn(move || there.add(0, 3, 1));
+            let (before, after) = here.add(0, 5, 1);
+            assert_eq!(after - before, 5);
+            other.join().unwrap();
+            let expected = UsageTotals {
+                bytes: 8,
+                packets: 2,
+            };
+            assert_eq!(here.totals(0), expected);
         });
     }
 }

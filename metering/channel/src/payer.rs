@@ -209,6 +209,8 @@ impl Payer {
             }
         }
         self.shown = held.map(|held| held.voucher);
+        // What an earlier resume on this connection asked for may be given up now.
+        self.unsent_roll = None;
         if self.is_too_cheap(held.as_ref()) {
             self.go_on_from(held);
         }

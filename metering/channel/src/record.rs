@@ -92,8 +92,11 @@ impl Payee {
                 generation: fields.u32()?,
             };
             let (base_bytes, usage_bytes) = (fields.u64()?, fields.u64()?);
-            let [over] = fields.bytes()?;
-            let over = over != 0;
+            let over = match fields.bytes()? {
+                [0] => false,
+                [1] => true,
+                _ => return Err(MessageError::Range.into()),
+            };
             let slot_use = SlotUse { boot, slot };
             payee.slots.push(SlotCount {
                 slot_use,
