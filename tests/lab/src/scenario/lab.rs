@@ -8,38 +8,61 @@ use serde_json::Value;
 use crate::{
     origin::Origin,
     process::{Lifetime, Process},
-    product::{CLOSE_WINDOW_BLOCKS, Provider, Wallet},
+    product::{CLOSE_WINDOW_BLOCKS, Provider, Wallet, runtime_dir},
     report::Report,
     run_dir::RunDir,
+    small_disk::SmallDisk,
     topology::Topology,
     transfer,
     tunnel::{Interface, KeyPair, Tunnel},
     users,
+    watch::Watch,
 };
 
-use super::{Kept, Options, TRANSFER_WAIT};
+use super::{Kept, Options, READY_WAIT, TRANSFER_WAIT};
 
 /// What the payer has on main.
 const BALANCE_NTOP: u64 = 1_000_000_000_000;
-/// Units that the channel can pay for: the transfers and as much again.
-const ALLOCATION_UNITS: u64 = 512;
+/// All of metering's disk where it is to be full at times: room for the journal's logs and what
+/// they reserve.
+const SMALL_DISK_BYTES: u64 = 32 << 20;
 /// The network that is reached through the tunnel.
 const ORIGIN_NETWORK: &str = "10.77.2.0/24";
+
+/// What a scenario needs beyond a client and a provider.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Needs {
+    /// A second client, who has money and is up to no good.
+    pub(super) forger: bool,
+    /// A disk for metering that can be filled.
+    pub(super) small_disk: bool,
+}
+
+/// A channel of the client's, and what its parties had before it was opened.
+#[derive(Clone, Debug)]
+pub(super) struct Opened {
+    pub(super) id: String,
+    /// On main, in nTOP: payer and payee.
+    pub(super) before: (u64, u64),
+}
 
 /// One run's parts. Fields are dropped in order: processes before the namespaces they live in.
 pub(super) struct Lab<'a> {
     pub(super) options: &'a Options<'a>,
     pub(super) paying: Option<Process>,
     pub(super) tunnel: Option<Tunnel>,
+    pub(super) watch: Watch,
     pub(super) provider: Provider,
+    pub(super) disk: Option<SmallDisk>,
     pub(super) origin: Origin,
     pub(super) wallet: Wallet,
+    pub(super) forger: Option<Wallet>,
     pub(super) topology: Topology,
     pub(super) run_dir: RunDir,
 }
 
 impl<'a> Lab<'a> {
-    pub(super) fn build(options: &'a Options<'a>) -> Result<Self> {
+    pub(super) fn build(options: &'a Options<'a>, needs: Needs) -> Result<Self> {
         let interrupt = options.interrupt;
         let lifetime = if options.keep {
             Lifetime::Stays
@@ -51,57 +74,96 @@ impl<'a> Lab<'a> {
         let topology = Topology::create("topnet-")?;
         let origin = Origin::start(&topology, &run_dir, users::ORIGIN, lifetime, interrupt)?;
         (options.progress)("making keys and chains");
-        let wallet = Wallet::create(&topology, &run_dir, lifetime, interrupt)?;
+        let wallet = |name| Wallet::create(&topology, &run_dir, name, lifetime, interrupt);
+        let (client, forger) = (wallet("client")?, needs.forger.then(|| wallet("forger")));
+        let forger = forger.transpose()?;
+        let payers: Vec<&str> = std::iter::once(&client)
+            .chain(&forger)
+            .map(|wallet| wallet.address.as_str())
+            .collect();
         let mut provider = Provider::create(
             &topology,
             &run_dir,
             lifetime,
             interrupt,
-            &wallet.address,
+            &payers,
             BALANCE_NTOP,
         )?;
+        let journal_dir = run_dir.join("data/metering");
+        let disk = needs
+            .small_disk
+            .then(|| SmallDisk::mount(&journal_dir, SMALL_DISK_BYTES, users::METERING))
+            .transpose()?;
         (options.progress)("starting settlement, dataplane, metering and control");
         provider.start(&topology, &run_dir, interrupt)?;
+        let watch = Watch::start(&runtime_dir(&run_dir))?;
+        interrupt.wait("the tables are seen", READY_WAIT, || {
+            Ok((!watch.boots().is_empty()).then_some(()))
+        })?;
         Ok(Self {
             options,
             paying: None,
             tunnel: None,
+            watch,
             provider,
+            disk,
             origin,
-            wallet,
+            wallet: client,
+            forger,
             topology,
             run_dir,
         })
     }
 
-    /// Funds the service's account with exactly what opening takes, so that nothing stays there.
-    pub(super) fn open_channel(&self, report: &mut Report) -> Result<String> {
+    /// Opens a channel for the client that can pay for so many units, connects and begins to pay.
+    pub(super) fn begin(&mut self, units: u64, report: &mut Report) -> Result<Opened> {
+        let before = (
+            self.main_balance(&self.wallet.address)?,
+            self.main_balance(&self.provider.payee)?,
+        );
         self.say("funding the service chain and opening a channel");
+        let (id, fees) = self.open_channel(&self.wallet, units)?;
+        report.fees_ntop.payer = fees;
+        self.say("starting a session, the wallet and wireguard-go");
+        self.connect(&id)?;
+        Ok(Opened { id, before })
+    }
+
+    /// Funds the service's account with exactly what opening takes, so that nothing stays there.
+    /// Gives the channel and what was spent on fees.
+    pub(super) fn open_channel(&self, wallet: &Wallet, units: u64) -> Result<(String, u64)> {
         let offers = self.client_asks(&["offers"])?;
         let price: u64 = number(&offers[0]["unit_price"]).context("the offer has no price")?;
-        let allocation = price * ALLOCATION_UNITS;
+        let allocation = price * units;
         let vpn = self.client_asks(&["chain", "vpn"])?;
         let closing_fee = find_number(&vpn, "closing_fee").context("no closing fee")?;
-        let rules = |chain: &str| -> Result<Value> {
-            let file = self.run_dir.join(&format!("provider/genesis/{chain}.json"));
-            Ok(serde_json::from_slice(&fs::read(file)?)?)
+        let fund_fee = self.fee("main", "fund")?;
+        let open_fee = self.fee("vpn", "open")?;
+        let ask = |words: &[&str]| {
+            let interrupt = self.options.interrupt;
+            let client = &self.topology.client;
+            wallet.topnet.ask::<Value>(client, interrupt, words)
         };
-        let fund_fee =
-            find_number(&rules("main")?["rules"]["fees"], "fund").context("no fee for fund")?;
-        let open_fee =
-            find_number(&rules("vpn")?["rules"]["fees"], "open").context("no fee for open")?;
-        report.fees_ntop.payer = fund_fee + open_fee;
         let amount = (allocation + closing_fee + open_fee).to_string();
-        self.client_asks(&["wallet", "fund", &amount])?;
+        ask(&["wallet", "fund", &amount])?;
         let window = CLOSE_WINDOW_BLOCKS.to_string();
-        let opened = self.client_asks(&[
+        let opened = ask(&[
             "wallet",
             "open",
             &allocation.to_string(),
             "--close-window",
             &window,
         ])?;
-        text(&opened["channel"]).context("no channel id")
+        let channel = text(&opened["channel"]).context("no channel id")?;
+        Ok((channel, fund_fee + open_fee))
+    }
+
+    /// What something costs, by a chain's rules.
+    pub(super) fn fee(&self, chain: &str, what: &str) -> Result<u64> {
+        let file = self.run_dir.join(&format!("provider/genesis/{chain}.json"));
+        let genesis: Value = serde_json::from_slice(&fs::read(file)?)?;
+        let fee = find_number(&genesis["rules"]["fees"], what);
+        fee.with_context(|| format!("{chain} has no fee for {what}"))
     }
 
     pub(super) fn connect(&mut self, channel: &str) -> Result<()> {
@@ -134,7 +196,7 @@ impl<'a> Lab<'a> {
         let address = text(&wireguard["address"]).context("no inner address")?;
         let address: Ipv4Addr = address.split('/').next().unwrap_or_default().parse()?;
         let mtu_bytes = number(&wireguard["mtu"]).and_then(|mtu| u16::try_from(mtu).ok());
-        let name = format!("tn{}", std::process::id());
+        let name = tunnel_name();
         let interface = Interface {
             name: &name,
             address,
@@ -143,13 +205,15 @@ impl<'a> Lab<'a> {
         let tunnel = Tunnel::start(client, &self.run_dir, interface, &config, interrupt)?;
         tunnel.route(client, ORIGIN_NETWORK, interrupt)?;
         self.tunnel = Some(tunnel);
-        self.pay(channel, &name)
+        self.pay(channel)
     }
 
-    pub(super) fn pay(&mut self, channel: &str, interface: &str) -> Result<()> {
+    /// Starts the wallet and waits until it pays.
+    pub(super) fn pay(&mut self, channel: &str) -> Result<()> {
+        let interface = tunnel_name();
         let mut paying = self
             .wallet
-            .pay(&self.topology, &self.run_dir, channel, interface)?;
+            .pay(&self.topology, &self.run_dir, channel, &interface)?;
         let status = self.wallet.status_file();
         // An earlier run's words are not this one's.
         let _ = fs::remove_file(&status);
@@ -186,13 +250,6 @@ impl<'a> Lab<'a> {
         number(&account["balance"]).context("no balance")
     }
 
-    pub(super) fn boot(&self) -> Result<String> {
-        let status = self
-            .provider
-            .status(&self.topology, self.options.interrupt)?;
-        text(&status["dataplane"]["boot"]).context("the data plane has no boot id")
-    }
-
     pub(super) fn say(&self, what: &str) {
         (self.options.progress)(what);
     }
@@ -218,6 +275,9 @@ impl<'a> Lab<'a> {
         }
         self.origin.process().keep();
         self.topology.keep();
+        if let Some(disk) = &mut self.disk {
+            disk.keep();
+        }
         self.run_dir.keep();
         Kept {
             directory: self.run_dir.path().to_owned(),
@@ -225,6 +285,11 @@ impl<'a> Lab<'a> {
             channel,
         }
     }
+}
+
+/// The client's interface.
+fn tunnel_name() -> String {
+    format!("tn{}", std::process::id())
 }
 
 pub(super) fn paying_status(file: &PathBuf) -> Result<Value> {

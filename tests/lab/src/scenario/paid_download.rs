@@ -1,41 +1,72 @@
 //! Downloads and uploads, paid by the unit, up to the main chain.
 
-use std::os::unix::fs::chown;
+use std::{fs, os::unix::fs::chown, path::PathBuf};
 
 use anyhow::Result;
 
 use crate::{
-    files::{digest, write_random},
+    files::{Digest, digest, write_random},
     origin::Origin,
     report::{Report, Transferred},
+    transfer::Transfer,
     users,
 };
 
-use super::{Scenario, TRANSFER_WAIT, lab::Lab};
+use super::{
+    TRANSFER_WAIT,
+    lab::{Lab, Opened},
+};
 
 pub(super) const DOWNLOAD_BYTES: u64 = 64 << 20;
 const UPLOAD_BYTES: u64 = 16 << 20;
 
-impl Lab<'_> {
-    pub(super) fn play(&mut self, scenario: Scenario) -> Result<(Report, String)> {
-        let mut report = Report::default();
-        let before = (
-            self.main_balance(&self.wallet.address)?,
-            self.main_balance(&self.provider.payee)?,
-        );
-        let boot = self.boot()?;
-        let channel = self.open_channel(&mut report)?;
-        self.say("starting a session, the wallet and wireguard-go");
-        self.connect(&channel)?;
+/// A download that has begun.
+#[derive(Debug)]
+pub(super) struct Download {
+    served: Digest,
+    here: PathBuf,
+    pub(super) transfer: Transfer,
+}
 
-        let served = self.origin.offer_random("download", DOWNLOAD_BYTES)?;
+impl Download {
+    /// Bytes that have arrived.
+    pub(super) fn bytes(&self) -> u64 {
+        self.transfer.bytes()
+    }
+}
+
+/// Units that the channel can pay for: the transfers and as much again.
+pub(super) const ALLOCATION_UNITS: u64 = 512;
+
+impl Lab<'_> {
+    pub(super) fn paid_download(&mut self, report: &mut Report) -> Result<Opened> {
+        let channel = self.begin(ALLOCATION_UNITS, report)?;
+        let download = self.begin_download(DOWNLOAD_BYTES)?;
+        self.finish_download(download, report)?;
+        self.upload(report)?;
+        self.close_and_reconcile(&channel, report)?;
+        Ok(channel)
+    }
+
+    /// Starts to fetch a new file.
+    pub(super) fn begin_download(&self, bytes: u64) -> Result<Download> {
+        let served = self.origin.offer_random("download", bytes)?;
         let here = self.wallet.home.join("download");
-        let client = self.client();
-        let download = client.download(&Origin::download_url("download"), &here)?;
-        let download = match scenario {
-            Scenario::PaidDownload => download,
-            Scenario::UnpaidStops => self.stop_and_return(download, &channel, &mut report)?,
-        };
+        let url = Origin::download_url("download");
+        let transfer = self.client().download(&url, &here)?;
+        Ok(Download {
+            served,
+            here,
+            transfer,
+        })
+    }
+
+    pub(super) fn finish_download(&self, download: Download, report: &mut Report) -> Result<()> {
+        let Download {
+            served,
+            here,
+            transfer,
+        } = download;
         let say = |bytes: u64| {
             self.say(&format!(
                 "downloading: {} of {} MiB",
@@ -43,31 +74,30 @@ impl Lab<'_> {
                 served.bytes >> 20
             ))
         };
-        download.finish(self.options.interrupt, TRANSFER_WAIT, say)?;
+        transfer.finish(self.options.interrupt, TRANSFER_WAIT, say)?;
         report.files.push(Transferred {
             bytes: served.bytes,
             sha256_origin: served.sha256,
             sha256_client: digest(&here)?.sha256,
         });
+        // Another download may have the same names.
+        fs::remove_file(&here)?;
+        self.origin.withdraw("download")
+    }
 
+    pub(super) fn upload(&self, report: &mut Report) -> Result<()> {
         self.say("uploading 16 MiB");
         let there = self.wallet.home.join("upload");
         let sent = write_random(&there, UPLOAD_BYTES)?;
         chown(&there, Some(users::CLIENT.uid), Some(users::CLIENT.gid))?;
-        let upload = self
-            .client()
-            .upload(&there, &Origin::upload_url("upload"))?;
+        let url = Origin::upload_url("upload");
+        let upload = self.client().upload(&there, &url, None)?;
         upload.finish(self.options.interrupt, TRANSFER_WAIT, |_| ())?;
         report.files.push(Transferred {
             bytes: sent.bytes,
             sha256_origin: self.origin.uploaded("upload")?.sha256,
             sha256_client: sent.sha256,
         });
-
-        self.provider.check()?;
-        self.count(&channel, &mut report)?;
-        self.settle(&channel, before, &mut report)?;
-        report.boots = 1 + u64::from(self.boot()? != boot);
-        Ok((report, channel))
+        Ok(())
     }
 }

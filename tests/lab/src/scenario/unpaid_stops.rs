@@ -5,33 +5,38 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use topnet_unit::UNIT_BYTES;
 
-use crate::{
-    report::{Kill, Report},
-    transfer,
-};
+use crate::report::{Kill, Report, Traffic};
 
 use super::{
-    STILL_WAIT, TRANSFER_WAIT,
-    lab::{Lab, number},
-    paid_download::DOWNLOAD_BYTES,
+    RESUME_WAIT, STILL_WAIT, TRANSFER_WAIT,
+    lab::{Lab, Opened, number},
+    paid_download::{ALLOCATION_UNITS, DOWNLOAD_BYTES, Download},
 };
 
 /// Where the download is when the wallet is stopped.
 const STOP_AT_BYTES: u64 = DOWNLOAD_BYTES / 4;
 /// How long nothing must arrive to call it stopped.
 const STILL_FOR: Duration = Duration::from_secs(3);
-/// TCP waits longer and longer while nothing passes.
-const RESUME_WAIT: Duration = Duration::from_secs(60);
 
 impl Lab<'_> {
+    pub(super) fn unpaid_stops(&mut self, report: &mut Report) -> Result<Opened> {
+        let channel = self.begin(ALLOCATION_UNITS, report)?;
+        let download = self.begin_download(DOWNLOAD_BYTES)?;
+        self.stop_and_return(&download, &channel.id, report)?;
+        self.finish_download(download, report)?;
+        self.upload(report)?;
+        self.close_and_reconcile(&channel, report)?;
+        Ok(channel)
+    }
+
     /// Stops the wallet in the middle of the download, sees the traffic stop within what was
     /// paid ahead, and lets it return.
-    pub(super) fn stop_and_return(
+    fn stop_and_return(
         &mut self,
-        download: transfer::Transfer,
+        download: &Download,
         channel: &str,
         report: &mut Report,
-    ) -> Result<transfer::Transfer> {
+    ) -> Result<()> {
         let interrupt = self.options.interrupt;
         interrupt.wait("a quarter has arrived", TRANSFER_WAIT, || {
             Ok((download.bytes() >= STOP_AT_BYTES).then_some(()))
@@ -69,16 +74,17 @@ impl Lab<'_> {
         ));
 
         let returned = Instant::now();
-        let name = format!("tn{}", std::process::id());
-        self.pay(channel, &name)?;
+        self.pay(channel)?;
         interrupt.wait("traffic resumes", RESUME_WAIT, || {
             Ok((download.bytes() > last).then_some(()))
         })?;
         report.kills.push(Kill {
             process: "wallet".to_owned(),
             at_bytes,
+            traffic: Traffic::StoppedAtLimit,
+            stalled_ms: u64::try_from(since.elapsed().as_millis())?,
             resumed_ms: u64::try_from(returned.elapsed().as_millis())?,
         });
-        Ok(download)
+        Ok(())
     }
 }
