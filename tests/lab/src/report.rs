@@ -261,6 +261,10 @@ impl Report {
                 "released ≤ owed + window",
                 units.released <= units.owed + units.window_max,
             ),
+            (
+                "released ≤ owed + the widest window there is",
+                units.released <= units.owed + WINDOW_UNITS_MAX,
+            ),
             ("nothing was forwarded unpaid", self.unpaid_bytes == 0),
             (
                 "payee's delta = redeemed − its fees",
@@ -545,11 +549,15 @@ mod tests {
     fn a_mismatch_of_one_is_named() {
         assert_eq!(good().mismatches(), [""; 0]);
         type Spoil = fn(&mut Report);
-        let spoils: [(Spoil, &str); 19] = [
+        let spoils: [(Spoil, &str); 20] = [
             (|r| r.units.redeemed -= 1, "owed = redeemed"),
             (|r| r.units.settled -= 1, "redeemed = settled"),
             (|r| r.units.owed += 1, "owed = redeemed"),
             (|r| r.units.released = 5, "released ≤"),
+            (
+                |r| (r.units.released, r.units.window_max) = (3 + WINDOW_UNITS_MAX, 99),
+                "the widest window",
+            ),
             (|r| r.units.accepted = 5, "accepted ≤ released"),
             (|r| r.bytes.metered -= 1, "metered = usage"),
             (|r| r.unpaid_bytes = 1, "unpaid"),
