@@ -159,7 +159,7 @@ impl Lab<'_> {
                 self.go_on_for(RESTART_AFTER, run)?;
                 // It may not start before there is room.
                 let _ = self.start_once(Victim::Metering, &run.channel);
-            } else if let Some(reason) = self.not_open(&run.channel) {
+            } else if let Some(reason) = self.freezes() {
                 noticed = reason;
             }
         }
@@ -167,13 +167,12 @@ impl Lab<'_> {
         Ok(noticed)
     }
 
-    /// Why metering says that the channel is not served, if it answers that.
-    fn not_open(&self, channel: &str) -> Option<String> {
-        let shown = self.channel(channel).ok()?;
-        let metering = &shown["metering"];
-        let state = text(&metering["state"]).filter(|state| state != "open")?;
-        let reason = text(&metering["reason"]).unwrap_or_default();
-        Some(format!("{state}: {reason}"))
+    /// Why metering says that it gives no credit, if it answers that.
+    fn freezes(&self) -> Option<String> {
+        let interrupt = self.options.interrupt;
+        let status = self.provider.status(&self.topology, interrupt).ok()?;
+        let metering = &status["metering"];
+        text(&metering["journal_fault"]).or_else(|| text(&metering["frozen"]))
     }
 
     /// Starts again what has ended though nobody ended it.
