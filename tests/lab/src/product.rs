@@ -155,9 +155,15 @@ impl Wallet {
         Process::start(&topology.client, "wallet", command, &run_dir.log("wallet"))
     }
 
-    /// The key, as whoever holds its file and passphrase has it.
+    /// The key that signs its channels' vouchers, as whoever holds the file and the passphrase
+    /// has it: the session's where the wallet keeps one apart from the account's.
     pub fn secret(&self) -> Result<SecretKey> {
-        let file = self.home.join("topnet/keys/wallet.key");
+        let keys = self.home.join("topnet/keys");
+        let file = ["session.key", "wallet.key"]
+            .map(|name| keys.join(name))
+            .into_iter()
+            .find(|file| file.exists());
+        let file = file.with_context(|| format!("there is no key in {}", keys.display()))?;
         secret(&file, &Self::passphrase_in(&self.home))
     }
 
