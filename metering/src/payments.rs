@@ -86,9 +86,10 @@ async fn converse(
         return refuse(sender, RefusalCode::UnknownChannel).await;
     }
     drop(replies);
-    exchange(connection, &mut sender, &mut receiver, &mut answers, handle).await?;
+    let exchanged = exchange(connection, &mut sender, &mut receiver, &mut answers, handle).await;
+    // What was said last, a refusal perhaps, is lost with the link unless it is waited for.
     sender.finish().await;
-    Ok(())
+    exchanged
 }
 
 /// Passes words on, both ways, until one end has no more.

@@ -21,6 +21,12 @@ pub struct LabArguments {
     /// Write the reconciliation as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Rounds of chaos
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    rounds: u64,
+    /// What chaos does, and when; another each time if left out
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
     /// Leave everything running and print how to look around
     #[arg(long)]
     keep: bool,
@@ -78,6 +84,10 @@ pub fn lab(workspace: &Workspace, arguments: LabArguments) -> Result<()> {
     doctor::ensure(workspace, &[Group::Build, Group::Lab], arguments.yes)?;
     build_lab(workspace)?;
     let mut words = vec!["--scenario".to_owned(), arguments.scenario];
+    words.extend(["--rounds".to_owned(), arguments.rounds.to_string()]);
+    if let Some(seed) = arguments.seed {
+        words.extend(["--seed".to_owned(), seed.to_string()]);
+    }
     if arguments.keep {
         words.push("--keep".to_owned());
     }

@@ -113,10 +113,15 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "topnet-account",
             "topnet-api",
+            // For programs that break the rules of payments and claims on purpose.
+            "topnet-channel",
             "topnet-config",
+            "topnet-ledger",
+            "topnet-link",
             "topnet-machine",
             "topnet-netns",
             "topnet-unit",
+            "topnet-wallet",
         ],
     ),
     (

@@ -1,8 +1,19 @@
 //! The end that listens: takes links from anybody who proves a key, within limits.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
 
-use quinn::{Endpoint, Incoming, ServerConfig, VarInt};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, Incoming, ServerConfig, VarInt,
+};
+use ring::{
+    hmac,
+    rand::{SecureRandom, SystemRandom},
+};
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use topnet_account::PublicKey;
 use topnet_channel::SecretKey;
@@ -18,6 +29,10 @@ use crate::{
 const BACKLOG_MAX: usize = 64;
 /// How long the last packets may take when the listener goes.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
+/// Length of a link's id.
+const ID_BYTES: usize = 8;
+/// What the key of stateless resets (RFC 9000, 10.3) is derived for.
+const RESET_DOMAIN: &[u8] = b"topnet/quic-reset/1";
 const CLOSE_CROWDED: VarInt = VarInt::from_u32(1);
 const CLOSE_GOING: VarInt = VarInt::from_u32(2);
 
@@ -61,7 +76,7 @@ impl Listener {
         let mut config = ServerConfig::with_crypto(Arc::new(tls));
         config.transport_config(Arc::new(transport(1)));
         config.max_incoming(limits.connections_max);
-        let endpoint = Endpoint::server(config, address)
+        let endpoint = endpoint(config, address, secret)
             .map_err(|source| LinkError::Bind { address, source })?;
         let (sender, links) = mpsc::channel(BACKLOG_MAX);
         let greeter = tokio::spawn(greet(endpoint.clone(), limits, sender));
@@ -94,6 +109,39 @@ impl Drop for Listener {
     fn drop(&mut self) {
         self.greeter.abort();
         self.endpoint.close(CLOSE_GOING, b"the listener goes");
+    }
+}
+
+/// An endpoint that ends the links of its last run when they are heard of again: without that a
+/// payer would wait for its idle timeout before it connects anew to a listener that has crashed.
+fn endpoint(config: ServerConfig, address: SocketAddr, secret: &SecretKey) -> io::Result<Endpoint> {
+    let seed = hmac::Key::new(hmac::HMAC_SHA256, secret.seed());
+    let key = hmac::sign(&seed, RESET_DOMAIN);
+    let mut shared = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, key.as_ref())));
+    shared.cid_generator(|| Box::new(RandomIds(SystemRandom::new())));
+    let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no tokio runtime"))?;
+    Endpoint::new(shared, Some(config), UdpSocket::bind(address)?, runtime)
+}
+
+/// Ids of links, any of which may be of an earlier run. (Those that quinn makes by itself are not
+/// known to the next run, which is then silent.)
+struct RandomIds(SystemRandom);
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; ID_BYTES];
+        self.0
+            .fill(&mut id)
+            .expect("the system has random bytes to give");
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
     }
 }
 

@@ -99,6 +99,33 @@ async fn a_cancelled_receive_loses_nothing() {
     }
 }
 
+/// A crash sends nothing: neither does a runtime that ends with all its tasks.
+#[tokio::test]
+async fn a_listener_that_comes_back_ends_the_links_of_its_last_run() {
+    let crashing = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let (mut first, address) = {
+        let _inside = crashing.enter();
+        listener(8)
+    };
+    let [mut near, far] = link(&mut first, address, &key(2)).await;
+    // Elsewhere, because it waits until the tasks are gone.
+    std::thread::spawn(move || drop(crashing)).join().unwrap();
+    drop((first, far));
+    let limits = Limits {
+        connections_max: 8,
+        known: Arc::new(|_| true),
+    };
+    let mut again = Listener::bind(address, &key(1), limits).unwrap();
+    near.sender.send(b"hello?").await.unwrap();
+    let ended = timeout(PATIENCE, near.receiver.recv()).await;
+    assert!(matches!(ended, Ok(Err(LinkError::Lost(_)))), "{ended:?}");
+    link(&mut again, address, &key(2)).await;
+}
+
 #[tokio::test]
 async fn garbage_on_the_port_leaves_others_alone() {
     let (mut listener, address) = listener(8);

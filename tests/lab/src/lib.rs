@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod files;
+pub mod hostile;
 pub mod interrupt;
 pub mod origin;
 pub mod process;
@@ -15,7 +16,9 @@ pub mod product;
 pub mod report;
 pub mod run_dir;
 pub mod scenario;
+pub mod small_disk;
 pub mod topology;
 pub mod transfer;
 pub mod tunnel;
 pub mod users;
+pub mod watch;

@@ -1,7 +1,13 @@
 //! `topnet-lab`: runs scenarios. Called by `cargo xtask lab`, with root's rights.
 #![forbid(unsafe_code)]
 
-use std::{fs::File, io::Write, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs::File,
+    io::Write,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -27,6 +33,12 @@ struct Arguments {
     /// Write the reconciliation as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Rounds of chaos
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    rounds: u64,
+    /// What chaos does, and when; another each time if left out
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
     /// Leave everything running and print how to look around
     #[arg(long)]
     keep: bool,
@@ -52,7 +64,10 @@ fn play(arguments: &Arguments) -> Result<bool> {
     }
     let chosen: Vec<_> = Scenario::ALL
         .into_iter()
-        .filter(|scenario| [scenario.name(), "all"].contains(&arguments.scenario.as_str()))
+        .filter(|scenario| match arguments.scenario.as_str() {
+            "all" => scenario.is_short(),
+            name => scenario.name() == name,
+        })
         .collect();
     ensure!(
         !chosen.is_empty(),
@@ -71,7 +86,7 @@ fn play(arguments: &Arguments) -> Result<bool> {
     let mut reports = Vec::new();
     let mut failed = None;
     for scenario in chosen {
-        match one(scenario, arguments.keep, &interrupt) {
+        match one(scenario, arguments, &interrupt) {
             Ok(report) => reports.push(report),
             Err(error) => {
                 // What was measured so far is still written.
@@ -89,7 +104,7 @@ fn play(arguments: &Arguments) -> Result<bool> {
     }
 }
 
-fn one(scenario: Scenario, keep: bool, interrupt: &Interrupt) -> Result<Report> {
+fn one(scenario: Scenario, arguments: &Arguments, interrupt: &Interrupt) -> Result<Report> {
     let bar = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed:>4} {prefix}: {msg}") {
         bar.set_style(style);
@@ -109,7 +124,9 @@ fn one(scenario: Scenario, keep: bool, interrupt: &Interrupt) -> Result<Report> 
     };
     let options = Options {
         interrupt,
-        keep,
+        keep: arguments.keep,
+        rounds: arguments.rounds,
+        seed: arguments.seed.unwrap_or_else(any_seed),
         progress: &progress,
     };
     let outcome = run(scenario, &options);
@@ -120,6 +137,12 @@ fn one(scenario: Scenario, keep: bool, interrupt: &Interrupt) -> Result<Report> 
         look_around(&kept);
     }
     Ok(report)
+}
+
+/// Some number; whoever wants it again finds it in what the lab prints.
+fn any_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| u64::from(now.subsec_nanos()))
 }
 
 fn look_around(kept: &Kept) {

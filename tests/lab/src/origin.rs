@@ -23,6 +23,8 @@ const UPLOAD_MIB_MAX: u32 = 256;
 pub struct Origin {
     process: Process,
     files: PathBuf,
+    /// Where nginx keeps what is being put.
+    arriving: PathBuf,
 }
 
 impl Origin {
@@ -55,13 +57,31 @@ impl Origin {
                 .enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok())
                 .unwrap_or(false)
         })?;
-        Ok(Origin { process, files })
+        let arriving = home.join("temporary/client_body");
+        Ok(Origin {
+            process,
+            files,
+            arriving,
+        })
     }
 
     /// Makes a random file to fetch and returns its SHA-256.
     pub fn offer_random(&self, name: &str, bytes: u64) -> Result<files::Digest> {
         files::write_random(&self.files.join(name), bytes)
             .with_context(|| format!("cannot make the origin's file {name}"))
+    }
+
+    /// Takes a file away again.
+    pub fn withdraw(&self, name: &str) -> Result<()> {
+        fs::remove_file(self.files.join(name))
+            .with_context(|| format!("cannot remove the origin's file {name}"))
+    }
+
+    /// Bytes that have arrived of files that are being put.
+    pub fn arriving_bytes(&self) -> u64 {
+        let parts = fs::read_dir(&self.arriving).into_iter().flatten().flatten();
+        let lengths = parts.filter_map(|part| Some(part.metadata().ok()?.len()));
+        lengths.sum()
     }
 
     /// The SHA-256 and length of what was put.

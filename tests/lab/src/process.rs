@@ -144,6 +144,14 @@ impl Process {
         kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))
     }
 
+    /// Ends it at once, as a crash does, and waits until it is gone.
+    pub fn kill(&mut self) -> Result<()> {
+        let killed = self.child.kill().and_then(|()| self.child.wait());
+        killed
+            .map(drop)
+            .with_context(|| format!("cannot kill {}", self.name))
+    }
+
     /// Asks it to end, then ends it.
     pub fn stop(&mut self) {
         if matches!(self.child.try_wait(), Ok(Some(_))) {

@@ -3,7 +3,10 @@
 
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -11,7 +14,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
+use topnet_channel::SecretKey;
 use topnet_netns::Namespace;
+use topnet_wallet::key_file;
 
 use crate::{
     interrupt::Interrupt,
@@ -87,15 +92,16 @@ pub struct Wallet {
 }
 
 impl Wallet {
-    /// Makes the client's key and configuration.
+    /// Makes a client's key and configuration, in a directory of this name.
     pub fn create(
         topology: &Topology,
         run_dir: &RunDir,
+        name: &str,
         lifetime: Lifetime,
         interrupt: &Interrupt,
     ) -> Result<Self> {
-        let home = run_dir.private("client", CLIENT.uid, CLIENT.gid)?;
-        let passphrase = passphrase_file(&home.join("passphrase"), CLIENT, 0o600)?;
+        let home = run_dir.private(name, CLIENT.uid, CLIENT.gid)?;
+        let passphrase = passphrase_file(&Self::passphrase_in(&home), CLIENT, 0o600)?;
         let topnet = Topnet {
             program: run_dir.program("topnet")?,
             config: home.join("topnet/topnet.toml"),
@@ -149,6 +155,22 @@ impl Wallet {
         Process::start(&topology.client, "wallet", command, &run_dir.log("wallet"))
     }
 
+    /// The key that signs its channels' vouchers, as whoever holds the file and the passphrase
+    /// has it: the session's where the wallet keeps one apart from the account's.
+    pub fn secret(&self) -> Result<SecretKey> {
+        let keys = self.home.join("topnet/keys");
+        let file = ["session.key", "wallet.key"]
+            .map(|name| keys.join(name))
+            .into_iter()
+            .find(|file| file.exists());
+        let file = file.with_context(|| format!("there is no key in {}", keys.display()))?;
+        secret(&file, &Self::passphrase_in(&self.home))
+    }
+
+    fn passphrase_in(home: &Path) -> PathBuf {
+        home.join("passphrase")
+    }
+
     /// Where `pay` shows how it stands.
     pub fn status_file(&self) -> PathBuf {
         self.home.join("paying.json")
@@ -164,21 +186,24 @@ pub struct Provider {
     pub payee: String,
     /// In the order of [`PROCESSES`].
     pub processes: Vec<Process>,
+    /// Its configuration and keys.
+    home: PathBuf,
+    passphrase: PathBuf,
 }
 
 impl Provider {
-    /// Makes keys, chains and configuration, with `balance` nTOP for `payer`.
+    /// Makes keys, chains and configuration, with `balance` nTOP for each of `payers`.
     pub fn create(
         topology: &Topology,
         run_dir: &RunDir,
         lifetime: Lifetime,
         interrupt: &Interrupt,
-        payer: &str,
+        payers: &[&str],
         balance: u64,
     ) -> Result<Self> {
         let home = run_dir.join("provider");
         let passphrase = passphrase_file(&run_dir.join("passphrase"), METERING, 0o440)?;
-        let runtime_dir = run_dir.join("run");
+        let runtime_dir = runtime_dir(run_dir);
         fs::create_dir(&runtime_dir)?;
         chown(&runtime_dir, None, Some(GROUP))?;
         fs::set_permissions(&runtime_dir, Permissions::from_mode(0o2770))?;
@@ -197,7 +222,9 @@ impl Provider {
         init.args(["--inner-subnet", INNER_SUBNET, "--name", "lab"]);
         init.arg("--runtime-dir").arg(&runtime_dir);
         init.arg("--data-dir").arg(&data_dir);
-        init.args(["--balance", &format!("{payer}={balance}")]);
+        for payer in payers {
+            init.args(["--balance", &format!("{payer}={balance}")]);
+        }
         init.args(["--block-interval-ms", &BLOCK_INTERVAL_MS.to_string()]);
         init.args(["--epoch-blocks", &EPOCH_BLOCKS.to_string()]);
         init.args(["--close-window-min", &CLOSE_WINDOW_BLOCKS.to_string()]);
@@ -225,6 +252,8 @@ impl Provider {
             topnet,
             payee,
             processes: Vec::new(),
+            home,
+            passphrase,
         })
     }
 
@@ -236,23 +265,70 @@ impl Provider {
         interrupt: &Interrupt,
     ) -> Result<()> {
         for (name, user) in PROCESSES {
-            let topnet = Topnet {
-                user,
-                ..self.topnet.clone()
-            };
-            let command = topnet.with(&["run", name]);
-            let log = run_dir.log(name);
-            let mut process = Process::start(&topology.provider, name, command, &log)?;
-            let socket = run_dir.join("run").join(format!("{name}.sock"));
-            process.wait_ready(interrupt, READY_WAIT, || {
-                name == "control" || socket.exists()
-            })?;
+            let process = self.start_one(name, user, topology, run_dir, interrupt)?;
             self.processes.push(process);
         }
-        let asked = interrupt.wait("control answers", READY_WAIT, || {
+        self.wait_all_answer(topology, interrupt)
+    }
+
+    /// Starts one of [`PROCESSES`] anew, in the place of its last run.
+    pub fn restart(
+        &mut self,
+        name: &str,
+        topology: &Topology,
+        run_dir: &RunDir,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let place = PROCESSES.iter().position(|(process, _)| *process == name);
+        let place = place.with_context(|| format!("there is no process {name}"))?;
+        self.processes[place].stop();
+        let (name, user) = PROCESSES[place];
+        self.processes[place] = self.start_one(name, user, topology, run_dir, interrupt)?;
+        Ok(())
+    }
+
+    fn start_one(
+        &self,
+        name: &str,
+        user: User,
+        topology: &Topology,
+        run_dir: &RunDir,
+        interrupt: &Interrupt,
+    ) -> Result<Process> {
+        let topnet = Topnet {
+            user,
+            ..self.topnet.clone()
+        };
+        let command = topnet.with(&["run", name]);
+        let log = run_dir.log(name);
+        let mut process = Process::start(&topology.provider, name, command, &log)?;
+        // A run that was killed leaves its socket behind: only one that is listened at counts.
+        let socket = runtime_dir(run_dir).join(format!("{name}.sock"));
+        process.wait_ready(interrupt, READY_WAIT, || {
+            name == "control" || UnixStream::connect(&socket).is_ok()
+        })?;
+        Ok(process)
+    }
+
+    /// Waits until control says that every process answers.
+    pub fn wait_all_answer(&self, topology: &Topology, interrupt: &Interrupt) -> Result<()> {
+        let asked = interrupt.wait("every process answers", READY_WAIT, || {
             Ok(self.status(topology, interrupt).ok().filter(all_answer))
         });
         asked.map(drop).with_context(|| self.last_words())
+    }
+
+    /// One of [`PROCESSES`].
+    pub fn process(&mut self, name: &str) -> Result<&mut Process> {
+        let mut processes = self.processes.iter_mut();
+        let found = processes.find(|process| process.name() == name);
+        found.with_context(|| format!("there is no process {name}"))
+    }
+
+    /// One of the provider's keys (`payment`, `payee`), as whoever runs the provider has it.
+    pub fn secret(&self, key: &str) -> Result<SecretKey> {
+        let file = self.home.join("keys").join(format!("{key}.key"));
+        secret(&file, &self.passphrase)
     }
 
     /// What the operator sees.
@@ -285,6 +361,16 @@ impl Drop for Provider {
     fn drop(&mut self) {
         while self.processes.pop().is_some() {}
     }
+}
+
+/// Where the processes' sockets are.
+pub fn runtime_dir(run_dir: &RunDir) -> PathBuf {
+    run_dir.join("run")
+}
+
+fn secret(file: &Path, passphrase: &Path) -> Result<SecretKey> {
+    let read = || key_file::read(file, &key_file::passphrase(Some(passphrase))?);
+    read().with_context(|| format!("cannot read the key {}", file.display()))
 }
 
 fn all_answer(status: &serde_json::Value) -> bool {

@@ -1,5 +1,6 @@
 //! The directory of one run: programs, keys, state, logs. Removed with the run.
 
+use crate::small_disk::unmount_below;
 use anyhow::{Context, Result};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -122,7 +123,11 @@ fn sweep() {
         }
         let in_use =
             File::open(entry.path().join(OWNER)).is_ok_and(|file| file.try_lock().is_err());
-        if !in_use && let Err(error) = fs::remove_dir_all(entry.path()) {
+        if in_use {
+            continue;
+        }
+        unmount_below(&entry.path());
+        if let Err(error) = fs::remove_dir_all(entry.path()) {
             eprintln!("cannot remove {}: {error}", entry.path().display());
         }
     }

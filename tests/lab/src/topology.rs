@@ -11,6 +11,7 @@
 
 use anyhow::Result;
 use std::net::Ipv4Addr;
+use std::process::Command;
 use topnet_netns::{Endpoint, Namespace, Offload, Veth};
 
 /// The client's own address.
@@ -27,6 +28,8 @@ pub const INNER_SUBNET: &str = "10.78.0.0/16";
 pub const CLIENTS_INTERFACE: &str = "clients";
 /// The provider's interface towards the origin.
 pub const UPLINK_INTERFACE: &str = "uplink";
+
+const ORIGIN_INTERFACE: &str = "access";
 
 /// The three namespaces. Removed when dropped.
 #[derive(Debug)]
@@ -59,7 +62,7 @@ impl Topology {
             ],
             [
                 (provider, UPLINK_INTERFACE, PROVIDER_UPLINK),
-                (origin, "access", ORIGIN),
+                (origin, ORIGIN_INTERFACE, ORIGIN),
             ],
         ];
         for ends in links {
@@ -84,6 +87,17 @@ impl Topology {
         // billed, so the sender keeps less in flight.
         origin.sysctl("net.ipv4.tcp_wmem", "4096 16384 65536")?;
         Ok(topology)
+    }
+
+    /// Lets the origin send at most so many bytes a second. Unlike curl's own limit this one does
+    /// not catch up after a pause.
+    pub fn limit_origin(&self, bytes_per_s: u64) -> Result<()> {
+        let rate = format!("{}bit", bytes_per_s * 8);
+        let mut limit = Command::new("tc");
+        limit.args(["qdisc", "replace", "dev", ORIGIN_INTERFACE, "root", "tbf"]);
+        limit.args(["rate", &rate, "burst", "64kb", "latency", "100ms"]);
+        self.origin.run(limit)?;
+        Ok(())
     }
 
     /// Leaves the namespaces and what runs in them; the next run removes them.

@@ -32,7 +32,7 @@ impl Client<'_> {
     /// Starts to fetch `url` into `file`.
     pub fn download(&self, url: &str, file: &Path) -> Result<Transfer> {
         let file_argument = file.as_os_str();
-        let process = self.curl("download", |command| {
+        let process = self.curl("download", None, |command| {
             command.arg("--output").arg(file_argument).arg(url);
         })?;
         Ok(Transfer {
@@ -41,9 +41,9 @@ impl Client<'_> {
         })
     }
 
-    /// Starts to put `file` at `url`.
-    pub fn upload(&self, file: &Path, url: &str) -> Result<Transfer> {
-        let process = self.curl("upload", |command| {
+    /// Starts to put `file` at `url`, at most `rate` bytes a second.
+    pub fn upload(&self, file: &Path, url: &str, rate: Option<u64>) -> Result<Transfer> {
+        let process = self.curl("upload", rate, |command| {
             command.arg("--upload-file").arg(file).arg(url);
         })?;
         Ok(Transfer {
@@ -55,11 +55,15 @@ impl Client<'_> {
     fn curl(
         &self,
         name: &str,
+        rate: Option<u64>,
         arguments: impl FnOnce(&mut std::process::Command),
     ) -> Result<Process> {
         let mut command = as_user(self.user, Lifetime::Run, Path::new("/usr/bin/curl"));
         // A transfer is ended by whoever waits for it, not by curl.
         command.args(["--silent", "--show-error", "--fail", "--no-progress-meter"]);
+        if let Some(rate) = rate {
+            command.args(["--limit-rate", &rate.to_string()]);
+        }
         arguments(&mut command);
         let log = self.run_dir.log(&format!("curl-{name}"));
         Process::start(self.namespace, &format!("curl {name}"), command, &log)

@@ -142,11 +142,18 @@ impl Tunnel {
 
     /// Bytes that WireGuard counts for its peers, both ways: with its own overhead.
     pub fn transfer_bytes(&self, namespace: &Namespace, interrupt: &Interrupt) -> Result<u64> {
+        let (received, sent) = self.transfer_ways(namespace, interrupt)?;
+        Ok(received + sent)
+    }
+
+    /// The same each way: received, and sent.
+    pub fn transfer_ways(
+        &self,
+        namespace: &Namespace,
+        interrupt: &Interrupt,
+    ) -> Result<(u64, u64)> {
         let text = wg(namespace, interrupt, &["show", &self.interface, "transfer"])?;
-        Ok(text
-            .split_whitespace()
-            .filter_map(|word| word.parse::<u64>().ok())
-            .sum())
+        transfer_in(&text).with_context(|| format!("`wg show transfer` said: {}", text.trim()))
     }
 
     /// The process, for whoever keeps or watches it.
@@ -178,9 +185,27 @@ fn interface_bytes_in(text: &str, interface: &str) -> Option<(u64, u64)> {
     Some((received, sent))
 }
 
+/// Received and sent bytes in a line a peer: its key, then the two.
+fn transfer_in(text: &str) -> Option<(u64, u64)> {
+    let mut sums = (0, 0);
+    for line in text.lines() {
+        let mut numbers = line.split_whitespace().skip(1).map(str::parse::<u64>);
+        sums.0 += numbers.next()?.ok()?;
+        sums.1 += numbers.next()?.ok()?;
+    }
+    Some(sums)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn transfer_is_summed_over_peers_each_way() {
+        let text = "mHwGD6hEqhWOTwQmSDlJ\t5000\t700\nxTIBA5rboUvnH4htodjb\t1\t2\n";
+        assert_eq!(transfer_in(text), Some((5001, 702)));
+        assert_eq!(transfer_in("mHwGD6hEqhWOTwQmSDlJ\t5000"), None);
+    }
 
     #[test]
     fn bytes_are_read_from_the_kernels_table() {

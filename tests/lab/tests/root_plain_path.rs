@@ -128,7 +128,7 @@ fn files_come_through_a_tunnel_unchanged_and_nothing_stays() {
     let sent = files::write_random(&to_send, 2 << 20).unwrap();
     std::os::unix::fs::chown(&to_send, Some(person.uid), None).unwrap();
     client
-        .upload(&to_send, &Origin::upload_url("sent"))
+        .upload(&to_send, &Origin::upload_url("sent"), None)
         .unwrap()
         .finish(&interrupt, LIMIT, |_| ())
         .unwrap();

@@ -1,0 +1,151 @@
+//! The scenarios: what a provider and a client do, step by step, with nothing in their place.
+//!
+//! Each has a file of its own, over one [`Lab`]: the parts of a run and the steps that scenarios
+//! share. [`reconcile`] is how each of them ends.
+
+mod chaos;
+mod cheats;
+mod crash;
+mod lab;
+mod outage;
+mod paid_download;
+mod payer_closes;
+mod reconcile;
+mod unpaid_stops;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use crate::{interrupt::Interrupt, report::Report};
+
+use self::lab::{Lab, Needs};
+
+const READY_WAIT: Duration = Duration::from_secs(30);
+const TRANSFER_WAIT: Duration = Duration::from_secs(180);
+const STILL_WAIT: Duration = Duration::from_secs(30);
+/// TCP waits longer and longer while nothing passes.
+const RESUME_WAIT: Duration = Duration::from_secs(120);
+
+/// A scenario by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scenario {
+    /// Download, upload, close, settle.
+    PaidDownload,
+    /// The wallet is stopped in the middle of the download and returns.
+    UnpaidStops,
+    /// Every process is killed in the middle of a download.
+    Crash,
+    /// Everybody tries to get more than is due.
+    Cheats,
+    /// Whatever can happen to processes and disks, by chance.
+    Chaos,
+}
+
+impl Scenario {
+    /// Every scenario, in the order in which `all` runs them.
+    pub const ALL: [Self; 5] = [
+        Self::PaidDownload,
+        Self::UnpaidStops,
+        Self::Crash,
+        Self::Cheats,
+        Self::Chaos,
+    ];
+
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PaidDownload => "paid-download",
+            Self::UnpaidStops => "unpaid-stops",
+            Self::Crash => "crash",
+            Self::Cheats => "cheats",
+            Self::Chaos => "chaos",
+        }
+    }
+
+    /// What it shows, in a line.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::PaidDownload => {
+                "a WireGuard client downloads and uploads, pays by the unit, and the main chain settles"
+            }
+            Self::UnpaidStops => {
+                "the wallet stops in mid-download: traffic stops within the window, and goes on when it returns"
+            }
+            Self::Crash => {
+                "metering, wallet, data plane, settlement and control are killed in mid-download: not a unit is lost"
+            }
+            Self::Cheats => {
+                "a provider that overstates, a payer that forges or closes, claims that are false: all for nothing"
+            }
+            Self::Chaos => {
+                "kills, pauses and full disks by chance over traffic both ways (--rounds, --seed); not part of `all`"
+            }
+        }
+    }
+
+    /// Short enough that `all` runs it.
+    pub fn is_short(self) -> bool {
+        self != Self::Chaos
+    }
+
+    fn needs(self) -> Needs {
+        Needs {
+            forger: self == Self::Cheats,
+            small_disk: self == Self::Chaos,
+        }
+    }
+}
+
+/// How a scenario is run.
+pub struct Options<'a> {
+    /// Signals.
+    pub interrupt: &'a Interrupt,
+    /// Leaves everything running.
+    pub keep: bool,
+    /// Rounds of chaos.
+    pub rounds: u64,
+    /// What chaos does, and when.
+    pub seed: u64,
+    /// Told what is done now.
+    pub progress: &'a dyn Fn(&str),
+}
+
+/// What `--keep` leaves.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Keys, logs, state, programs.
+    pub directory: PathBuf,
+    /// Its namespaces' names.
+    pub namespaces: [String; 3],
+    /// The channel.
+    pub channel: String,
+}
+
+/// Runs a scenario from nothing to the removal of all that it made.
+pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<Kept>)> {
+    let began = Instant::now();
+    let mut lab = Lab::build(options, scenario.needs())?;
+    let mut report = Report::default();
+    let played = match scenario {
+        Scenario::PaidDownload => lab.paid_download(&mut report),
+        Scenario::UnpaidStops => lab.unpaid_stops(&mut report),
+        Scenario::Crash => lab.crash(&mut report),
+        Scenario::Cheats => lab.cheats(&mut report),
+        Scenario::Chaos => lab.chaos(&mut report),
+    };
+    let channel = match played {
+        Ok(channel) => channel.id,
+        Err(error) => return Err(error.context(lab.last_words())),
+    };
+    report.scenario = scenario.name().to_owned();
+    report.ok = report.mismatches().is_empty();
+    report.seconds = began.elapsed().as_secs_f64();
+    report.machine = topnet_machine::machine();
+    report.commit = topnet_machine::commit();
+    let kept = options.keep.then(|| lab.keep(channel));
+    Ok((report, kept))
+}
