@@ -15,7 +15,7 @@ mod frame;
 mod identity;
 mod listener;
 
-pub use connection::{Connection, connect};
+pub use connection::{Connection, Datagrams, Dialer, Traffic, connect};
 pub use error::LinkError;
 pub use frame::{FRAME_BYTES_MAX, Receiver, Sender};
 pub use listener::{Known, Limits, Listener};

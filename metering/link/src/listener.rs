@@ -9,7 +9,7 @@ use topnet_channel::SecretKey;
 use tracing::debug;
 
 use crate::{
-    Connection, LinkError, Receiver, Sender,
+    Connection, LinkError, Receiver, Sender, Traffic,
     connection::{HANDSHAKE_TIMEOUT, transport},
     identity,
 };
@@ -137,5 +137,6 @@ async fn handshake(incoming: Incoming, crowded: bool, known: Known) -> Result<Co
         remote: connection.remote_address(),
         sender: Sender::new(send),
         receiver: Receiver::new(receive),
+        traffic: Traffic(connection),
     })
 }
