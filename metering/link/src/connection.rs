@@ -1,18 +1,22 @@
 //! One link, and how to get one by connecting.
 
 use std::{
+    io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use quinn::{ClientConfig, Endpoint, IdleTimeout, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt,
+};
 use topnet_account::PublicKey;
 use topnet_channel::SecretKey;
 
 use crate::{
     FRAME_BYTES_MAX, LinkError, Receiver, Sender,
     identity::{self, Pin},
+    socket,
 };
 
 /// From the first packet to the first byte of the stream.
@@ -74,7 +78,7 @@ impl Dialer {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
-        let endpoint = Endpoint::client(any_port).map_err(|error| LinkError::Connect {
+        let endpoint = endpoint(any_port).map_err(|error| LinkError::Connect {
             address,
             reason: error.to_string(),
         })?;
@@ -127,6 +131,11 @@ impl Dialer {
             .await
             .unwrap_or_else(|_| Err(failed("no answer in time".into())))
     }
+}
+
+fn endpoint(address: SocketAddr) -> io::Result<Endpoint> {
+    let (config, socket) = (EndpointConfig::default(), socket::bind(address)?);
+    Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
 }
 
 /// What a link has moved over the network. Whoever keeps it keeps the link from ending when

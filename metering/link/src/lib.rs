@@ -14,6 +14,7 @@ mod error;
 mod frame;
 mod identity;
 mod listener;
+mod socket;
 
 pub use connection::{Connection, Datagrams, Dialer, Traffic, connect};
 pub use error::LinkError;

@@ -2,7 +2,7 @@
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use quinn::{Endpoint, Incoming, ServerConfig, VarInt};
+use quinn::{Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime, VarInt};
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use topnet_account::PublicKey;
 use topnet_channel::SecretKey;
@@ -11,7 +11,7 @@ use tracing::debug;
 use crate::{
     Connection, LinkError, Receiver, Sender, Traffic,
     connection::{HANDSHAKE_TIMEOUT, transport},
-    identity,
+    identity, socket,
 };
 
 /// Links that wait to be accepted.
@@ -61,8 +61,8 @@ impl Listener {
         let mut config = ServerConfig::with_crypto(Arc::new(tls));
         config.transport_config(Arc::new(transport(1)));
         config.max_incoming(limits.connections_max);
-        let endpoint = Endpoint::server(config, address)
-            .map_err(|source| LinkError::Bind { address, source })?;
+        let endpoint =
+            endpoint(config, address).map_err(|source| LinkError::Bind { address, source })?;
         let (sender, links) = mpsc::channel(BACKLOG_MAX);
         let greeter = tokio::spawn(greet(endpoint.clone(), limits, sender));
         Ok(Self {
@@ -95,6 +95,11 @@ impl Drop for Listener {
         self.greeter.abort();
         self.endpoint.close(CLOSE_GOING, b"the listener goes");
     }
+}
+
+fn endpoint(config: ServerConfig, address: SocketAddr) -> io::Result<Endpoint> {
+    let (shared, socket) = (EndpointConfig::default(), socket::bind(address)?);
+    Endpoint::new(shared, Some(config), socket, Arc::new(TokioRuntime))
 }
 
 async fn greet(endpoint: Endpoint, limits: Limits, links: mpsc::Sender<Connection>) {
