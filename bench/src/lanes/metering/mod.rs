@@ -78,6 +78,8 @@ impl Lane for MeteringLane {
 
 /// Plays a role in another's case.
 pub fn play(role: Role) -> Result<()> {
+    // What the product says when something is wrong; more with RUST_LOG.
+    topnet_config::log_to_stderr("warn");
     match role {
         Role::Plane => plane::play(),
         Role::Payee => payee::play(),
