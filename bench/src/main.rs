@@ -2,22 +2,37 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use topnet_bench::lane::Lane;
+use topnet_bench::lane::{Figure, Lane, Latency};
+use topnet_bench::lanes::{Role, Setup, Size};
 use topnet_bench::record::Record;
 use topnet_bench::run::{ROUNDS_MAX, Setting, run};
 use topnet_lab::interrupt::Interrupt;
 
 #[derive(Parser)]
-#[command(name = "topnet-bench", about = "Measures topnet beside its peers")]
+#[command(
+    name = "topnet-bench",
+    about = "Measures topnet beside its peers",
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
 struct Arguments {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Which lanes to run; all of them if none is named
     lanes: Vec<String>,
+    /// Run only the cases whose names hold this
+    #[arg(long, value_name = "NAME")]
+    case: Option<String>,
+    /// How much to measure
+    #[arg(long, value_name = "SIZE", value_enum, default_value_t = Size::Standard)]
+    size: Size,
     /// List the lanes
     #[arg(long)]
     list: bool,
@@ -30,8 +45,23 @@ struct Arguments {
     rounds: u32,
 }
 
+#[derive(Subcommand)]
+enum Other {
+    /// Another process of a case, which the case starts
+    #[command(hide = true)]
+    StandIn {
+        /// What it does
+        role: Role,
+    },
+}
+
 fn main() -> ExitCode {
-    match measure(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    let result = match arguments.other {
+        Some(Other::StandIn { role }) => topnet_bench::lanes::play(role),
+        None => measure(&arguments),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -42,7 +72,11 @@ fn main() -> ExitCode {
 
 fn measure(arguments: &Arguments) -> Result<()> {
     let interrupt = Interrupt::listen()?;
-    let known = topnet_bench::lanes::all(&interrupt);
+    let known = topnet_bench::lanes::all(&Setup {
+        interrupt: interrupt.clone(),
+        program: std::env::current_exe().context("cannot find this program's file")?,
+        size: arguments.size,
+    });
     if arguments.list {
         for lane in &known {
             println!("{:<12} {}", lane.name(), lane.about());
@@ -69,7 +103,11 @@ fn measure(arguments: &Arguments) -> Result<()> {
     });
     let mut records = Vec::new();
     for lane in chosen {
-        records.extend(measure_lane(lane.as_ref(), &setting, &interrupt)?);
+        let case = arguments.case.as_deref();
+        records.extend(measure_lane(lane.as_ref(), case, &setting, &interrupt)?);
+    }
+    if let Some(case) = arguments.case.as_deref().filter(|_| records.is_empty()) {
+        bail!("no case has `{case}` in its name");
     }
     if let Some(path) = &arguments.json {
         write_json(path, &records).with_context(|| format!("cannot write {}", path.display()))?;
@@ -77,10 +115,16 @@ fn measure(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn measure_lane(lane: &dyn Lane, setting: &Setting, interrupt: &Interrupt) -> Result<Vec<Record>> {
-    let cases = lane
+fn measure_lane(
+    lane: &dyn Lane,
+    case: Option<&str>,
+    setting: &Setting,
+    interrupt: &Interrupt,
+) -> Result<Vec<Record>> {
+    let mut cases = lane
         .cases()
         .with_context(|| format!("lane {} cannot be prepared", lane.name()))?;
+    cases.retain(|known| case.is_none_or(|case| known.name.contains(case)));
     let measurements: usize = cases.iter().map(|case| 1 + case.peers.len()).sum();
     let bar = ProgressBar::new(measurements as u64 * u64::from(setting.rounds)).with_style(
         ProgressStyle::with_template("{elapsed:>4} [{bar:30}] {pos}/{len} {wide_msg}")?
@@ -116,6 +160,7 @@ fn print(record: &Record) {
         record.rounds,
         record.cpu_s
     );
+    print_more(record.latency, &record.beside);
     for (name, peer) in &record.peers {
         let ratio = record.ratios.get(name).copied().unwrap_or(f64::NAN);
         println!(
@@ -125,12 +170,34 @@ fn print(record: &Record) {
             figure(peer.min),
             figure(peer.max)
         );
+        print_more(peer.latency, &peer.beside);
+    }
+}
+
+fn print_more(latency: Option<Latency>, beside: &BTreeMap<String, Figure>) {
+    if let Some(latency) = latency {
+        println!(
+            "        latency in us: p50 {}, p99 {}, p99.9 {}, max {}",
+            figure(latency.p50_us),
+            figure(latency.p99_us),
+            figure(latency.p999_us),
+            figure(latency.max_us)
+        );
+    }
+    for (name, Figure { value, unit }) in beside {
+        println!("        {name}: {} {unit}", figure(*value));
     }
 }
 
 /// A rate is told without its fraction; of a few nanoseconds the fraction is half the news.
 fn figure(value: f64) -> String {
-    let digits = if value.abs() < 100.0 { 1 } else { 0 };
+    let digits = match value.abs() {
+        0.0 => 0,
+        ..0.1 => 4,
+        ..10.0 => 2,
+        ..100.0 => 1,
+        _ => 0,
+    };
     format!("{value:.digits$}")
 }
 

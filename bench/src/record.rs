@@ -1,6 +1,6 @@
 //! What a run leaves: one record per case, complete enough to be compared years later.
 
-use crate::lane::{Better, Measurement};
+use crate::lane::{Better, Figure, Latency, Measurement};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -31,6 +31,13 @@ pub struct Record {
     pub samples: u64,
     /// CPU time that our rounds took, together, in seconds.
     pub cpu_s: f64,
+    /// Percentiles of how long it took, where a case tells: medians of the rounds, and the
+    /// slowest of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
+    /// What else was measured, by name: medians of the rounds.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub beside: BTreeMap<String, Figure>,
     /// The others, measured in the same interleaved run.
     pub peers: BTreeMap<String, Peer>,
     /// Our median ÷ the peer's.
@@ -52,6 +59,12 @@ pub struct Peer {
     pub max: f64,
     /// Its version.
     pub version: String,
+    /// As in [`Record`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
+    /// As in [`Record`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub beside: BTreeMap<String, Figure>,
 }
 
 /// Median, lowest and highest of some rounds.
@@ -77,6 +90,34 @@ impl Summary {
     }
 }
 
+/// The rounds' latency; `None` if no round told one.
+pub fn latency(rounds: &[Measurement]) -> Option<Latency> {
+    let told = || rounds.iter().filter_map(|round| round.latency);
+    let middle = |of: fn(Latency) -> f64| median(told().map(of).collect());
+    Some(Latency {
+        p50_us: middle(|latency| latency.p50_us)?,
+        p99_us: middle(|latency| latency.p99_us)?,
+        p999_us: middle(|latency| latency.p999_us)?,
+        max_us: told()
+            .map(|latency| latency.max_us)
+            .max_by(f64::total_cmp)?,
+    })
+}
+
+/// The rounds' figures beside the one that they are about.
+pub fn beside(rounds: &[Measurement]) -> BTreeMap<String, Figure> {
+    let mut values: BTreeMap<&String, (Vec<f64>, &String)> = BTreeMap::new();
+    for (name, figure) in rounds.iter().flat_map(|round| &round.beside) {
+        let (values, _) = values.entry(name).or_insert((Vec::new(), &figure.unit));
+        values.push(figure.value);
+    }
+    let medians = values.into_iter().filter_map(|(name, (values, unit))| {
+        let (value, unit) = (median(values)?, unit.clone());
+        Some((name.clone(), Figure { value, unit }))
+    });
+    medians.collect()
+}
+
 /// The median; of an even number of values, the mean of the middle two. `None` if there are none.
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
@@ -97,11 +138,7 @@ mod tests {
         let summary = |values: &[f64]| {
             let rounds: Vec<Measurement> = values
                 .iter()
-                .map(|&value| Measurement {
-                    value,
-                    samples: 1,
-                    cpu_s: 0.0,
-                })
+                .map(|&value| Measurement::new(value, 1, 0.0))
                 .collect();
             Summary::of(&rounds).map(|found| (found.median, found.min, found.max))
         };
@@ -113,5 +150,30 @@ mod tests {
         ] {
             assert_eq!(summary(values), expected, "{values:?}");
         }
+    }
+
+    #[test]
+    fn percentiles_and_what_stands_beside_are_medians_and_the_slowest_is_the_slowest() {
+        let round = |us: f64, bytes: f64| {
+            let latency = Latency {
+                p50_us: us,
+                p99_us: us * 2.0,
+                p999_us: us * 3.0,
+                max_us: us * 4.0,
+            };
+            Measurement::new(1.0, 1, 0.0)
+                .with_latency(Some(latency))
+                .with("bytes", bytes, "bytes")
+        };
+        let rounds = [round(1.0, 7.0), round(9.0, 5.0), round(2.0, 6.0)];
+        let expected = Latency {
+            p50_us: 2.0,
+            p99_us: 4.0,
+            p999_us: 6.0,
+            max_us: 36.0,
+        };
+        assert_eq!(latency(&rounds), Some(expected));
+        assert_eq!(beside(&rounds)["bytes"].value, 6.0);
+        assert_eq!(latency(&[Measurement::new(1.0, 1, 0.0)]), None);
     }
 }

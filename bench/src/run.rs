@@ -1,7 +1,7 @@
 //! Runs a case: contenders in turn, round after round.
 
 use crate::lane::{Case, Contender, Measurement};
-use crate::record::{Peer, Record, Summary};
+use crate::record::{Peer, Record, Summary, beside, latency};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
@@ -57,6 +57,8 @@ pub fn run(
                 min: summary.min,
                 max: summary.max,
                 version: contender.version,
+                latency: latency(measured),
+                beside: beside(measured),
             },
         );
     }
@@ -73,6 +75,8 @@ pub fn run(
         rounds: own_rounds.len(),
         samples: own_rounds.iter().map(|round| round.samples).sum(),
         cpu_s: own_rounds.iter().map(|round| round.cpu_s).sum(),
+        latency: latency(own_rounds),
+        beside: beside(own_rounds),
         peers,
         ratios,
         machine: setting.machine.clone(),
@@ -95,11 +99,7 @@ mod tests {
             let mut values = values.into_iter();
             Contender::new(format!("{name} 1.0"), move || {
                 order.borrow_mut().push(name);
-                Ok(Measurement {
-                    value: values.next().unwrap(),
-                    samples: 10,
-                    cpu_s: 0.5,
-                })
+                Ok(Measurement::new(values.next().unwrap(), 10, 0.5))
             })
         };
         let case = Case {

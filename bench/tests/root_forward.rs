@@ -1,7 +1,7 @@
 //! The lane `forward` puts a gateway together by itself; this says when it no longer forwards.
 #![allow(clippy::unwrap_used)]
 
-use topnet_bench::lanes::all;
+use topnet_bench::lanes::{Setup, Size, all};
 use topnet_lab::interrupt::Interrupt;
 use topnet_netns::root_tests;
 
@@ -10,7 +10,11 @@ fn the_gateway_and_the_kernel_forward_the_flood() {
     if !root_tests() {
         return;
     }
-    let lanes = all(&Interrupt::default());
+    let lanes = all(&Setup {
+        interrupt: Interrupt::default(),
+        program: env!("CARGO_BIN_EXE_topnet-bench").into(),
+        size: Size::Standard,
+    });
     let lane = lanes.iter().find(|lane| lane.name() == "forward").unwrap();
     let mut cases = lane.cases().unwrap();
     let names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();

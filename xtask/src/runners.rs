@@ -49,6 +49,12 @@ pub struct BenchArguments {
     /// How often each contender is measured, interleaved with the others
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
+    /// Run only the cases whose names hold this
+    #[arg(long, value_name = "NAME")]
+    case: Option<String>,
+    /// How much to measure: quick, standard or full
+    #[arg(long, value_name = "SIZE")]
+    size: Option<String>,
     /// Install what is missing without asking
     #[arg(long)]
     yes: bool,
@@ -135,6 +141,12 @@ pub fn bench(workspace: &Workspace, arguments: BenchArguments) -> Result<()> {
     }
     if let Some(rounds) = arguments.rounds {
         command.args(["--rounds", &rounds.to_string()]);
+    }
+    if let Some(case) = &arguments.case {
+        command.args(["--case", case]);
+    }
+    if let Some(size) = &arguments.size {
+        command.args(["--size", size]);
     }
     if let Some(file) = &arguments.json {
         command.args(json_argument(file)?);

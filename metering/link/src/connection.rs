@@ -1,18 +1,22 @@
 //! One link, and how to get one by connecting.
 
 use std::{
+    io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use quinn::{ClientConfig, Endpoint, IdleTimeout, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt,
+};
 use topnet_account::PublicKey;
 use topnet_channel::SecretKey;
 
 use crate::{
     FRAME_BYTES_MAX, LinkError, Receiver, Sender,
     identity::{self, Pin},
+    socket,
 };
 
 /// From the first packet to the first byte of the stream.
@@ -39,6 +43,8 @@ pub struct Connection {
     pub sender: Sender,
     /// From the other end.
     pub receiver: Receiver,
+    /// What both have moved.
+    pub traffic: Traffic,
 }
 
 impl Connection {
@@ -55,47 +61,115 @@ pub async fn connect(
     expected: PublicKey,
     secret: &SecretKey,
 ) -> Result<Connection, LinkError> {
-    let pin = Arc::new(Pin::new(expected));
-    let tls = identity::client(secret, Arc::clone(&pin)).map_err(LinkError::Identity)?;
-    let mut config = ClientConfig::new(Arc::new(tls));
-    let mut transport = transport(0);
-    transport.keep_alive_interval(Some(KEEP_ALIVE));
-    config.transport_config(Arc::new(transport));
+    Dialer::new(address)?.connect(expected, secret).await
+}
 
-    let failed = |reason: String| match pin.found_instead() {
-        Some(found) => LinkError::WrongKey {
+/// Makes any number of links to one listener from one UDP port, each with a key of its own.
+#[derive(Debug)]
+pub struct Dialer {
+    address: SocketAddr,
+    endpoint: Endpoint,
+}
+
+impl Dialer {
+    /// For the listener at `address`. Runs on the current tokio runtime. Links outlive it.
+    pub fn new(address: SocketAddr) -> Result<Self, LinkError> {
+        let any_port: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let endpoint = endpoint(any_port).map_err(|error| LinkError::Connect {
             address,
-            expected,
-            found,
-        },
-        None => LinkError::Connect { address, reason },
-    };
-    let any_port: SocketAddr = match address {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let endpoint = Endpoint::client(any_port).map_err(|error| failed(error.to_string()))?;
-    let handshake = async {
-        let connecting = endpoint
-            .connect_with(config, address, NAME)
-            .map_err(|error| failed(error.to_string()))?;
-        let connection = connecting
+            reason: error.to_string(),
+        })?;
+        Ok(Self { address, endpoint })
+    }
+
+    /// As [`connect`] does.
+    pub async fn connect(
+        &self,
+        expected: PublicKey,
+        secret: &SecretKey,
+    ) -> Result<Connection, LinkError> {
+        let pin = Arc::new(Pin::new(expected));
+        let tls = identity::client(secret, Arc::clone(&pin)).map_err(LinkError::Identity)?;
+        let mut config = ClientConfig::new(Arc::new(tls));
+        let mut transport = transport(0);
+        transport.keep_alive_interval(Some(KEEP_ALIVE));
+        config.transport_config(Arc::new(transport));
+
+        let address = self.address;
+        let failed = |reason: String| match pin.found_instead() {
+            Some(found) => LinkError::WrongKey {
+                address,
+                expected,
+                found,
+            },
+            None => LinkError::Connect { address, reason },
+        };
+        let handshake = async {
+            let connecting = self
+                .endpoint
+                .connect_with(config, address, NAME)
+                .map_err(|error| failed(error.to_string()))?;
+            let connection = connecting
+                .await
+                .map_err(|error| failed(error.to_string()))?;
+            let (send, receive) = connection
+                .open_bi()
+                .await
+                .map_err(|error| failed(error.to_string()))?;
+            Ok(Connection {
+                peer: identity::peer(&connection).unwrap_or(expected),
+                remote: address,
+                sender: Sender::new(send),
+                receiver: Receiver::new(receive),
+                traffic: Traffic(connection),
+            })
+        };
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
             .await
-            .map_err(|error| failed(error.to_string()))?;
-        let (send, receive) = connection
-            .open_bi()
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        Ok(Connection {
-            peer: identity::peer(&connection).unwrap_or(expected),
-            remote: address,
-            sender: Sender::new(send),
-            receiver: Receiver::new(receive),
-        })
-    };
-    tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
-        .await
-        .unwrap_or_else(|_| Err(failed("no answer in time".into())))
+            .unwrap_or_else(|_| Err(failed("no answer in time".into())))
+    }
+}
+
+fn endpoint(address: SocketAddr) -> io::Result<Endpoint> {
+    let (config, socket) = (EndpointConfig::default(), socket::bind(address)?);
+    Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
+}
+
+/// What a link has moved over the network. Whoever keeps it keeps the link from ending when
+/// both halves are dropped.
+#[derive(Clone, Debug)]
+pub struct Traffic(pub(crate) quinn::Connection);
+
+/// Datagrams and the bytes in them, without headers of UDP and IP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Datagrams {
+    /// How many.
+    pub datagrams: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    /// Sent so far, handshake and repetitions included.
+    pub fn sent(&self) -> Datagrams {
+        let sent = self.0.stats().udp_tx;
+        Datagrams {
+            datagrams: sent.datagrams,
+            bytes: sent.bytes,
+        }
+    }
+
+    /// Received so far.
+    pub fn received(&self) -> Datagrams {
+        let received = self.0.stats().udp_rx;
+        Datagrams {
+            datagrams: received.datagrams,
+            bytes: received.bytes,
+        }
+    }
 }
 
 /// What both ends allow the other: one stream that the connecting end opens, little ahead

@@ -1,6 +1,6 @@
 //! Frames: a little-endian `u16` length and that many bytes, at most [`FRAME_BYTES_MAX`].
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use quinn::{RecvStream, SendStream};
 
@@ -38,7 +38,7 @@ impl Sender {
         frame.extend_from_slice(&(message.len() as u16).to_le_bytes());
         frame.extend_from_slice(message);
         match tokio::time::timeout(SEND_TIMEOUT, self.stream.write_all(&frame)).await {
-            Ok(sent) => sent.map_err(|error| LinkError::Lost(error.to_string())),
+            Ok(sent) => sent.map_err(|error| lost(&error)),
             Err(_) => Err(LinkError::Timeout("read what was sent to it")),
         }
     }
@@ -95,7 +95,7 @@ impl Receiver {
                 .stream
                 .read(&mut self.buffer[self.filled..wanted])
                 .await;
-            match read.map_err(|error| LinkError::Lost(error.to_string()))? {
+            match read.map_err(|error| lost(&error))? {
                 Some(bytes) => self.filled += bytes,
                 None if self.filled == 0 || self.filled == LENGTH_BYTES => return Ok(false),
                 None => {
@@ -107,6 +107,17 @@ impl Receiver {
         }
         Ok(true)
     }
+}
+
+/// QUIC says in the cause of an error what has happened to the connection.
+fn lost(error: &dyn Error) -> LinkError {
+    let mut reason = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        reason = format!("{reason}: {error}");
+        cause = error.source();
+    }
+    LinkError::Lost(reason)
 }
 
 #[cfg(test)]

@@ -14,8 +14,9 @@ mod error;
 mod frame;
 mod identity;
 mod listener;
+mod socket;
 
-pub use connection::{Connection, connect};
+pub use connection::{Connection, Datagrams, Dialer, Traffic, connect};
 pub use error::LinkError;
 pub use frame::{FRAME_BYTES_MAX, Receiver, Sender};
 pub use listener::{Known, Limits, Listener};

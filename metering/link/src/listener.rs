@@ -1,11 +1,6 @@
 //! The end that listens: takes links from anybody who proves a key, within limits.
 
-use std::{
-    fmt, io,
-    net::{SocketAddr, UdpSocket},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use quinn::{
     ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, Incoming, ServerConfig, VarInt,
@@ -20,9 +15,9 @@ use topnet_channel::SecretKey;
 use tracing::debug;
 
 use crate::{
-    Connection, LinkError, Receiver, Sender,
+    Connection, LinkError, Receiver, Sender, Traffic,
     connection::{HANDSHAKE_TIMEOUT, transport},
-    identity,
+    identity, socket,
 };
 
 /// Links that wait to be accepted.
@@ -120,7 +115,7 @@ fn endpoint(config: ServerConfig, address: SocketAddr, secret: &SecretKey) -> io
     let mut shared = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, key.as_ref())));
     shared.cid_generator(|| Box::new(RandomIds(SystemRandom::new())));
     let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no tokio runtime"))?;
-    Endpoint::new(shared, Some(config), UdpSocket::bind(address)?, runtime)
+    Endpoint::new(shared, Some(config), socket::bind(address)?, runtime)
 }
 
 /// Ids of links, any of which may be of an earlier run. (Those that quinn makes by itself are not
@@ -185,5 +180,6 @@ async fn handshake(incoming: Incoming, crowded: bool, known: Known) -> Result<Co
         remote: connection.remote_address(),
         sender: Sender::new(send),
         receiver: Receiver::new(receive),
+        traffic: Traffic(connection),
     })
 }

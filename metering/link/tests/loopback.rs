@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::timeout;
 use topnet_channel::SecretKey;
-use topnet_link::{Connection, FRAME_BYTES_MAX, Limits, LinkError, Listener, connect};
+use topnet_link::{Connection, Dialer, FRAME_BYTES_MAX, Limits, LinkError, Listener, connect};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -155,6 +155,32 @@ async fn in_a_crowd_known_keys_come_in_and_strangers_do_not() {
         assert!(stranger.receiver.recv().await.is_err());
     }
     links.push(link(&mut listener, address, &key(2)).await);
+}
+
+#[tokio::test]
+async fn links_from_one_port_have_each_its_key_and_outlive_the_dialer() {
+    let (mut listener, address) = listener(8);
+    let dialer = Dialer::new(address).unwrap();
+    let (mut near, mut far) = (Vec::new(), Vec::new());
+    for number in [20, 21] {
+        let mut link = dialer
+            .connect(key(1).public_key(), &key(number))
+            .await
+            .unwrap();
+        link.sender.send(b"hello").await.unwrap();
+        let mut other = accept(&mut listener).await;
+        assert_eq!(other.receiver.recv().await.unwrap().unwrap(), b"hello");
+        assert_eq!(other.peer, key(number).public_key());
+        near.push(link);
+        far.push(other);
+    }
+    drop(dialer);
+    assert_eq!(far[0].remote.port(), far[1].remote.port());
+    far[0].sender.send(b"welcome").await.unwrap();
+    let frame = near[0].receiver.recv().await.unwrap().unwrap();
+    assert_eq!(frame, b"welcome");
+    let (sent, received) = (near[0].traffic.sent(), near[0].traffic.received());
+    assert!(sent.datagrams > 0 && sent.bytes > 1_200 && received.bytes > 1_200);
 }
 
 #[tokio::test]

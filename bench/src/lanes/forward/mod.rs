@@ -222,11 +222,7 @@ fn arrivals_of_flood(
         samples > 0,
         "of {sent} packets sent none arrived at the client"
     );
-    let measurement = Measurement {
-        value: samples as f64 / elapsed.as_secs_f64(),
-        samples,
-        cpu_s,
-    };
+    let measurement = Measurement::new(samples as f64 / elapsed.as_secs_f64(), samples, cpu_s);
     Ok(Passed { measurement, sent })
 }
 
@@ -255,11 +251,7 @@ fn cost_round(interrupt: &Interrupt) -> Result<Measurement> {
         )
     })?;
     gateway.finish()?;
-    Ok(Measurement {
-        value: cost.packet_ns,
-        samples: cost.packets,
-        cpu_s: cost.cpu_s,
-    })
+    Ok(Measurement::new(cost.packet_ns, cost.packets, cost.cpu_s))
 }
 
 fn topology() -> Result<Topology> {
