@@ -12,9 +12,11 @@ mod counter;
 mod journal;
 pub mod key_file;
 mod pay;
+mod phrase;
 mod status;
 
 pub use counter::{ByteCounter, Counted, OwnCount, Reading, Readings, WireguardCounter};
 pub use journal::{Journal, JournalError, Remembered};
 pub use pay::{PayError, PayTerms, pay, probe};
+pub use phrase::{KeyPath, Phrase, PhraseError};
 pub use status::{PayState, PayStatus};
