@@ -102,26 +102,161 @@ fn init_makes_a_provider_that_checks_out() {
     assert_eq!(fail(&arguments)["code"], "exists");
 }
 
-#[test]
-fn init_makes_a_wallet_and_it_has_an_address() {
-    let dir = tempfile::tempdir().unwrap();
-    let wallet = dir.path().join("wallet");
-    let made = json(&[
+/// What `init` makes of a wallet in `dir`, with `more` words.
+fn init_wallet(dir: &Path, more: &[&str]) -> Value {
+    let words = [
         "init",
-        text(&wallet),
+        text(dir),
         "wallet",
         "--provider",
         "http://127.0.0.1:8545",
         "--unit-price-max",
         "0.0001TOP",
-    ]);
+    ];
+    json(&[&words, more].concat())
+}
+
+fn restore<'a>(config: &'a Path, paper: &'a Path) -> [&'a str; 6] {
+    let (config, paper) = (text(config), text(paper));
+    [
+        "wallet",
+        "restore",
+        "--config",
+        config,
+        "--phrase-file",
+        paper,
+    ]
+}
+
+#[test]
+fn init_makes_a_wallet_and_it_has_an_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let wallet = dir.path().join("wallet");
+    let made = init_wallet(&wallet, &[]);
     let config = wallet.join("topnet.toml");
     let address = json(&["wallet", "address", "--config", text(&config)]);
     assert_eq!(address["address"], made["address"]);
+    assert_eq!(address["session"], made["session"]);
+    assert_ne!(made["session"]["public_key"], made["public_key"]);
+    assert_eq!(address.get("phrase"), None, "it is shown once");
     assert_eq!(
         fail(&["wallet", "create", "--config", text(&config)])["code"],
         "key_file"
     );
+    for key in ["wallet.key", "session.key"] {
+        let metadata = fs::metadata(wallet.join("keys").join(key)).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{key}");
+    }
+}
+
+#[test]
+fn a_phrase_brings_the_same_keys_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = init_wallet(&dir.path().join("first"), &[]);
+    let phrase = made["phrase"].as_str().unwrap();
+    assert_eq!(phrase.split(' ').count(), 24);
+    let paper = dir.path().join("paper");
+    fs::write(&paper, phrase).unwrap();
+
+    let restored = init_wallet(
+        &dir.path().join("second"),
+        &["--restore", "--phrase-file", text(&paper)],
+    );
+    assert_eq!(restored["address"], made["address"]);
+    assert_eq!(
+        restored["session"]["public_key"],
+        made["session"]["public_key"]
+    );
+    assert_eq!(restored.get("phrase"), None);
+
+    // The same by `restore`, once the keys are lost.
+    let config = dir.path().join("first/topnet.toml");
+    for key in ["wallet.key", "session.key"] {
+        fs::remove_file(dir.path().join("first/keys").join(key)).unwrap();
+    }
+    let wrong = dir.path().join("wrong");
+    let (_, rest) = phrase.split_once(' ').unwrap();
+    fs::write(&wrong, format!("hodl {rest}")).unwrap();
+    let error = fail(&restore(&config, &wrong));
+    assert_eq!(error["code"], "phrase", "{error}");
+    assert!(
+        error["what"].as_str().unwrap().contains("word 1, `hodl`"),
+        "{error}"
+    );
+    let words = restore(&config, &paper);
+    assert_eq!(json(&words)["address"], made["address"]);
+    // What stands is never overwritten.
+    assert_eq!(fail(&words)["code"], "key_file");
+}
+
+#[test]
+fn people_see_the_words_and_pipes_do_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = topnet(&[
+        "init",
+        text(&dir.path().join("wallet")),
+        "wallet",
+        "--provider",
+        "http://127.0.0.1:8545",
+        "--unit-price-max",
+        "1",
+    ]);
+    assert!(output.status.success());
+    let (out, seen) = (
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    );
+    assert!(seen.contains("24. ") && seen.contains("on paper"), "{seen}");
+    assert!(!out.contains("24. ") && out.contains("top1"), "{out}");
+}
+
+#[test]
+fn a_machine_that_only_pays_has_a_session_key_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = init_wallet(&dir.path().join("home"), &[]);
+    let paper = dir.path().join("paper");
+    fs::write(&paper, made["phrase"].as_str().unwrap()).unwrap();
+    let home = dir.path().join("home/topnet.toml");
+    let key = dir.path().join("gateway.key");
+    let passphrase = dir.path().join("gateway.passphrase");
+    fs::write(&passphrase, "another\n").unwrap();
+    let session = json(&[
+        "wallet",
+        "session-key",
+        "3",
+        "--out",
+        text(&key),
+        "--passphrase-file",
+        text(&passphrase),
+        "--phrase-file",
+        text(&paper),
+        "--config",
+        text(&home),
+    ]);
+    let opened = key_file::read(&key, b"another").unwrap();
+    assert_eq!(
+        session["public_key"],
+        opened.public_key().to_string().as_str()
+    );
+    assert_eq!(session["derivation"], "m/44'/7630704'/0'/1'/3'");
+
+    let gateway = dir.path().join("gateway");
+    let made = init_wallet(&gateway, &["--session-key-file", text(&key)]);
+    assert_eq!(made["session"]["public_key"], session["public_key"]);
+    assert!(made["address"].is_null(), "{made}");
+    let config = gateway.join("topnet.toml");
+    for words in [
+        &["wallet", "fund", "1TOP"][..],
+        &["wallet", "open", "1TOP"],
+        &["wallet", "balance"],
+    ] {
+        let error = fail(&[words, &["--config", text(&config)]].concat());
+        assert_eq!(error["code"], "key_file", "{error}");
+        assert!(
+            error["what"].as_str().unwrap().contains("no account's key"),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -193,6 +328,14 @@ async fn every_word_speaks_with_a_provider() {
         "unit_price_ntop_max = 1000".to_owned(),
     ];
     fs::write(&config, lines.join("\n")).unwrap();
+    // A machine that has the channel's key and no account.
+    let gateway = setup.dir.path().join("gateway.toml");
+    fs::write(
+        &gateway,
+        lines.join("\n").replace("key_file", "session_key_file"),
+    )
+    .unwrap();
+    let gateway = text(&gateway).to_owned();
     let (config, out) = (text(&config).to_owned(), setup.dir.path().join("wg.conf"));
 
     tokio::task::spawn_blocking(move || {
@@ -233,6 +376,8 @@ async fn every_word_speaks_with_a_provider() {
             written.contains("Address = 10.78.0.2/32") && written.contains("[Peer]"),
             "{written}"
         );
+        let again = [&start[..8], &["--config", &gateway]].concat();
+        assert_eq!(json(&again)["wireguard"]["address"], "10.78.0.2");
         assert_eq!(ask(&["sessions"])[0]["session"], wg_key);
         assert_eq!(ask(&["channels"])[0]["sessions"][0], wg_key);
         let stop = [&["session", "stop"][..], &session].concat();

@@ -22,13 +22,8 @@ pub(super) async fn pay(
     let stop = stop_signal()?;
     let offer = wallet.offer().await?;
     let channel = wallet.rpc.channel(arguments.channel).await?;
-    let own = wallet.secret.public_key();
-    let lack = if channel.signer != own {
-        Some((
-            "its vouchers are signed by another key",
-            "pay with the wallet that opened it",
-        ))
-    } else if channel.payee != offer.payee {
+    let secret = wallet.signer(&channel)?;
+    let lack = if channel.payee != offer.payee {
         Some((
             "it pays another provider",
             "set [wallet] rpc_url to that provider's",
@@ -77,7 +72,7 @@ pub(super) async fn pay(
         "paying {} on channel {}",
         offer.payment.address, channel.id
     ));
-    let status = pay_until(&wallet.secret, terms, journal, Box::new(counter), stop)
+    let status = pay_until(&secret, terms, journal, Box::new(counter), stop)
         .await
         .map_err(|error| {
             CliError::new(

@@ -3,40 +3,16 @@
 use std::{fs, path::PathBuf};
 
 use serde::Serialize;
-use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
+use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{BlockRef, ChainName, ChannelView, TransactionStatus};
 use topnet_wallet::PayStatus;
 
-use super::OpenWallet;
+use super::{OpenWallet, keys};
 use crate::cli::{
     error::CliError,
     output::Output,
     text::{Table, Text, bytes},
 };
-
-/// Who the wallet is.
-#[derive(Debug, Serialize)]
-pub(super) struct Identity {
-    address: Address,
-    public_key: PublicKey,
-}
-
-impl Identity {
-    pub(super) fn of(key: &PublicKey) -> Self {
-        Self {
-            address: Address::of(key),
-            public_key: *key,
-        }
-    }
-}
-
-impl Text for Identity {
-    fn text(&self) -> String {
-        Table::new(self.address)
-            .row("public key", self.public_key)
-            .end()
-    }
-}
 
 /// What the wallet has.
 #[derive(Debug, Serialize)]
@@ -145,7 +121,7 @@ pub(super) async fn status(
     let channels = match only {
         Some(channel) => vec![wallet.rpc.channel(channel).await?],
         None => {
-            let own = wallet.secret.address();
+            let own = keys::account(&wallet.config)?;
             let all = wallet.rpc.channels(own).await?;
             all.into_iter()
                 .filter(|channel| channel.payer == own)
