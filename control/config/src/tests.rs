@@ -36,7 +36,13 @@ fn commented_keys_of_the_example_are_its_defaults() {
         .map(|line| line.replace("DATA_DIR", "/var/lib/topnet"))
         .collect::<Vec<_>>()
         .join("\n");
-    let optional = ["hourly_spend_ntop_max = ", "gateway_address = ", "cpu = "];
+    let optional = [
+        "hourly_spend_ntop_max = ",
+        "hourly_volume_bytes_max = ",
+        "rate_bytes_per_s_max = ",
+        "gateway_address = ",
+        "cpu = ",
+    ];
     let spelled_out = spelled_out
         .lines()
         .filter(|line| !optional.iter().any(|key| line.starts_with(key)))
@@ -142,6 +148,11 @@ fn slips_are_named_with_line_and_mend() {
             "session_key_file = \"keys/session.key\"",
             "session_key_file = \"keys/wallet.key\"",
             "it is the account's own key_file",
+        ),
+        (
+            "# rate_bytes_per_s_max = 12500000",
+            "rate_bytes_per_s_max = 0",
+            "wallet.rate_bytes_per_s_max: nothing could be paid; leave it out",
         ),
         ("# io = \"auto\"", "io = \"fast\"", "unknown variant `fast`"),
         (

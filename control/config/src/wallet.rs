@@ -34,8 +34,13 @@ pub struct Wallet {
     /// The most that an offer's count may lead ours, in millionths.
     #[serde(default = "default::u32::<5_000>")]
     pub epsilon_ppm_max: u32,
-    /// The most that is paid to one provider in an hour, in nTOP; no such limit if left out.
+    /// The most that is promised to one provider in any hour, in nTOP; no such limit if left out.
     pub hourly_spend_ntop_max: Option<u64>,
+    /// The most bytes that one provider is paid for in any hour; no such limit if left out.
+    pub hourly_volume_bytes_max: Option<u64>,
+    /// The most bytes that one provider is paid for in a second, on average; no such limit if
+    /// left out.
+    pub rate_bytes_per_s_max: Option<u64>,
 }
 
 impl Wallet {
@@ -83,6 +88,18 @@ impl Section for Wallet {
                 "window_units_max",
                 format!("{} is out of range", self.window_units_max),
                 "choose 1 to 256 units",
+            );
+        }
+        let limits = [
+            ("hourly_spend_ntop_max", self.hourly_spend_ntop_max),
+            ("hourly_volume_bytes_max", self.hourly_volume_bytes_max),
+            ("rate_bytes_per_s_max", self.rate_bytes_per_s_max),
+        ];
+        for (key, _) in limits.iter().filter(|(_, most)| *most == Some(0)) {
+            problems.add(
+                key,
+                "nothing could be paid",
+                "leave it out for no limit, or raise it",
             );
         }
         if self.epsilon_ppm_max > 100_000 {

@@ -123,6 +123,11 @@ impl Journal {
         Self::load(&path, lock)
     }
 
+    /// The wallet's directory, which the journal is in.
+    pub fn state_dir(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
     /// What was remembered.
     pub fn remembered(&self) -> &Remembered {
         &self.remembered

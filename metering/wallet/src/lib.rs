@@ -7,16 +7,21 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod allowance;
 pub mod chain;
 mod counter;
+mod hold_back;
 mod journal;
 pub mod key_file;
+mod limits;
 mod pay;
 mod phrase;
 mod status;
 
+pub use allowance::{Allowance, AllowanceError};
 pub use counter::{ByteCounter, Counted, OwnCount, Reading, Readings, WireguardCounter};
 pub use journal::{Journal, JournalError, Remembered};
+pub use limits::{Grant, Limit, Limits};
 pub use pay::{PayError, PayTerms, pay, probe};
 pub use phrase::{KeyPath, Phrase, PhraseError};
 pub use status::{PayState, PayStatus};

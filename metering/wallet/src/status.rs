@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use topnet_account::{Amount, ChannelId};
 use tracing::warn;
 
+use crate::Limit;
+
 /// How often the file is written while nothing but numbers change.
 const WRITE_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -37,6 +39,9 @@ pub struct PayStatus {
     pub state: PayState,
     /// Why it is not paying.
     pub reason: Option<String>,
+    /// Which of the wallet's limits holds it back now.
+    #[serde(default)]
+    pub limit: Option<Limit>,
     /// Units paid for, whether or not the payee has them yet.
     pub released_units: u64,
     /// What they are worth.
@@ -81,7 +86,8 @@ impl StatusFile {
     /// Writes the status if it is news.
     pub(crate) fn offer(&mut self, status: &PayStatus) {
         let is_news = self.written.as_ref().is_none_or(|(at, written)| {
-            let turned = (written.state, &written.reason) != (status.state, &status.reason);
+            let turned = (written.state, &written.reason, written.limit)
+                != (status.state, &status.reason, status.limit);
             turned || (at.elapsed() >= WRITE_INTERVAL && written != status)
         });
         if is_news {

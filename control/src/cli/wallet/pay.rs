@@ -7,7 +7,7 @@ use topnet_account::Amount;
 use topnet_api::ChannelState;
 use topnet_channel::PayerTerms;
 use topnet_config::log_to_stderr;
-use topnet_wallet::{Journal, PayTerms, WireguardCounter, pay as pay_until};
+use topnet_wallet::{Journal, Limits, PayTerms, WireguardCounter, pay as pay_until};
 
 use super::{OpenWallet, report::status_file};
 use crate::cli::{arguments::WalletPay, error::CliError, output::Output};
@@ -60,7 +60,12 @@ pub(super) async fn pay(
             window_max: config.window_units_max,
         },
         epsilon_ppm_max: config.epsilon_ppm_max,
-        hourly_spend_max: config.hourly_spend_ntop_max.map(Amount::from_ntop),
+        provider: channel.payee,
+        limits: Limits {
+            hourly_spend: config.hourly_spend_ntop_max.map(Amount::from_ntop),
+            hourly_volume_bytes: config.hourly_volume_bytes_max,
+            rate_bytes_per_s: config.rate_bytes_per_s_max,
+        },
         status_file: Some(
             arguments
                 .status_file

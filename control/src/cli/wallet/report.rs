@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use serde::Serialize;
 use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{BlockRef, ChainName, ChannelView, TransactionStatus};
-use topnet_wallet::PayStatus;
+use topnet_wallet::{Limit, PayStatus};
 
 use super::{OpenWallet, keys};
 use crate::cli::{
@@ -164,6 +164,7 @@ impl Text for PayStatus {
         Table::new(format_args!("paying on {}", self.channel))
             .row("state", format_args!("{:?}", self.state))
             .row_if("reason", self.reason.as_ref())
+            .row_if("held back by", self.limit.map(limit_name))
             .row(
                 "released",
                 format_args!("{} ({})", units(self.released_units), self.promised),
@@ -186,5 +187,13 @@ impl Text for PayStatus {
                     .then_some("the payee counts less than our interface"),
             )
             .end()
+    }
+}
+
+fn limit_name(limit: Limit) -> &'static str {
+    match limit {
+        Limit::HourlySpend => "hourly_spend_ntop_max",
+        Limit::HourlyVolume => "hourly_volume_bytes_max",
+        Limit::Rate => "rate_bytes_per_s_max",
     }
 }
