@@ -17,11 +17,13 @@ mod limits;
 mod pay;
 mod phrase;
 mod status;
+mod wireguard;
 
 pub use allowance::{Allowance, AllowanceError};
-pub use counter::{ByteCounter, Counted, OwnCount, Reading, Readings, WireguardCounter};
+pub use counter::{ByteCounter, Counted, OwnCount, Reading, Readings};
 pub use journal::{Journal, JournalError, Remembered};
 pub use limits::{Grant, Limit, Limits};
 pub use pay::{PayError, PayTerms, pay, probe};
 pub use phrase::{KeyPath, Phrase, PhraseError};
 pub use status::{PayState, PayStatus};
+pub use wireguard::WireguardCounter;
