@@ -87,7 +87,14 @@ pub(super) async fn execute(
             patience,
         } => {
             let key = keys::account_key(config)?;
-            let service = wallet.chain_of(channel).await?;
+            // More money only to somebody who is there and is the channel's payee.
+            let view = wallet.rpc.channel(channel).await?;
+            let offer = wallet.offer().await?;
+            if view.payee != offer.payee {
+                return Err(another_payee(channel));
+            }
+            wallet.probe(&offer, &key).await?;
+            let service = wallet.rpc.chain(&view.chain).await?.parameters;
             let id = wallet.owner(&key).top_up(&service, channel, amount).await?;
             wallet.finish(&service.chain, id, patience, output).await
         }
@@ -100,6 +107,14 @@ pub(super) async fn execute(
             wallet.finish(&service.chain, id, patience, output).await
         }
     }
+}
+
+fn another_payee(channel: ChannelId) -> CliError {
+    CliError::new(
+        "channel",
+        format!("channel {channel} pays another provider"),
+        "set [wallet] rpc_url to that provider's",
+    )
 }
 
 /// A wallet and its provider. A key is opened where it is used, and no other.

@@ -16,6 +16,7 @@ pub mod key_file;
 mod limits;
 mod pay;
 mod phrase;
+mod probe;
 mod status;
 mod wireguard;
 
@@ -23,7 +24,8 @@ pub use allowance::{Allowance, AllowanceError};
 pub use counter::{ByteCounter, Counted, OwnCount, Reading, Readings};
 pub use journal::{Journal, JournalError, Remembered};
 pub use limits::{Grant, Limit, Limits};
-pub use pay::{PayError, PayTerms, pay, probe};
+pub use pay::{PayError, PayTerms, pay};
 pub use phrase::{KeyPath, Phrase, PhraseError};
+pub use probe::{ProbeError, probe};
 pub use status::{PayState, PayStatus};
 pub use wireguard::WireguardCounter;

@@ -87,17 +87,6 @@ enum Ended {
     Refused(RefusalCode),
 }
 
-/// Makes sure that `payee` answers at `address`, before money is bound to it.
-pub async fn probe(
-    address: SocketAddr,
-    payee: PublicKey,
-    secret: &SecretKey,
-) -> Result<(), LinkError> {
-    let link = topnet_link::connect(address, payee, secret).await?;
-    link.sender.finish().await;
-    Ok(())
-}
-
 /// Pays until `stop` is ready, the payee has finished the channel, or an error that no
 /// repetition mends. Gives how the channel stands then.
 pub async fn pay(

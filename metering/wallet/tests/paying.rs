@@ -15,13 +15,14 @@ use std::{
 use tokio::{sync::oneshot, task};
 use topnet_account::{Address, Amount, ChannelId, PublicKey};
 use topnet_channel::{
-    Meter, Offer, PROTOCOL_VERSION, PayeeMessage, PayerMessage, PayerTerms, Promise, SecretKey,
+    Meter, Offer, PROTOCOL_VERSION, PayeeMessage, PayerMessage, PayerTerms, Promise, RefusalCode,
+    SecretKey,
 };
 use topnet_link::{Connection, LinkError, Listener};
 use topnet_unit::UNIT_BYTES;
 use topnet_wallet::{
-    ByteCounter, Counted, Journal, Limit, Limits, PayState, PayStatus, PayTerms, Reading, Readings,
-    pay,
+    ByteCounter, Counted, Journal, Limit, Limits, PayState, PayStatus, PayTerms, ProbeError,
+    Reading, Readings, pay, probe,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -290,4 +291,50 @@ async fn a_limit_holds_over_restarts_and_for_all_channels_of_a_provider() {
     .await;
     assert_eq!(status.promised, Amount::from_ntop(7 * 19));
     wallet.stop().await;
+}
+
+#[tokio::test]
+async fn a_payee_is_greeted_before_money_is_bound_to_it() {
+    let provider = Provider::start();
+    probe(provider.address, provider.identity, &key(3))
+        .await
+        .unwrap();
+    let imposter = probe(provider.address, key(2).public_key(), &key(3)).await;
+    assert!(
+        matches!(imposter, Err(ProbeError::Link(LinkError::WrongKey { .. }))),
+        "{imposter:?}"
+    );
+
+    let check = async |answer: Option<Vec<u8>>| {
+        let limits = topnet_link::Limits {
+            connections_max: 16,
+            known: Arc::new(|_| true),
+        };
+        let local = (Ipv4Addr::LOCALHOST, 0).into();
+        let mut listener = Listener::bind(local, &key(1), limits).unwrap();
+        let address = listener.local_addr().unwrap();
+        let answering = task::spawn(async move {
+            let (mut sender, mut receiver) = listener.accept().await.unwrap().split();
+            receiver.recv().await.unwrap();
+            if let Some(answer) = answer {
+                sender.send(&answer).await.unwrap();
+            }
+            sender.finish().await;
+            listener.close().await;
+        });
+        let probed = probe(address, key(1).public_key(), &key(3)).await;
+        answering.await.unwrap();
+        probed
+    };
+    let refused = |code| Some(PayeeMessage::Refused(code).to_bytes());
+    assert!(check(refused(RefusalCode::UnknownChannel)).await.is_ok());
+    let other = check(refused(RefusalCode::Version)).await;
+    assert!(matches!(other, Err(ProbeError::Version)), "{other:?}");
+    let mute = check(None).await;
+    assert!(matches!(mute, Err(ProbeError::NoAnswer(_))), "{mute:?}");
+    let babble = check(Some(b"HTTP/1.1 200 OK".to_vec())).await;
+    assert!(
+        matches!(babble, Err(ProbeError::Malformed(_))),
+        "{babble:?}"
+    );
 }

@@ -9,7 +9,7 @@ use topnet_channel::PayerTerms;
 use topnet_config::log_to_stderr;
 use topnet_wallet::{Journal, Limits, PayTerms, WireguardCounter, pay as pay_until};
 
-use super::{OpenWallet, report::status_file};
+use super::{OpenWallet, another_payee, report::status_file};
 use crate::cli::{arguments::WalletPay, error::CliError, output::Output};
 
 /// Pays until SIGINT or SIGTERM, or until the payee has finished the channel.
@@ -23,19 +23,15 @@ pub(super) async fn pay(
     let offer = wallet.offer().await?;
     let channel = wallet.rpc.channel(arguments.channel).await?;
     let secret = wallet.signer(&channel)?;
-    let lack = if channel.payee != offer.payee {
-        Some((
-            "it pays another provider",
-            "set [wallet] rpc_url to that provider's",
-        ))
-    } else if channel.state == ChannelState::Closed {
-        Some(("it is closed", "open another with `topnet wallet open`"))
-    } else {
-        None
-    };
-    if let Some((what, mend)) = lack {
-        let what = format!("channel {} cannot be paid on: {what}", channel.id);
-        return Err(CliError::new("channel", what, mend));
+    if channel.payee != offer.payee {
+        return Err(another_payee(channel.id));
+    }
+    if channel.state == ChannelState::Closed {
+        return Err(CliError::new(
+            "channel",
+            format!("channel {} is closed", channel.id),
+            "open another with `topnet wallet open`",
+        ));
     }
     let config = &wallet.config;
     fs::DirBuilder::new()
