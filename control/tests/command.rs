@@ -12,7 +12,12 @@ use std::{
 
 use serde_json::Value;
 use stand_ins::{Setup, channel, signer};
-use topnet_wallet::key_file::{self, Cost};
+use topnet_account::{Amount, ChannelId};
+use topnet_channel::{PROTOCOL_VERSION, PayeeMessage, Payer, PayerTerms, SecretKey};
+use topnet_wallet::{
+    Checkpoint, History, Journal, OwnCount, Parties,
+    key_file::{self, Cost},
+};
 
 fn topnet(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_topnet"))
@@ -259,6 +264,98 @@ fn a_machine_that_only_pays_has_a_session_key_alone() {
     }
 }
 
+/// A wallet's directory with one channel whose journal, history and chain are known.
+fn paid_channel(state_dir: &Path, secret: &SecretKey) -> ChannelId {
+    let view = channel(9);
+    let terms = PayerTerms {
+        channel: view.id,
+        allocation: view.allocation,
+        unit_price_max: Amount::from_ntop(7),
+        window_max: 1,
+    };
+    let mut payer = Payer::new(SecretKey::from_seed(*secret.seed()).unwrap(), terms, None);
+    let _ = payer.hello();
+    let offer = topnet_channel::Offer {
+        version: PROTOCOL_VERSION,
+        unit_price: Amount::from_ntop(7),
+        epsilon_ppm: 0,
+        window_max: 1,
+    };
+    payer.handle_message(&PayeeMessage::Offer(offer)).unwrap();
+    payer.handle_message(&PayeeMessage::Resume(None)).unwrap();
+    let mut journal = Journal::open(state_dir, view.id).unwrap();
+    while let Some(unsaved) = payer.poll_send() {
+        let _ = journal.save(unsaved, OwnCount::default()).unwrap();
+    }
+    let parties = Parties {
+        channel: view.id,
+        chain: "vpn".to_owned(),
+        payer: view.payer,
+        payee: view.payee,
+        provider: "One, \"Ltd\"".to_owned(),
+        signer: secret.public_key(),
+        allocation: view.allocation,
+    };
+    History::note_parties(state_dir, &parties).unwrap();
+    let checkpoint = Checkpoint {
+        at_ms: 1_000,
+        own_bytes_least: 90,
+        own_bytes_most: 100,
+        metered_bytes: u64::MAX,
+        owed_units: 1,
+        ..Checkpoint::default()
+    };
+    History::note_checkpoint(state_dir, view.id, checkpoint).unwrap();
+    view.id
+}
+
+#[test]
+fn a_statement_is_had_offline_and_its_receipt_checks() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("topnet.toml");
+    let lines = "[wallet]\nrpc_url = \"http://127.0.0.1:9\"\nsession_key_file = \"none\"\n\
+                 state_dir = \"state\"\nunit_price_ntop_max = 7\n";
+    fs::write(&config, lines).unwrap();
+    let id = paid_channel(&dir.path().join("state"), &signer()).to_string();
+    let ask = |more: &[&str]| {
+        let words = ["wallet", "statement", "--config", text(&config)];
+        succeed(&[&words[..], more].concat())
+    };
+
+    let rows: Value = serde_json::from_str(&ask(&["--format", "json"])).unwrap();
+    let row = &rows[0];
+    assert_eq!(row["channel"], id.as_str());
+    assert_eq!(
+        (&row["paid_units"], &row["promised"]),
+        (&1.into(), &"7".into())
+    );
+    assert_eq!(row["metered_above_bytes"], u64::MAX - 100);
+    assert_eq!(row["chain"], Value::Null);
+    assert!(
+        row["chain_unknown"].as_str().unwrap().contains("no answer"),
+        "{row}"
+    );
+
+    let csv = ask(&["--format", "csv", "--offline"]);
+    let (header, row) = csv.split_once("\r\n").unwrap();
+    assert!(header.starts_with("channel,chain,payer,payee,provider,"));
+    assert!(row.contains(",\"One, \"\"Ltd\"\"\","), "{row}");
+    assert!(row.contains(&format!(",90,100,{},", u64::MAX)), "{row}");
+    assert!(ask(&["--since", "1970-01-02"]).contains("0 (0 B)"));
+    assert!(ask(&["--channel", &id]).contains("1 units (0.000000007 TOP)"));
+
+    let file = dir.path().join("statement.json");
+    fs::write(&file, rows.to_string()).unwrap();
+    let proved = json(&["wallet", "verify-receipt", text(&file)]);
+    assert_eq!(proved[0]["amount"], "7");
+    assert_eq!(proved[0]["channel"], id.as_str());
+    let mut forged = rows[0]["receipt"].clone();
+    forged["index"] = 2.into();
+    fs::write(&file, forged.to_string()).unwrap();
+    let error = fail(&["wallet", "verify-receipt", text(&file)]);
+    assert_eq!(error["code"], "receipt", "{error}");
+}
+
 #[test]
 fn mistakes_are_named_with_the_mend() {
     let dir = tempfile::tempdir().unwrap();
@@ -326,7 +423,9 @@ async fn every_word_speaks_with_a_provider() {
         format!("rpc_url = \"{public}\""),
         "key_file = \"wallet.key\"".to_owned(),
         "unit_price_ntop_max = 1000".to_owned(),
+        "state_dir = \"state\"".to_owned(),
     ];
+    paid_channel(&setup.dir.path().join("state"), &signer());
     fs::write(&config, lines.join("\n")).unwrap();
     // A machine that has the channel's key and no account.
     let gateway = setup.dir.path().join("gateway.toml");
@@ -383,6 +482,10 @@ async fn every_word_speaks_with_a_provider() {
         let stop = [&["session", "stop"][..], &session].concat();
         assert_eq!(json(&stop)["stopped"], true);
         assert_eq!(ask(&["channel", "show", &id])["chain"]["state"], "open");
+        let statement = ["wallet", "statement", "--config", &config];
+        let statement = &json(&statement)[0];
+        assert_eq!(statement["chain"]["state"], "open", "{statement}");
+        assert_eq!(statement["chain"]["redeemed"], "0");
         let closed = json(&["channel", "close", &id, "--wait", "--rpc", &operator]);
         assert_eq!(closed["redeemed"], "100");
     })

@@ -7,6 +7,8 @@ use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{ChainName, HexBytes, WireguardPublicKey};
 use topnet_config::{Ipv4Subnet, Process};
 
+use super::since::Since;
+
 /// Sells and buys traffic, paid unit by unit.
 #[derive(Debug, Parser)]
 #[command(name = "topnet", version, propagate_version = true)]
@@ -368,6 +370,13 @@ pub(super) enum WalletCommand {
         /// Only this one.
         channel: Option<ChannelId>,
     },
+    /// Show what was used, paid and redeemed, to whom, with the receipts.
+    Statement(WalletStatement),
+    /// Check a receipt, or all of a statement in JSON. Needs no wallet and no provider.
+    VerifyReceipt {
+        /// The file.
+        file: PathBuf,
+    },
     /// Start a channel's close window as its payer.
     Close {
         /// The channel.
@@ -375,6 +384,33 @@ pub(super) enum WalletCommand {
         #[command(flatten)]
         patience: Patience,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WalletStatement {
+    /// Only this channel.
+    #[arg(long, value_name = "ID")]
+    pub(super) channel: Option<ChannelId>,
+    /// From then on: `24h`, `7d`, `2026-11-25`, `2026-11-25T13:00:00Z`. From the channel's
+    /// beginning if left out.
+    #[arg(long, value_name = "TIME")]
+    pub(super) since: Option<Since>,
+    /// As what.
+    #[arg(long, value_enum, default_value_t = StatementFormat::Table)]
+    pub(super) format: StatementFormat,
+    /// Do not ask the provider what the chain says.
+    #[arg(long)]
+    pub(super) offline: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum StatementFormat {
+    /// For people.
+    Table,
+    /// A row for each channel (RFC 4180).
+    Csv,
+    /// For programs, as with `--json`.
+    Json,
 }
 
 /// Where a phrase comes from.

@@ -3,14 +3,21 @@
 pub(super) mod keys;
 mod pay;
 mod report;
+mod statement;
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use topnet_account::{Amount, ChannelId, Hash};
 use topnet_api::{ChainName, ChainParameters, ChannelView, Offer, TransactionStatus};
 use topnet_channel::SecretKey;
 use topnet_config::{Config, Wallet};
 use topnet_wallet::{
+    History, Parties,
     chain::{OpenTerms, Owner, Rpc},
     probe,
 };
@@ -21,6 +28,7 @@ use super::{
     output::Output,
 };
 use report::{Balance, OpenedReport, TransactionReport};
+use statement::history_error;
 
 /// How often the service's chain is asked whether it has credited a fund.
 const POLL: Duration = Duration::from_millis(100);
@@ -30,6 +38,9 @@ pub(super) async fn execute(
     command: WalletCommand,
     output: Output,
 ) -> Result<(), CliError> {
+    if let WalletCommand::VerifyReceipt { file } = &command {
+        return statement::verify_receipt(file, output);
+    }
     let wallet = OpenWallet::open(options)?;
     let config = &wallet.config;
     match command {
@@ -99,6 +110,10 @@ pub(super) async fn execute(
             wallet.finish(&service.chain, id, patience, output).await
         }
         WalletCommand::Pay(arguments) => pay::pay(&wallet, arguments, output).await,
+        WalletCommand::Statement(arguments) => {
+            statement::statement(&wallet, arguments, output).await
+        }
+        WalletCommand::VerifyReceipt { .. } => Ok(()),
         WalletCommand::Status { channel } => report::status(&wallet, channel, output).await,
         WalletCommand::Close { channel, patience } => {
             let key = keys::account_key(config)?;
@@ -107,6 +122,15 @@ pub(super) async fn execute(
             wallet.finish(&service.chain, id, patience, output).await
         }
     }
+}
+
+/// Makes a directory that only its owner may enter, if it is not there.
+fn make_private(dir: &Path) -> Result<(), CliError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| CliError::file(dir, error))
 }
 
 fn another_payee(channel: ChannelId) -> CliError {
@@ -262,6 +286,16 @@ impl OpenWallet {
             signer,
         };
         let opened = self.owner(&account).open(&service, terms).await?;
+        let parties = Parties {
+            channel: opened.channel,
+            chain: service.chain.to_string(),
+            payer: account.address(),
+            payee: offer.payee,
+            provider: offer.name,
+            signer,
+            allocation: open.allocation,
+        };
+        self.note_parties(&parties, output);
         let status = self
             .wait(&service.chain, opened.transaction, open.patience, output)
             .await?;
@@ -283,6 +317,19 @@ impl OpenWallet {
                     "try again later, or choose another provider",
                 )
             })
+    }
+
+    /// For statements. The channel is there all the same.
+    fn note_parties(&self, parties: &Parties, output: Output) {
+        let state_dir = &self.config.state_dir;
+        let noted = make_private(state_dir)
+            .and_then(|()| History::note_parties(state_dir, parties).map_err(history_error));
+        if let Err(error) = noted {
+            output.progress(&format!(
+                "statements will lack the parties: {}",
+                error.0.what
+            ));
+        }
     }
 
     /// Waits for a transaction, if that is wanted, and prints what became of it.

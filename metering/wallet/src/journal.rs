@@ -123,6 +123,32 @@ impl Journal {
         Self::load(&path, lock)
     }
 
+    /// What the journal of `channel` remembers, without holding it: a wallet may be paying.
+    /// Nothing where there is no journal.
+    pub fn look(state_dir: &Path, channel: ChannelId) -> Result<Remembered, JournalError> {
+        let path = state_dir.join(format!("{channel}.journal"));
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Remembered::default());
+            }
+            Err(source) => {
+                let what = "read";
+                return Err(JournalError::File { what, path, source });
+            }
+        };
+        if MAGIC.starts_with(&bytes) {
+            return Ok(Remembered::default());
+        }
+        // A record that is being written looks like a torn one.
+        let (remembered, _) = replay(&bytes).map_err(|(at, reason)| JournalError::Damaged {
+            path,
+            at: at as u64,
+            reason,
+        })?;
+        Ok(remembered)
+    }
+
     /// The wallet's directory, which the journal is in.
     pub fn state_dir(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new(""))
@@ -428,6 +454,9 @@ mod tests {
         drop(journal);
         let journal = open(&dir).unwrap();
         assert_eq!(*journal.remembered(), expected);
+        assert_eq!(Journal::look(dir.path(), CHANNEL).unwrap(), expected);
+        let unknown = Journal::look(dir.path(), ChannelId([1; 32])).unwrap();
+        assert_eq!(unknown, Remembered::default());
         let record = expected.payer().unwrap();
         assert_eq!(record.promise, steps.payer.promise());
         assert_eq!(record.promise.unwrap().index, 5);

@@ -10,6 +10,7 @@
 mod allowance;
 pub mod chain;
 mod counter;
+mod history;
 mod hold_back;
 mod journal;
 pub mod key_file;
@@ -17,15 +18,20 @@ mod limits;
 mod pay;
 mod phrase;
 mod probe;
+mod receipt;
+mod statement;
 mod status;
 mod wireguard;
 
 pub use allowance::{Allowance, AllowanceError};
 pub use counter::{ByteCounter, Counted, OwnCount, Reading, Readings};
+pub use history::{Checkpoint, History, HistoryError, Parties};
 pub use journal::{Journal, JournalError, Remembered};
 pub use limits::{Grant, Limit, Limits};
 pub use pay::{PayError, PayTerms, pay};
 pub use phrase::{KeyPath, Phrase, PhraseError};
 pub use probe::{ProbeError, probe};
+pub use receipt::{Proved, Receipt, ReceiptError};
+pub use statement::{Known, OnChain, Statement, to_csv};
 pub use status::{PayState, PayStatus};
 pub use wireguard::WireguardCounter;

@@ -22,7 +22,9 @@ use topnet_unit::{UnitCount, units_owed};
 use tracing::{debug, info, warn};
 
 use crate::{
-    Allowance, AllowanceError, ByteCounter, Journal, JournalError, Limit, Limits, OwnCount,
+    Allowance, AllowanceError, ByteCounter, Checkpoint, History, Journal, JournalError, Limit,
+    Limits, OwnCount,
+    history::now_ms,
     hold_back::Reach,
     status::{PayState, PayStatus, StatusFile},
 };
@@ -36,6 +38,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Refusals in a row, without a unit accepted in between, after which paying ends.
 const REFUSALS_MAX: u32 = 10;
+/// How often the channel's history is written while the counts change.
+const HISTORY_INTERVAL: Duration = Duration::from_secs(15 * 60);
 const MILLION: u128 = 1_000_000;
 
 const _: () = assert!(MESSAGE_BYTES_MAX <= FRAME_BYTES_MAX);
@@ -145,6 +149,8 @@ struct Paying {
     epsilon_ppm: u32,
     /// The payee has said how the channel stands since the last attempt.
     heard: bool,
+    /// When the history was written, and what.
+    noted: Option<(Instant, Checkpoint)>,
     refusals: u32,
     accepted: u64,
     count_saved: Instant,
@@ -198,6 +204,7 @@ impl Paying {
             journal,
             counter,
             heard: false,
+            noted: None,
             refusals: 0,
             accepted: 0,
             count_saved: Instant::now(),
@@ -379,11 +386,38 @@ impl Paying {
         if let Some(file) = &mut self.status_file {
             file.write(&status);
         }
+        if self.noted.is_some() {
+            self.note(&status);
+        }
         Ok(status)
+    }
+
+    /// Writes the history on, if something has changed. Statements are coarser without, so it is
+    /// no reason not to pay.
+    fn note(&mut self, status: &PayStatus) {
+        let checkpoint = status.checkpoint(now_ms());
+        let before = self.noted.map(|(_, noted)| Checkpoint {
+            at_ms: checkpoint.at_ms,
+            ..noted
+        });
+        self.noted = Some((Instant::now(), checkpoint));
+        if before == Some(checkpoint) {
+            return;
+        }
+        let (state_dir, channel) = (self.journal.state_dir(), self.terms.payer.channel);
+        if let Err(error) = History::note_checkpoint(state_dir, channel, checkpoint) {
+            warn!(%error, "the channel's history cannot be written");
+        }
     }
 
     fn show(&mut self, state: PayState, reason: Option<String>) {
         let status = self.status(state, reason);
+        let due = self
+            .noted
+            .is_none_or(|(at, _)| at.elapsed() >= HISTORY_INTERVAL);
+        if self.heard && due {
+            self.note(&status);
+        }
         if let Some(file) = &mut self.status_file {
             file.offer(&status);
         }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use topnet_account::{Amount, ChannelId};
 use tracing::warn;
 
-use crate::Limit;
+use crate::{Checkpoint, Limit};
 
 /// How often the file is written while nothing but numbers change.
 const WRITE_INTERVAL: Duration = Duration::from_millis(250);
@@ -66,6 +66,24 @@ pub struct PayStatus {
     pub meter_above_own: bool,
     /// The payee counts less than the interface, tolerance aside: it had dropped what we sent.
     pub meter_below_own: bool,
+}
+
+impl PayStatus {
+    /// What a history keeps of it, as of `at_ms`.
+    pub fn checkpoint(&self, at_ms: u64) -> Checkpoint {
+        Checkpoint {
+            at_ms,
+            own_bytes_least: self.interface_bytes,
+            own_bytes_most: self
+                .interface_bytes
+                .max(self.transfer_bytes.unwrap_or_default()),
+            metered_bytes: self.metered_bytes,
+            released_units: self.released_units,
+            accepted_units: self.accepted_units,
+            owed_units: self.owed_units,
+            promised: self.promised,
+        }
+    }
 }
 
 /// A file that always holds one whole status.

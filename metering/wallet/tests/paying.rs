@@ -21,8 +21,8 @@ use topnet_channel::{
 use topnet_link::{Connection, LinkError, Listener};
 use topnet_unit::UNIT_BYTES;
 use topnet_wallet::{
-    ByteCounter, Counted, Journal, Limit, Limits, PayState, PayStatus, PayTerms, ProbeError,
-    Reading, Readings, pay, probe,
+    ByteCounter, Counted, History, Journal, Known, Limit, Limits, Parties, PayState, PayStatus,
+    PayTerms, ProbeError, Reading, Readings, Statement, pay, probe,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -244,6 +244,34 @@ async fn without_limits_the_wallet_pays_up_to_the_window() {
     assert!(status.lead_units_max >= 8, "{status:?}");
     let ended = wallet.stop().await;
     assert_eq!((ended.released_units, ended.state), (48, PayState::Ended));
+
+    // The wallet's files make a statement, and its receipt proves what was promised.
+    let state_dir = provider.dir.path().join("wallet");
+    let parties = Parties {
+        channel,
+        chain: "vpn".to_owned(),
+        payer: Address([2; 32]),
+        payee: PROVIDER,
+        provider: String::new(),
+        signer: key(3).public_key(),
+        allocation: Amount::from_ntop(1_000_000),
+    };
+    History::note_parties(&state_dir, &parties).unwrap();
+    let history = History::read(&state_dir, channel).unwrap();
+    let journal = Journal::look(&state_dir, channel).unwrap();
+    let known = Known {
+        channel,
+        journal: &journal,
+        history: &history,
+        status: None,
+    };
+    let statement = Statement::of(known, None);
+    assert_eq!((statement.paid_units, statement.owed_units), (48, 40));
+    assert_eq!(statement.promised, Amount::from_ntop(7 * 48));
+    assert_eq!(statement.metered_bytes, 40 * UNIT_BYTES);
+    assert_eq!(statement.own_bytes_least, 40 * UNIT_BYTES);
+    let proved = statement.receipt.unwrap().verify().unwrap();
+    assert_eq!((proved.units, proved.amount), (48, statement.promised));
 }
 
 #[tokio::test]

@@ -1,15 +1,13 @@
 //! `topnet wallet pay`: pays as long as it runs.
 
-use std::{fs, os::unix::fs::DirBuilderExt};
-
 use tokio::signal::unix::{SignalKind, signal};
 use topnet_account::Amount;
 use topnet_api::ChannelState;
 use topnet_channel::PayerTerms;
 use topnet_config::log_to_stderr;
-use topnet_wallet::{Journal, Limits, PayTerms, WireguardCounter, pay as pay_until};
+use topnet_wallet::{Journal, Limits, Parties, PayTerms, WireguardCounter, pay as pay_until};
 
-use super::{OpenWallet, another_payee, report::status_file};
+use super::{OpenWallet, another_payee, make_private, report::status_file};
 use crate::cli::{arguments::WalletPay, error::CliError, output::Output};
 
 /// Pays until SIGINT or SIGTERM, or until the payee has finished the channel.
@@ -34,11 +32,17 @@ pub(super) async fn pay(
         ));
     }
     let config = &wallet.config;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.state_dir)
-        .map_err(|error| CliError::file(&config.state_dir, error))?;
+    make_private(&config.state_dir)?;
+    let parties = Parties {
+        channel: channel.id,
+        chain: channel.chain.to_string(),
+        payer: channel.payer,
+        payee: channel.payee,
+        provider: offer.name,
+        signer: channel.signer,
+        allocation: channel.allocation,
+    };
+    wallet.note_parties(&parties, output);
     let journal = Journal::open(&config.state_dir, channel.id).map_err(|error| {
         CliError::new(
             "journal",

@@ -5,9 +5,9 @@ use std::{fs, path::PathBuf};
 use serde::Serialize;
 use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{BlockRef, ChainName, ChannelView, TransactionStatus};
-use topnet_wallet::{Limit, PayStatus};
+use topnet_wallet::{History, Limit, PayStatus};
 
-use super::{OpenWallet, keys};
+use super::{OpenWallet, keys, statement::history_error};
 use crate::cli::{
     error::CliError,
     output::Output,
@@ -120,6 +120,15 @@ pub(super) async fn status(
 ) -> Result<(), CliError> {
     let channels = match only {
         Some(channel) => vec![wallet.rpc.channel(channel).await?],
+        // A machine that only pays knows the channels that it has paid on.
+        None if wallet.config.key_file.is_none() => {
+            let known = History::channels(&wallet.config.state_dir).map_err(history_error)?;
+            let mut channels = Vec::new();
+            for channel in known {
+                channels.push(wallet.rpc.channel(channel).await?);
+            }
+            channels
+        }
         None => {
             let own = keys::account(&wallet.config)?;
             let all = wallet.rpc.channels(own).await?;
@@ -141,7 +150,7 @@ pub(super) async fn status(
     Ok(())
 }
 
-fn read_status(path: &std::path::Path) -> Result<Option<PayStatus>, CliError> {
+pub(super) fn read_status(path: &std::path::Path) -> Result<Option<PayStatus>, CliError> {
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map(Some)
