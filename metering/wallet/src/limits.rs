@@ -1,7 +1,7 @@
 //! How much a wallet promises one provider, and how fast: what was promised in the last hour,
 //! minute by minute, and what may still be.
 //!
-//! A pure value; [`Allowance`](crate::Allowance) keeps it on disk. An hour here is sixty whole
+//! A pure value; [`Allowance`](crate::allowance::Allowance) keeps it on disk. An hour here is sixty whole
 //! minutes and the one that has begun, so what is promised in any sixty minutes on end stays
 //! within the limit.
 //!

@@ -22,8 +22,9 @@ use topnet_unit::{UnitCount, units_owed};
 use tracing::{debug, info, warn};
 
 use crate::{
-    Allowance, AllowanceError, ByteCounter, Checkpoint, History, Journal, JournalError, Limit,
-    Limits, OwnCount,
+    AllowanceError, ByteCounter, Checkpoint, History, Journal, JournalError, Limit, Limits,
+    OwnCount,
+    allowance::Allowance,
     history::now_ms,
     hold_back::Reach,
     status::{PayState, PayStatus, StatusFile},
