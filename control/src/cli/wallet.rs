@@ -27,6 +27,7 @@ use super::{
     error::CliError,
     output::Output,
 };
+use keys::Keyring;
 use report::{Balance, OpenedReport, TransactionReport};
 use statement::history_error;
 
@@ -65,7 +66,7 @@ pub(super) async fn execute(
             service,
             patience,
         } => {
-            let key = keys::account_key(config)?;
+            let key = wallet.keys.account_key()?;
             let service = wallet.rpc.chain(&service).await?.parameters;
             let owner = wallet.owner(&key);
             wallet.fund(owner, service, amount, patience, output).await
@@ -75,7 +76,7 @@ pub(super) async fn execute(
             service,
             patience,
         } => {
-            let key = keys::account_key(config)?;
+            let key = wallet.keys.account_key()?;
             let service = wallet.rpc.chain(&service).await?.parameters;
             let id = wallet.owner(&key).withdraw(&service, amount).await?;
             wallet.finish(&service.chain, id, patience, output).await
@@ -86,7 +87,7 @@ pub(super) async fn execute(
             chain,
             patience,
         } => {
-            let key = keys::account_key(config)?;
+            let key = wallet.keys.account_key()?;
             let chain = wallet.rpc.chain(&chain).await?.parameters;
             let id = wallet.owner(&key).transfer(&chain, to, amount).await?;
             wallet.finish(&chain.chain, id, patience, output).await
@@ -97,14 +98,17 @@ pub(super) async fn execute(
             amount,
             patience,
         } => {
-            let key = keys::account_key(config)?;
+            let key = wallet.keys.account_key()?;
             // More money only to somebody who is there and is the channel's payee.
             let view = wallet.rpc.channel(channel).await?;
             let offer = wallet.offer().await?;
             if view.payee != offer.payee {
                 return Err(another_payee(channel));
             }
-            wallet.probe(&offer, &key).await?;
+            let signer = wallet.keys.key_of(view.signer)?;
+            wallet
+                .probe(&offer, signer.as_ref().unwrap_or(&key))
+                .await?;
             let service = wallet.rpc.chain(&view.chain).await?.parameters;
             let id = wallet.owner(&key).top_up(&service, channel, amount).await?;
             wallet.finish(&service.chain, id, patience, output).await
@@ -116,7 +120,7 @@ pub(super) async fn execute(
         WalletCommand::VerifyReceipt { .. } => Ok(()),
         WalletCommand::Status { channel } => report::status(&wallet, channel, output).await,
         WalletCommand::Close { channel, patience } => {
-            let key = keys::account_key(config)?;
+            let key = wallet.keys.account_key()?;
             let service = wallet.chain_of(channel).await?;
             let id = wallet.owner(&key).close(&service, channel).await?;
             wallet.finish(&service.chain, id, patience, output).await
@@ -141,9 +145,10 @@ fn another_payee(channel: ChannelId) -> CliError {
     )
 }
 
-/// A wallet and its provider. A key is opened where it is used, and no other.
+/// A wallet and its provider.
 pub(super) struct OpenWallet {
     config: Wallet,
+    keys: Keyring,
     pub(super) rpc: Rpc,
 }
 
@@ -152,7 +157,8 @@ impl OpenWallet {
     pub(super) fn open(options: &Options) -> Result<Self, CliError> {
         let config = Config::load(&options.config)?.wallet()?.clone();
         let rpc = Rpc::new(options.rpc.as_ref().unwrap_or(&config.rpc_url))?;
-        Ok(Self { config, rpc })
+        let keys = Keyring::of(&config);
+        Ok(Self { config, keys, rpc })
     }
 
     fn owner<'a>(&'a self, secret: &'a SecretKey) -> Owner<'a> {
@@ -166,7 +172,7 @@ impl OpenWallet {
     }
 
     fn signer(&self, channel: &ChannelView) -> Result<SecretKey, CliError> {
-        keys::key_of(&self.config, channel.signer)?.ok_or_else(|| {
+        self.keys.key_of(channel.signer)?.ok_or_else(|| {
             CliError::new(
                 "channel",
                 format!("another key than this wallet's signs for channel {}", channel.id),
@@ -191,7 +197,7 @@ impl OpenWallet {
     }
 
     async fn balance(&self, service: ChainName) -> Result<Balance, CliError> {
-        let address = keys::account(&self.config)?;
+        let address = self.keys.account()?;
         Ok(Balance {
             address,
             main: self.rpc.account(&ChainName::main(), address).await?.balance,
@@ -250,7 +256,7 @@ impl OpenWallet {
     }
 
     async fn open_channel(&self, open: WalletOpen, output: Output) -> Result<(), CliError> {
-        let account = keys::account_key(&self.config)?;
+        let account = self.keys.account_key()?;
         let offer = self.offer().await?;
         if offer.unit_price > self.config.unit_price_max() {
             return Err(CliError::new(
@@ -270,13 +276,15 @@ impl OpenWallet {
             let what = format!("a close window of {wanted} blocks is longer than any chain's");
             CliError::new("close_window", what, "choose another provider")
         })?;
-        let signer = match open.signer {
-            Some(signer) => signer,
-            // Opened, not only read: a channel whose signer somebody else has put into the file
-            // would be theirs.
-            None => keys::session_key_of(&self.config)?.public_key(),
+        // Opened, not only read: a channel whose signer somebody else has put into the file would
+        // be theirs.
+        let session = match open.signer {
+            Some(_) => None,
+            None => Some(self.keys.session_key()?),
         };
-        self.probe(&offer, &account).await?;
+        let ours = session.as_ref().unwrap_or(&account);
+        self.probe(&offer, ours).await?;
+        let signer = open.signer.unwrap_or_else(|| ours.public_key());
         let service = self.rpc.chain(&offer.service).await?.parameters;
         let terms = OpenTerms {
             payee: offer.payee,

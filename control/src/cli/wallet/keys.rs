@@ -1,6 +1,7 @@
 //! The wallet's keys: made from a phrase, and opened.
 
 use std::{
+    cell::OnceCell,
     fs,
     io::{self, IsTerminal, Read},
     path::{Path, PathBuf},
@@ -191,49 +192,77 @@ pub(super) fn address(wallet: &Wallet, output: Output) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The key that moves the account's money.
-pub(super) fn account_key(wallet: &Wallet) -> Result<SecretKey, CliError> {
-    open(account_file(wallet)?, wallet)
+/// Opens a wallet's keys, each where it is used, and asks for their passphrase once.
+pub(super) struct Keyring {
+    account: Option<PathBuf>,
+    session: Option<PathBuf>,
+    passphrase_file: Option<PathBuf>,
+    passphrase: OnceCell<Zeroizing<String>>,
 }
 
-/// The account, without its passphrase.
-pub(super) fn account(wallet: &Wallet) -> Result<Address, CliError> {
-    let key = key_file::read_public(account_file(wallet)?).map_err(key_error)?;
-    Ok(Address::of(&key))
-}
-
-fn account_file(wallet: &Wallet) -> Result<&Path, CliError> {
-    wallet.key_file.as_deref().ok_or_else(|| {
-        CliError::new(
-            "key_file",
-            "this machine has no account's key: [wallet] names a session_key_file alone",
-            "do it where the account's key is; here you can pay, and start and stop sessions",
-        )
-    })
-}
-
-/// The key that signs for new channels.
-pub(super) fn session_key_of(wallet: &Wallet) -> Result<SecretKey, CliError> {
-    match &wallet.session_key_file {
-        Some(file) => open(file, wallet),
-        None => account_key(wallet),
-    }
-}
-
-/// The key of ours whose public half is `signer`: a channel says which key signs for it.
-pub(super) fn key_of(wallet: &Wallet, signer: PublicKey) -> Result<Option<SecretKey>, CliError> {
-    let files = [&wallet.session_key_file, &wallet.key_file];
-    for file in files.into_iter().flatten() {
-        if key_file::read_public(file).map_err(key_error)? == signer {
-            return open(file, wallet).map(Some);
+impl Keyring {
+    pub(super) fn of(wallet: &Wallet) -> Self {
+        Self {
+            account: wallet.key_file.clone(),
+            session: wallet.session_key_file.clone(),
+            passphrase_file: wallet.passphrase_file.clone(),
+            passphrase: OnceCell::new(),
         }
     }
-    Ok(None)
-}
 
-fn open(file: &Path, wallet: &Wallet) -> Result<SecretKey, CliError> {
-    let passphrase = passphrase(wallet.passphrase_file.as_deref(), false)?;
-    key_file::read(file, passphrase.as_bytes()).map_err(key_error)
+    /// The key that moves the account's money.
+    pub(super) fn account_key(&self) -> Result<SecretKey, CliError> {
+        self.open(self.account_file()?)
+    }
+
+    /// The account, without a passphrase.
+    pub(super) fn account(&self) -> Result<Address, CliError> {
+        let key = key_file::read_public(self.account_file()?).map_err(key_error)?;
+        Ok(Address::of(&key))
+    }
+
+    /// True on a machine that only pays.
+    pub(super) fn has_no_account(&self) -> bool {
+        self.account.is_none()
+    }
+
+    /// The key that signs for new channels.
+    pub(super) fn session_key(&self) -> Result<SecretKey, CliError> {
+        match &self.session {
+            Some(file) => self.open(file),
+            None => self.account_key(),
+        }
+    }
+
+    /// The key of ours whose public half is `signer`: a channel says which key signs for it.
+    pub(super) fn key_of(&self, signer: PublicKey) -> Result<Option<SecretKey>, CliError> {
+        for file in [&self.session, &self.account].into_iter().flatten() {
+            if key_file::read_public(file).map_err(key_error)? == signer {
+                return self.open(file).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn account_file(&self) -> Result<&Path, CliError> {
+        self.account.as_deref().ok_or_else(|| {
+            CliError::new(
+                "key_file",
+                "this machine has no account's key: [wallet] names a session_key_file alone",
+                "do it where the account's key is; here you can pay, and start and stop sessions",
+            )
+        })
+    }
+
+    fn open(&self, file: &Path) -> Result<SecretKey, CliError> {
+        if self.passphrase.get().is_none() {
+            let given = passphrase(self.passphrase_file.as_deref(), false)?;
+            // It was empty just now.
+            let _ = self.passphrase.set(given);
+        }
+        let passphrase = self.passphrase.get().map_or("", |given| given.as_str());
+        key_file::read(file, passphrase.as_bytes()).map_err(key_error)
+    }
 }
 
 fn key_error(error: KeyFileError) -> CliError {

@@ -7,7 +7,7 @@ use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{BlockRef, ChainName, ChannelView, TransactionStatus};
 use topnet_wallet::{History, Limit, PayStatus};
 
-use super::{OpenWallet, keys, statement::history_error};
+use super::{OpenWallet, statement::history_error};
 use crate::cli::{
     error::CliError,
     output::Output,
@@ -121,7 +121,7 @@ pub(super) async fn status(
     let channels = match only {
         Some(channel) => vec![wallet.rpc.channel(channel).await?],
         // A machine that only pays knows the channels that it has paid on.
-        None if wallet.config.key_file.is_none() => {
+        None if wallet.keys.has_no_account() => {
             let known = History::channels(&wallet.config.state_dir).map_err(history_error)?;
             let mut channels = Vec::new();
             for channel in known {
@@ -130,7 +130,7 @@ pub(super) async fn status(
             channels
         }
         None => {
-            let own = keys::account(&wallet.config)?;
+            let own = wallet.keys.account()?;
             let all = wallet.rpc.channels(own).await?;
             all.into_iter()
                 .filter(|channel| channel.payer == own)
