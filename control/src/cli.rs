@@ -14,6 +14,7 @@ mod passphrase;
 mod provider;
 mod run;
 mod session;
+mod since;
 mod text;
 mod wallet;
 mod watch;

@@ -10,7 +10,8 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 fn example_parses_and_paths_start_at_its_directory() {
     let config = parse(EXAMPLE).unwrap();
     let wallet = config.wallet().unwrap();
-    assert_eq!(wallet.key_file, Path::new("/etc/topnet/keys/wallet.key"));
+    let key_file = wallet.key_file.as_deref();
+    assert_eq!(key_file, Some(Path::new("/etc/topnet/keys/wallet.key")));
     assert_eq!(wallet.state_dir, Path::new("/var/lib/topnet/wallet"));
     let settlement = config.settlement().unwrap();
     assert_eq!(
@@ -35,7 +36,13 @@ fn commented_keys_of_the_example_are_its_defaults() {
         .map(|line| line.replace("DATA_DIR", "/var/lib/topnet"))
         .collect::<Vec<_>>()
         .join("\n");
-    let optional = ["hourly_spend_ntop_max = ", "gateway_address = ", "cpu = "];
+    let optional = [
+        "hourly_spend_ntop_max = ",
+        "hourly_volume_bytes_max = ",
+        "rate_bytes_per_s_max = ",
+        "gateway_address = ",
+        "cpu = ",
+    ];
     let spelled_out = spelled_out
         .lines()
         .filter(|line| !optional.iter().any(|key| line.starts_with(key)))
@@ -137,6 +144,16 @@ fn slips_are_named_with_line_and_mend() {
             "service_genesis_file = \"genesis/main.json\"",
             "both chains have the same genesis",
         ),
+        (
+            "session_key_file = \"keys/session.key\"",
+            "session_key_file = \"keys/wallet.key\"",
+            "it is the account's own key_file",
+        ),
+        (
+            "# rate_bytes_per_s_max = 12500000",
+            "rate_bytes_per_s_max = 0",
+            "wallet.rate_bytes_per_s_max: nothing could be paid; leave it out",
+        ),
         ("# io = \"auto\"", "io = \"fast\"", "unknown variant `fast`"),
         (
             "runtime_dir = \"/run/topnet\"",
@@ -199,6 +216,25 @@ fn missing_section_key_and_file_are_named() {
         .to_string();
     assert!(
         words.contains("/nonexistent/topnet.toml") && words.contains("topnet init"),
+        "{words}"
+    );
+}
+
+#[test]
+fn a_wallet_has_one_key_file_or_two_but_not_none() {
+    let with = |keys: &str| {
+        let text = format!(
+            "[wallet]\nrpc_url = \"http://127.0.0.1:8545\"\nunit_price_ntop_max = 1\n{keys}"
+        );
+        parse(&text)
+    };
+    let files = |keys: &str| with(keys).unwrap().wallet().unwrap().files().len();
+    assert_eq!(files("key_file = \"w\""), 1);
+    assert_eq!(files("session_key_file = \"s\""), 1);
+    assert_eq!(files("key_file = \"w\"\nsession_key_file = \"s\""), 2);
+    let words = with("").unwrap_err().to_string();
+    assert!(
+        words.contains("wallet.key_file: there is no key"),
         "{words}"
     );
 }

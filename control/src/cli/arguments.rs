@@ -3,9 +3,11 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use topnet_account::{Address, Amount, ChannelId, Hash};
+use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{ChainName, HexBytes, WireguardPublicKey};
 use topnet_config::{Ipv4Subnet, Process};
+
+use super::since::Since;
 
 /// Sells and buys traffic, paid unit by unit.
 #[derive(Debug, Parser)]
@@ -269,6 +271,15 @@ pub(super) struct InitWallet {
     /// What the wallet promised to whom.
     #[arg(long, value_name = "DIR", default_value = "wallet")]
     pub(super) state_dir: PathBuf,
+    /// Make the keys from the words of an earlier wallet, not from new ones.
+    #[arg(long)]
+    pub(super) restore: bool,
+    #[command(flatten)]
+    pub(super) phrase: PhraseSource,
+    /// For a machine that only pays: a key file that `topnet wallet session-key` made. No other
+    /// key is made here.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["restore", "phrase_file"])]
+    pub(super) session_key_file: Option<PathBuf>,
 }
 
 fn parse_balance(text: &str) -> Result<(Address, Amount), String> {
@@ -280,9 +291,28 @@ fn parse_balance(text: &str) -> Result<(Address, Amount), String> {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum WalletCommand {
-    /// Make a key.
+    /// Make a phrase of 24 words, and the wallet's keys from it. The phrase is shown once.
     Create,
-    /// Show the wallet's address and public key.
+    /// Make the wallet's keys from its phrase again.
+    Restore {
+        #[command(flatten)]
+        phrase: PhraseSource,
+    },
+    /// Make another session key from the wallet's phrase, for a machine that only pays.
+    SessionKey {
+        /// Which: 0 is the wallet's own; use a number of its own for each machine.
+        index: u16,
+        /// Where to write its key file.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// File with the passphrase for it, which the other machine has to know; this wallet's
+        /// if left out.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+        #[command(flatten)]
+        phrase: PhraseSource,
+    },
+    /// Show the wallet's address and public keys.
     Address,
     /// Show what the wallet has, on main and on the service's chain.
     Balance {
@@ -340,6 +370,13 @@ pub(super) enum WalletCommand {
         /// Only this one.
         channel: Option<ChannelId>,
     },
+    /// Show what was used, paid and redeemed, to whom, with the receipts.
+    Statement(WalletStatement),
+    /// Check a receipt, or all of a statement in JSON. Needs no wallet and no provider.
+    VerifyReceipt {
+        /// The file.
+        file: PathBuf,
+    },
     /// Start a channel's close window as its payer.
     Close {
         /// The channel.
@@ -347,6 +384,42 @@ pub(super) enum WalletCommand {
         #[command(flatten)]
         patience: Patience,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WalletStatement {
+    /// Only this channel.
+    #[arg(long, value_name = "ID")]
+    pub(super) channel: Option<ChannelId>,
+    /// From then on: `24h`, `7d`, `2026-11-25`, `2026-11-25T13:00:00Z`. From the channel's
+    /// beginning if left out.
+    #[arg(long, value_name = "TIME")]
+    pub(super) since: Option<Since>,
+    /// As what.
+    #[arg(long, value_enum, default_value_t = StatementFormat::Table)]
+    pub(super) format: StatementFormat,
+    /// Do not ask the provider what the chain says.
+    #[arg(long)]
+    pub(super) offline: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum StatementFormat {
+    /// For people.
+    Table,
+    /// A row for each channel (RFC 4180).
+    Csv,
+    /// For programs, as with `--json`.
+    Json,
+}
+
+/// Where a phrase comes from.
+#[derive(Debug, Args)]
+pub(super) struct PhraseSource {
+    /// File that holds the phrase, `-` for standard input. Without it the phrase is asked for on
+    /// the terminal, unseen.
+    #[arg(long, value_name = "FILE")]
+    pub(super) phrase_file: Option<PathBuf>,
 }
 
 /// How long to wait until a transaction is final.
@@ -371,6 +444,10 @@ pub(super) struct WalletOpen {
     /// Blocks after which anybody may close the channel: a week at 100 ms.
     #[arg(long, value_name = "BLOCKS", default_value_t = 6_048_000)]
     pub(super) expiry_blocks: u64,
+    /// Public key of the session key that signs the channel's vouchers, where another machine
+    /// has it; this wallet's own if left out.
+    #[arg(long, value_name = "KEY")]
+    pub(super) signer: Option<PublicKey>,
     #[command(flatten)]
     pub(super) patience: Patience,
 }

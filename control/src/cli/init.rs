@@ -24,6 +24,7 @@ use super::{
     output::Output,
     passphrase::passphrase,
     text::{Table, Text},
+    wallet::keys::{KeyFiles, Keys},
 };
 
 const WIREGUARD_PORT: u16 = 51_820;
@@ -47,9 +48,10 @@ struct ProviderMade {
 #[derive(Debug, Serialize)]
 struct WalletMade {
     config: PathBuf,
-    key_file: PathBuf,
-    address: Address,
-    public_key: PublicKey,
+    /// The account's; `None` on a machine that only pays.
+    key_file: Option<PathBuf>,
+    #[serde(flatten)]
+    keys: Keys,
 }
 
 /// Makes it all in one directory, and checks what it made by reading it back.
@@ -76,7 +78,7 @@ pub(super) fn init(init: Init, output: Output) -> Result<(), CliError> {
     };
     match init.role {
         InitRole::Provider(provider) => output.print(&made.provider(&provider)?),
-        InitRole::Wallet(wallet) => output.print(&made.wallet(&wallet)?),
+        InitRole::Wallet(wallet) => output.print(&made.wallet(&wallet, output)?),
     }
     Config::load(&config)?;
     Ok(())
@@ -117,13 +119,36 @@ impl Making<'_> {
         })
     }
 
-    fn wallet(&self, init: &InitWallet) -> Result<WalletMade, CliError> {
-        let key = self.key("wallet")?;
+    fn wallet(&self, init: &InitWallet, output: Output) -> Result<WalletMade, CliError> {
+        let (account, session) = match &init.session_key_file {
+            Some(file) => {
+                let file = std::path::absolute(file).map_err(|e| CliError::file(file, e))?;
+                (None, file)
+            }
+            None => (Some(self.key_path("wallet")), self.key_path("session")),
+        };
+        let files = KeyFiles {
+            account: account.as_deref(),
+            session: Some(&session),
+        };
+        let keys = if account.is_none() {
+            files.read()?
+        } else if init.restore || init.phrase.phrase_file.is_some() {
+            files.restore(&init.phrase, self.secret.as_bytes())?
+        } else {
+            files.create(self.secret.as_bytes(), output)?
+        };
+        let key_lines = match &account {
+            Some(_) => "key_file = \"keys/wallet.key\"\n\
+                        session_key_file = \"keys/session.key\"\n"
+                .to_owned(),
+            None => format!("session_key_file = {}\n", quoted_path(&session)),
+        };
         let text = format!(
             "# Made by `topnet init`; control/config/example.toml shows every key.\n\n\
              [wallet]\n\
              rpc_url = {}\n\
-             key_file = \"keys/wallet.key\"\n\
+             {key_lines}\
              {}state_dir = {}\n\
              unit_price_ntop_max = {}\n",
             quoted(&init.provider),
@@ -134,9 +159,8 @@ impl Making<'_> {
         write_new(self.config, 0o644, text.as_bytes())?;
         Ok(WalletMade {
             config: self.config.to_owned(),
-            key_file: self.key_path("wallet"),
-            address: key.address(),
-            public_key: key.public_key(),
+            key_file: account,
+            keys,
         })
     }
 
@@ -315,9 +339,11 @@ impl Text for ProviderMade {
 impl Text for WalletMade {
     fn text(&self) -> String {
         Table::new(self.config.display())
-            .row("key file", self.key_file.display())
-            .row("address", self.address)
-            .row("public key", self.public_key)
+            .row_if(
+                "key file",
+                self.key_file.as_ref().map(|path| path.display()),
+            )
             .end()
+            + &self.keys.text()
     }
 }

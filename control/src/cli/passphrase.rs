@@ -15,6 +15,8 @@ use super::error::CliError;
 const VARIABLE: &str = "TOPNET_PASSPHRASE";
 /// A passphrase file larger than this is not one.
 const FILE_BYTES_MAX: u64 = 4_096;
+/// What a terminal gives in one line.
+const LINE_BYTES: usize = 4_096;
 
 /// The passphrase in `file` if there is one, else in the environment, else typed. `repeat` asks
 /// twice, for a new key.
@@ -65,26 +67,31 @@ fn not_empty(passphrase: Zeroizing<String>, whence: &str) -> Result<Zeroizing<St
 }
 
 fn ask(prompt: &str) -> Result<Zeroizing<String>, CliError> {
-    let unreadable = |error: io::Error| {
+    ask_unseen(prompt).map_err(|error| {
         CliError::new(
             "passphrase",
             format!("cannot read it: {error}"),
             format!("set {VARIABLE}"),
         )
-    };
+    })
+}
+
+/// Asks at the terminal for a line that is not shown.
+pub(super) fn ask_unseen(prompt: &str) -> io::Result<Zeroizing<String>> {
     eprint!("{prompt}");
-    io::stderr().flush().map_err(unreadable)?;
+    io::stderr().flush()?;
     let hidden = echo(false);
-    let mut line = Zeroizing::new(String::new());
+    // With room from the start, so that no half of it stays behind where it grew.
+    let mut line = Zeroizing::new(String::with_capacity(LINE_BYTES));
     let read = io::stdin().lock().read_line(&mut line);
     if hidden {
         echo(true);
         eprintln!();
     }
-    read.map_err(unreadable)?;
-    Ok(Zeroizing::new(
-        line.trim_end_matches(['\r', '\n']).to_owned(),
-    ))
+    read?;
+    let length = line.trim_end_matches(['\r', '\n']).len();
+    line.truncate(length);
+    Ok(line)
 }
 
 /// Has the terminal show what is typed, or not. Says whether that worked: where there is no

@@ -35,9 +35,10 @@ pub(super) async fn execute(
             private_key_file,
             out,
         } => {
+            let signer = wallet.signer_of(channel).await?;
             let grant = wallet
                 .rpc
-                .start_session(&wallet.secret, channel, wg_public_key, nonce()?)
+                .start_session(&signer, channel, wg_public_key, nonce()?)
                 .await?;
             if !grant.installed {
                 output.progress("the data plane has yet to learn of the session; it will");
@@ -51,9 +52,10 @@ pub(super) async fn execute(
                     wg_public_key,
                 },
         } => {
+            let signer = wallet.signer_of(channel).await?;
             let stopped = wallet
                 .rpc
-                .stop_session(&wallet.secret, channel, wg_public_key, nonce()?)
+                .stop_session(&signer, channel, wg_public_key, nonce()?)
                 .await?;
             output.print(&stopped);
             Ok(())

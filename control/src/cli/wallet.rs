@@ -1,17 +1,24 @@
 //! `topnet wallet`: the payer.
 
+pub(super) mod keys;
 mod pay;
 mod report;
+mod statement;
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use topnet_account::{Amount, ChannelId, Hash};
-use topnet_api::{ChainName, ChainParameters, Offer, TransactionStatus};
+use topnet_api::{ChainName, ChainParameters, ChannelView, Offer, TransactionStatus};
 use topnet_channel::SecretKey;
 use topnet_config::{Config, Wallet};
 use topnet_wallet::{
+    History, Parties,
     chain::{OpenTerms, Owner, Rpc},
-    key_file::{self, Cost},
     probe,
 };
 
@@ -19,9 +26,10 @@ use super::{
     arguments::{Options, Patience, WalletCommand, WalletOpen},
     error::CliError,
     output::Output,
-    passphrase::passphrase,
 };
-use report::{Balance, Identity, OpenedReport, TransactionReport};
+use keys::Keyring;
+use report::{Balance, OpenedReport, TransactionReport};
+use statement::history_error;
 
 /// How often the service's chain is asked whether it has credited a fund.
 const POLL: Duration = Duration::from_millis(100);
@@ -31,15 +39,24 @@ pub(super) async fn execute(
     command: WalletCommand,
     output: Output,
 ) -> Result<(), CliError> {
-    // These need no key, and no provider.
-    match command {
-        WalletCommand::Create => return create(options, output),
-        WalletCommand::Address => return address(options, output),
-        _ => {}
+    if let WalletCommand::VerifyReceipt { file } = &command {
+        return statement::verify_receipt(file, output);
     }
     let wallet = OpenWallet::open(options)?;
+    let config = &wallet.config;
     match command {
-        WalletCommand::Create | WalletCommand::Address => Ok(()),
+        WalletCommand::Create => keys::create(config, output),
+        WalletCommand::Restore { phrase } => keys::restore(config, &phrase, output),
+        WalletCommand::SessionKey {
+            index,
+            out,
+            passphrase_file,
+            phrase,
+        } => {
+            let file = passphrase_file.or_else(|| config.passphrase_file.clone());
+            keys::session_key(file.as_deref(), index, out, &phrase, output)
+        }
+        WalletCommand::Address => keys::address(config, output),
         WalletCommand::Balance { service } => {
             output.print(&wallet.balance(service).await?);
             Ok(())
@@ -49,16 +66,19 @@ pub(super) async fn execute(
             service,
             patience,
         } => {
+            let key = wallet.keys.account_key()?;
             let service = wallet.rpc.chain(&service).await?.parameters;
-            wallet.fund(service, amount, patience, output).await
+            let owner = wallet.owner(&key);
+            wallet.fund(owner, service, amount, patience, output).await
         }
         WalletCommand::Withdraw {
             amount,
             service,
             patience,
         } => {
+            let key = wallet.keys.account_key()?;
             let service = wallet.rpc.chain(&service).await?.parameters;
-            let id = wallet.owner().withdraw(&service, amount).await?;
+            let id = wallet.owner(&key).withdraw(&service, amount).await?;
             wallet.finish(&service.chain, id, patience, output).await
         }
         WalletCommand::Transfer {
@@ -67,8 +87,9 @@ pub(super) async fn execute(
             chain,
             patience,
         } => {
+            let key = wallet.keys.account_key()?;
             let chain = wallet.rpc.chain(&chain).await?.parameters;
-            let id = wallet.owner().transfer(&chain, to, amount).await?;
+            let id = wallet.owner(&key).transfer(&chain, to, amount).await?;
             wallet.finish(&chain.chain, id, patience, output).await
         }
         WalletCommand::Open(open) => wallet.open_channel(open, output).await,
@@ -77,68 +98,87 @@ pub(super) async fn execute(
             amount,
             patience,
         } => {
-            let service = wallet.chain_of(channel).await?;
-            let id = wallet.owner().top_up(&service, channel, amount).await?;
+            let key = wallet.keys.account_key()?;
+            // More money only to somebody who is there and is the channel's payee.
+            let view = wallet.rpc.channel(channel).await?;
+            let offer = wallet.offer().await?;
+            if view.payee != offer.payee {
+                return Err(another_payee(channel));
+            }
+            let signer = wallet.keys.key_of(view.signer)?;
+            wallet
+                .probe(&offer, signer.as_ref().unwrap_or(&key))
+                .await?;
+            let service = wallet.rpc.chain(&view.chain).await?.parameters;
+            let id = wallet.owner(&key).top_up(&service, channel, amount).await?;
             wallet.finish(&service.chain, id, patience, output).await
         }
         WalletCommand::Pay(arguments) => pay::pay(&wallet, arguments, output).await,
+        WalletCommand::Statement(arguments) => {
+            statement::statement(&wallet, arguments, output).await
+        }
+        WalletCommand::VerifyReceipt { .. } => Ok(()),
         WalletCommand::Status { channel } => report::status(&wallet, channel, output).await,
         WalletCommand::Close { channel, patience } => {
+            let key = wallet.keys.account_key()?;
             let service = wallet.chain_of(channel).await?;
-            let id = wallet.owner().close(&service, channel).await?;
+            let id = wallet.owner(&key).close(&service, channel).await?;
             wallet.finish(&service.chain, id, patience, output).await
         }
     }
 }
 
-fn create(options: &Options, output: Output) -> Result<(), CliError> {
-    let config = Config::load(&options.config)?;
-    let wallet = config.wallet()?;
-    let passphrase = passphrase(wallet.passphrase_file.as_deref(), true)?;
-    let key = key_file::create(&wallet.key_file, passphrase.as_bytes(), Cost::DEFAULT)
-        .map_err(key_error)?;
-    output.print(&Identity::of(&key.public_key()));
-    Ok(())
+/// Makes a directory that only its owner may enter, if it is not there.
+fn make_private(dir: &Path) -> Result<(), CliError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| CliError::file(dir, error))
 }
 
-fn address(options: &Options, output: Output) -> Result<(), CliError> {
-    let config = Config::load(&options.config)?;
-    let key = key_file::read_public(&config.wallet()?.key_file).map_err(key_error)?;
-    output.print(&Identity::of(&key));
-    Ok(())
+fn another_payee(channel: ChannelId) -> CliError {
+    CliError::new(
+        "channel",
+        format!("channel {channel} pays another provider"),
+        "set [wallet] rpc_url to that provider's",
+    )
 }
 
-fn key_error(error: key_file::KeyFileError) -> CliError {
-    let mend = "see [wallet] key_file; `topnet wallet create` makes a key";
-    CliError::new("key_file", error.to_string(), mend)
-}
-
-/// A wallet with its key and its provider.
+/// A wallet and its provider.
 pub(super) struct OpenWallet {
     config: Wallet,
-    pub(super) secret: SecretKey,
+    keys: Keyring,
     pub(super) rpc: Rpc,
 }
 
 impl OpenWallet {
-    /// The wallet that the configuration names, opened with its passphrase.
+    /// The wallet that the configuration names.
     pub(super) fn open(options: &Options) -> Result<Self, CliError> {
         let config = Config::load(&options.config)?.wallet()?.clone();
         let rpc = Rpc::new(options.rpc.as_ref().unwrap_or(&config.rpc_url))?;
-        let passphrase = passphrase(config.passphrase_file.as_deref(), false)?;
-        let secret = key_file::read(&config.key_file, passphrase.as_bytes()).map_err(key_error)?;
-        Ok(Self {
-            config,
-            secret,
-            rpc,
-        })
+        let keys = Keyring::of(&config);
+        Ok(Self { config, keys, rpc })
     }
 
-    fn owner(&self) -> Owner<'_> {
-        Owner {
-            secret: &self.secret,
-            rpc: &self.rpc,
-        }
+    fn owner<'a>(&'a self, secret: &'a SecretKey) -> Owner<'a> {
+        let rpc = &self.rpc;
+        Owner { secret, rpc }
+    }
+
+    /// The key that signs for `channel`, as its chain says.
+    pub(super) async fn signer_of(&self, channel: ChannelId) -> Result<SecretKey, CliError> {
+        self.signer(&self.rpc.channel(channel).await?)
+    }
+
+    fn signer(&self, channel: &ChannelView) -> Result<SecretKey, CliError> {
+        self.keys.key_of(channel.signer)?.ok_or_else(|| {
+            CliError::new(
+                "channel",
+                format!("another key than this wallet's signs for channel {}", channel.id),
+                "use the wallet that it was opened for; `topnet wallet address` shows the keys here",
+            )
+        })
     }
 
     async fn offer(&self) -> Result<Offer, CliError> {
@@ -157,7 +197,7 @@ impl OpenWallet {
     }
 
     async fn balance(&self, service: ChainName) -> Result<Balance, CliError> {
-        let address = self.secret.address();
+        let address = self.keys.account()?;
         Ok(Balance {
             address,
             main: self.rpc.account(&ChainName::main(), address).await?.balance,
@@ -169,6 +209,7 @@ impl OpenWallet {
     /// Money is there when the service's chain has credited it, not when main has locked it.
     async fn fund(
         &self,
+        owner: Owner<'_>,
         service: ChainParameters,
         amount: Amount,
         patience: Patience,
@@ -178,10 +219,10 @@ impl OpenWallet {
         let main = self.rpc.chain(&ChainName::main()).await?.parameters;
         let before = self
             .rpc
-            .account(&service.chain, self.secret.address())
+            .account(&service.chain, owner.secret.address())
             .await?
             .balance;
-        let id = self.owner().fund(&main, &service, amount).await?;
+        let id = owner.fund(&main, &service, amount).await?;
         let status = self.wait(&main.chain, id, patience, output).await?;
         let mut report = TransactionReport::new(main.chain, id, status);
         if !patience.no_wait {
@@ -193,7 +234,7 @@ impl OpenWallet {
             loop {
                 let balance = self
                     .rpc
-                    .account(&service.chain, self.secret.address())
+                    .account(&service.chain, owner.secret.address())
                     .await?
                     .balance;
                 if balance >= expected {
@@ -215,6 +256,7 @@ impl OpenWallet {
     }
 
     async fn open_channel(&self, open: WalletOpen, output: Output) -> Result<(), CliError> {
+        let account = self.keys.account_key()?;
         let offer = self.offer().await?;
         if offer.unit_price > self.config.unit_price_max() {
             return Err(CliError::new(
@@ -234,24 +276,34 @@ impl OpenWallet {
             let what = format!("a close window of {wanted} blocks is longer than any chain's");
             CliError::new("close_window", what, "choose another provider")
         })?;
-        // No money is bound to somebody who cannot prove to be who the offer says.
-        probe(offer.payment.address, offer.payment.key, &self.secret)
-            .await
-            .map_err(|error| {
-                CliError::new(
-                    "payee_unreachable",
-                    format!("the payment endpoint {}: {error}", offer.payment.address),
-                    "try again later, or choose another provider",
-                )
-            })?;
+        // Opened, not only read: a channel whose signer somebody else has put into the file would
+        // be theirs.
+        let session = match open.signer {
+            Some(_) => None,
+            None => Some(self.keys.session_key()?),
+        };
+        let ours = session.as_ref().unwrap_or(&account);
+        self.probe(&offer, ours).await?;
+        let signer = open.signer.unwrap_or_else(|| ours.public_key());
         let service = self.rpc.chain(&offer.service).await?.parameters;
         let terms = OpenTerms {
             payee: offer.payee,
             allocation: open.allocation,
             close_window,
             expiry_blocks: open.expiry_blocks,
+            signer,
         };
-        let opened = self.owner().open(&service, terms).await?;
+        let opened = self.owner(&account).open(&service, terms).await?;
+        let parties = Parties {
+            channel: opened.channel,
+            chain: service.chain.to_string(),
+            payer: account.address(),
+            payee: offer.payee,
+            provider: offer.name,
+            signer,
+            allocation: open.allocation,
+        };
+        self.note_parties(&parties, output);
         let status = self
             .wait(&service.chain, opened.transaction, open.patience, output)
             .await?;
@@ -260,6 +312,32 @@ impl OpenWallet {
             transaction: TransactionReport::new(service.chain, opened.transaction, status),
         });
         Ok(())
+    }
+
+    /// No money is bound to somebody who cannot prove to be who the offer says.
+    async fn probe(&self, offer: &Offer, key: &SecretKey) -> Result<(), CliError> {
+        probe(offer.payment.address, offer.payment.key, key)
+            .await
+            .map_err(|error| {
+                CliError::new(
+                    "payee_unreachable",
+                    format!("the payment endpoint {}: {error}", offer.payment.address),
+                    "try again later, or choose another provider",
+                )
+            })
+    }
+
+    /// For statements. The channel is there all the same.
+    fn note_parties(&self, parties: &Parties, output: Output) {
+        let state_dir = &self.config.state_dir;
+        let noted = make_private(state_dir)
+            .and_then(|()| History::note_parties(state_dir, parties).map_err(history_error));
+        if let Err(error) = noted {
+            output.progress(&format!(
+                "statements will lack the parties: {}",
+                error.0.what
+            ));
+        }
     }
 
     /// Waits for a transaction, if that is wanted, and prints what became of it.

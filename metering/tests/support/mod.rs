@@ -29,7 +29,7 @@ use topnet_unit::{
     BootId, CreditTable, Handover, Header, Mapping, Producer, Slot, UnitRecord, UsageTable,
 };
 use topnet_wallet::{
-    ByteCounter, Counted, Journal, PayError, PayStatus, PayTerms, Reading, Readings,
+    ByteCounter, Counted, Journal, Limits, PayError, PayStatus, PayTerms, Reading, Readings,
     key_file::{self, Cost},
     pay,
 };
@@ -203,7 +203,8 @@ impl World {
                 window_max,
             },
             epsilon_ppm_max: 5_000,
-            hourly_spend_max: None,
+            provider: PAYEE,
+            limits: Limits::default(),
             status_file: Some(self.dir.path().join("wallet.json")),
         };
         let state_dir = self.dir.path().join("wallet");

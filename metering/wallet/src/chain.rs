@@ -12,7 +12,7 @@ use jsonrpsee::{
 };
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
-use topnet_account::{Address, Amount, ChannelId, Hash};
+use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
     AccountView, ApiError, ChainName, ChainParameters, ChainReport, ChannelView, HexBytes, Offer,
     SessionAction, SessionGrant, SessionRequest, SessionStopped, SubmittedTransaction,
@@ -234,6 +234,9 @@ pub struct OpenTerms {
     pub close_window: u32,
     /// Blocks from now after which anybody may close.
     pub expiry_blocks: u64,
+    /// The key that signs vouchers and session requests. It need not be the account's: whoever
+    /// has it can pay out of the channel and move nothing else.
+    pub signer: PublicKey,
 }
 
 /// A channel that is being opened.
@@ -294,7 +297,7 @@ impl Owner<'_> {
         self.order(service, Action::Withdraw { amount }).await
     }
 
-    /// Opens a channel whose vouchers the own key signs.
+    /// Opens a channel.
     pub async fn open(
         &self,
         service: &ChainParameters,
@@ -306,7 +309,7 @@ impl Owner<'_> {
         let open = Open {
             payee: terms.payee,
             allocation: terms.allocation,
-            signer: self.secret.public_key(),
+            signer: terms.signer,
             close_window: terms.close_window,
             expiry: height.saturating_add(terms.expiry_blocks),
         };

@@ -123,6 +123,37 @@ impl Journal {
         Self::load(&path, lock)
     }
 
+    /// What the journal of `channel` remembers, without holding it: a wallet may be paying.
+    /// Nothing where there is no journal.
+    pub fn look(state_dir: &Path, channel: ChannelId) -> Result<Remembered, JournalError> {
+        let path = state_dir.join(format!("{channel}.journal"));
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Remembered::default());
+            }
+            Err(source) => {
+                let what = "read";
+                return Err(JournalError::File { what, path, source });
+            }
+        };
+        if MAGIC.starts_with(&bytes) {
+            return Ok(Remembered::default());
+        }
+        // A record that is being written looks like a torn one.
+        let (remembered, _) = replay(&bytes).map_err(|(at, reason)| JournalError::Damaged {
+            path,
+            at: at as u64,
+            reason,
+        })?;
+        Ok(remembered)
+    }
+
+    /// The wallet's directory, which the journal is in.
+    pub fn state_dir(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
     /// What was remembered.
     pub fn remembered(&self) -> &Remembered {
         &self.remembered
@@ -401,8 +432,14 @@ mod tests {
         })
     }
 
+    /// A child that another test starts has our locks too, until it runs its program.
     fn open(dir: &tempfile::TempDir) -> Result<Journal, JournalError> {
-        Journal::open(dir.path(), CHANNEL)
+        loop {
+            match Journal::open(dir.path(), CHANNEL) {
+                Err(JournalError::Held(_)) => std::thread::yield_now(),
+                opened => return opened,
+            }
+        }
     }
 
     #[test]
@@ -417,6 +454,9 @@ mod tests {
         drop(journal);
         let journal = open(&dir).unwrap();
         assert_eq!(*journal.remembered(), expected);
+        assert_eq!(Journal::look(dir.path(), CHANNEL).unwrap(), expected);
+        let unknown = Journal::look(dir.path(), ChannelId([1; 32])).unwrap();
+        assert_eq!(unknown, Remembered::default());
         let record = expected.payer().unwrap();
         assert_eq!(record.promise, steps.payer.promise());
         assert_eq!(record.promise.unwrap().index, 5);
@@ -490,6 +530,7 @@ mod tests {
     fn two_wallets_cannot_hold_one_channel() {
         let dir = tempfile::tempdir().unwrap();
         let _held = open(&dir).unwrap();
-        assert!(matches!(open(&dir), Err(JournalError::Held(_))));
+        let second = Journal::open(dir.path(), CHANNEL);
+        assert!(matches!(second, Err(JournalError::Held(_))));
     }
 }

@@ -3,7 +3,8 @@
 //! A JSON file that says of itself how it is read: Argon2id turns passphrase and salt into a
 //! key, ChaCha20-Poly1305 under that key and a nonce seals the 32-byte seed, and everything
 //! else in the file is authenticated with it. Written whole beside the old file and renamed
-//! over it, readable by its owner only. What the key is for is not this file's business.
+//! over it, readable by its owner only. A key that was derived says from which path; what else
+//! the key is for is not this file's business.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -20,6 +21,8 @@ use topnet_account::PublicKey;
 use topnet_channel::SecretKey;
 use zeroize::Zeroizing;
 
+use crate::phrase::{KeyPath, Phrase};
+
 /// The only version so far.
 const VERSION: u32 = 1;
 const KDF: &str = "argon2id";
@@ -34,6 +37,7 @@ const PASSES_MAX: u32 = 64;
 const LANES_MAX: u32 = 16;
 const SEED_BYTES: usize = 32;
 const TAG_BYTES: usize = 16;
+const DERIVATION_BYTES_MAX: usize = 64;
 
 /// What deriving the file's key costs whoever guesses passphrases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +114,8 @@ pub enum KeyFileError {
 struct Document {
     topnet_key: u32,
     public_key: PublicKey,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    derivation: Option<String>,
     kdf: String,
     memory_kib: u32,
     passes: u32,
@@ -124,7 +130,7 @@ struct Document {
 pub fn create(path: &Path, passphrase: &[u8], cost: Cost) -> Result<SecretKey, KeyFileError> {
     let mut seed = Zeroizing::new([0; SEED_BYTES]);
     random(path, seed.as_mut())?;
-    let secret = SecretKey::from_seed(*seed).map_err(|error| derivation(path, error))?;
+    let secret = SecretKey::from_seed(*seed).map_err(|error| underivable(path, error))?;
     write(path, &secret, passphrase, cost)?;
     Ok(secret)
 }
@@ -136,11 +142,26 @@ pub fn write(
     passphrase: &[u8],
     cost: Cost,
 ) -> Result<(), KeyFileError> {
-    let (mut salt, mut nonce) = ([0; 16], [0; 12]);
-    random(path, &mut salt)?;
-    random(path, &mut nonce)?;
-    let text = seal(path, secret, passphrase, cost, salt, nonce)?;
-    store(path, text.as_bytes())
+    let content = Content::new(path, secret, cost)?;
+    store(path, seal(path, &content, passphrase)?.as_bytes())
+}
+
+/// Writes the key at `key` of `phrase` to `path`, which must not exist yet. The file says which
+/// key it is.
+pub fn write_derived(
+    path: &Path,
+    phrase: &Phrase,
+    key: KeyPath,
+    passphrase: &[u8],
+    cost: Cost,
+) -> Result<PublicKey, KeyFileError> {
+    let secret = phrase.key(key);
+    let content = Content {
+        derivation: Some(key.to_string()),
+        ..Content::new(path, &secret, cost)?
+    };
+    store(path, seal(path, &content, passphrase)?.as_bytes())?;
+    Ok(secret.public_key())
 }
 
 /// Reads the key in `path`.
@@ -167,15 +188,33 @@ pub fn read(path: &Path, passphrase: &[u8]) -> Result<SecretKey, KeyFileError> {
     open(path, &text, passphrase)
 }
 
-/// The public half of the key in `path`; needs no passphrase and is not proved by one.
-pub fn read_public(path: &Path) -> Result<PublicKey, KeyFileError> {
+/// What a key file says without its passphrase. It is not proved by one either.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// The key's public half.
+    pub public_key: PublicKey,
+    /// The path from a phrase, for a key that was derived.
+    pub derivation: Option<String>,
+}
+
+/// What the file at `path` says of its key.
+pub fn read_label(path: &Path) -> Result<Label, KeyFileError> {
     let failed = |source| KeyFileError::File {
         what: "read",
         path: path.to_owned(),
         source,
     };
     let text = fs::read_to_string(path).map_err(failed)?;
-    Ok(parse(path, &text)?.public_key)
+    let document = parse(path, &text)?;
+    Ok(Label {
+        public_key: document.public_key,
+        derivation: document.derivation,
+    })
+}
+
+/// The public half of the key in `path`, as the file says it.
+pub fn read_public(path: &Path) -> Result<PublicKey, KeyFileError> {
+    Ok(read_label(path)?.public_key)
 }
 
 /// A process's passphrase: the first line of `file`, or the environment's
@@ -205,34 +244,57 @@ pub fn passphrase(file: Option<&Path>) -> Result<Zeroizing<Vec<u8>>, KeyFileErro
     }
 }
 
-fn seal(
-    path: &Path,
-    secret: &SecretKey,
-    passphrase: &[u8],
+/// What a file is made of.
+struct Content<'a> {
+    secret: &'a SecretKey,
+    derivation: Option<String>,
     cost: Cost,
     salt: [u8; 16],
     nonce: [u8; 12],
-) -> Result<String, KeyFileError> {
+}
+
+impl<'a> Content<'a> {
+    /// With fresh salt and nonce.
+    fn new(path: &Path, secret: &'a SecretKey, cost: Cost) -> Result<Self, KeyFileError> {
+        let (mut salt, mut nonce) = ([0; 16], [0; 12]);
+        random(path, &mut salt)?;
+        random(path, &mut nonce)?;
+        Ok(Self {
+            secret,
+            derivation: None,
+            cost,
+            salt,
+            nonce,
+        })
+    }
+}
+
+fn seal(path: &Path, content: &Content<'_>, passphrase: &[u8]) -> Result<String, KeyFileError> {
     let mut document = Document {
         topnet_key: VERSION,
-        public_key: secret.public_key(),
+        public_key: content.secret.public_key(),
+        derivation: content.derivation.clone(),
         kdf: KDF.to_owned(),
-        memory_kib: cost.memory_kib,
-        passes: cost.passes,
-        lanes: cost.lanes,
-        salt: Hex(salt),
+        memory_kib: content.cost.memory_kib,
+        passes: content.cost.passes,
+        lanes: content.cost.lanes,
+        salt: Hex(content.salt),
         cipher: CIPHER.to_owned(),
-        nonce: Hex(nonce),
+        nonce: Hex(content.nonce),
         sealed: Hex([0; SEED_BYTES + TAG_BYTES]),
     };
     let cipher = document.cipher(path, passphrase)?;
-    let mut seed = Zeroizing::new(*secret.seed());
+    let mut seed = Zeroizing::new(*content.secret.seed());
     let tag = cipher
-        .encrypt_in_place_detached(&nonce.into(), &document.authenticated(), seed.as_mut())
-        .map_err(|error| derivation(path, error))?;
+        .encrypt_in_place_detached(
+            &content.nonce.into(),
+            &document.authenticated(),
+            seed.as_mut(),
+        )
+        .map_err(|error| underivable(path, error))?;
     document.sealed.0[..SEED_BYTES].copy_from_slice(seed.as_ref());
     document.sealed.0[SEED_BYTES..].copy_from_slice(&tag);
-    let text = serde_json::to_string_pretty(&document).map_err(|error| derivation(path, error))?;
+    let text = serde_json::to_string_pretty(&document).map_err(|error| underivable(path, error))?;
     Ok(text + "\n")
 }
 
@@ -251,7 +313,7 @@ fn open(path: &Path, text: &str, passphrase: &[u8]) -> Result<SecretKey, KeyFile
             tag.into(),
         )
         .map_err(|_| KeyFileError::Passphrase(path.to_owned()))?;
-    let secret = SecretKey::from_seed(*seed).map_err(|error| derivation(path, error))?;
+    let secret = SecretKey::from_seed(*seed).map_err(|error| underivable(path, error))?;
     if secret.public_key() != document.public_key {
         return Err(format(path, "its public key is not the sealed key's"));
     }
@@ -286,6 +348,13 @@ fn parse(path: &Path, text: &str) -> Result<Document, KeyFileError> {
             "opening it would cost more than any key file of ours",
         ));
     }
+    let derivation_bytes = document.derivation.as_ref().map_or(0, String::len);
+    if derivation_bytes > DERIVATION_BYTES_MAX {
+        return Err(format(
+            path,
+            "its derivation is longer than any path of ours",
+        ));
+    }
     Ok(document)
 }
 
@@ -296,7 +365,7 @@ impl Document {
         let mut key = Zeroizing::new([0; 32]);
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
             .hash_password_into(passphrase, &self.salt.0, key.as_mut())
-            .map_err(|error| derivation(path, error))?;
+            .map_err(|error| underivable(path, error))?;
         Ok(ChaCha20Poly1305::new(key.as_ref().into()))
     }
 
@@ -310,6 +379,7 @@ impl Document {
         bytes.extend_from_slice(&self.salt.0);
         bytes.extend_from_slice(&self.nonce.0);
         bytes.extend_from_slice(self.public_key.as_bytes());
+        bytes.extend_from_slice(self.derivation.as_deref().unwrap_or_default().as_bytes());
         bytes
     }
 }
@@ -353,10 +423,10 @@ fn store(path: &Path, bytes: &[u8]) -> Result<(), KeyFileError> {
 fn random(path: &Path, bytes: &mut [u8]) -> Result<(), KeyFileError> {
     SystemRandom::new()
         .fill(bytes)
-        .map_err(|error| derivation(path, error))
+        .map_err(|error| underivable(path, error))
 }
 
-fn derivation(path: &Path, reason: impl ToString) -> KeyFileError {
+fn underivable(path: &Path, reason: impl ToString) -> KeyFileError {
     KeyFileError::Derivation {
         path: path.to_owned(),
         reason: reason.to_string(),
@@ -410,6 +480,18 @@ mod tests {
         SecretKey::from_seed([7; 32]).unwrap()
     }
 
+    fn golden(path: &Path, derivation: Option<String>) -> String {
+        let secret = secret();
+        let content = Content {
+            secret: &secret,
+            derivation,
+            cost: CHEAP,
+            salt: [1; 16],
+            nonce: [2; 12],
+        };
+        seal(path, &content, b"golden").unwrap()
+    }
+
     #[test]
     fn what_is_written_is_read_and_only_with_its_passphrase() {
         let dir = tempfile::tempdir().unwrap();
@@ -431,6 +513,26 @@ mod tests {
             1,
             "nothing is left beside it"
         );
+    }
+
+    #[test]
+    fn a_derived_key_says_its_path_and_nobody_can_change_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("session.key");
+        let phrase = Phrase::generate().unwrap();
+        let key = KeyPath::Session(7);
+        let made = write_derived(&path, &phrase, key, b"one", CHEAP).unwrap();
+        let label = read_label(&path).unwrap();
+        assert_eq!(label.public_key, made);
+        assert_eq!(label.derivation, Some(key.to_string()));
+        assert_eq!(read(&path, b"one").unwrap().public_key(), made);
+        let text = fs::read_to_string(&path).unwrap();
+        for changed in [
+            text.replace("/7'", "/8'"),
+            text.replace("/7'", &"/7'".repeat(40)),
+        ] {
+            assert!(open(&path, &changed, b"one").is_err(), "{changed}");
+        }
     }
 
     #[test]
@@ -464,7 +566,7 @@ mod tests {
     #[test]
     fn golden_key_file() {
         let path = Path::new("golden");
-        let text = seal(path, &secret(), b"golden", CHEAP, [1; 16], [2; 12]).unwrap();
+        let text = golden(path, None);
         assert_eq!(text, include_str!("../tests/golden/key_file.json"));
         assert_eq!(open(path, &text, b"golden").unwrap().seed(), &[7; 32]);
     }
@@ -472,7 +574,7 @@ mod tests {
     #[test]
     fn no_word_of_the_file_can_be_changed() {
         let path = Path::new("changed");
-        let text = seal(path, &secret(), b"golden", CHEAP, [1; 16], [2; 12]).unwrap();
+        let text = golden(path, None);
         let changes = [
             ("\"passes\": 1", "\"passes\": 2"),
             ("\"salt\": \"01", "\"salt\": \"02"),

@@ -12,16 +12,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use topnet_account::{Amount, PublicKey};
+use topnet_account::{Address, PublicKey};
 use topnet_channel::{
-    MESSAGE_BYTES_MAX, MessageError, PayeeMessage, Payer, PayerFault, PayerMessage, PayerTerms,
-    RefusalCode, SecretKey,
+    MESSAGE_BYTES_MAX, MessageError, Meter, Offer, PayeeMessage, Payer, PayerFault, PayerMessage,
+    PayerTerms, RefusalCode, SecretKey,
 };
 use topnet_link::{Connection, FRAME_BYTES_MAX, LinkError, Sender};
+use topnet_unit::{UnitCount, units_owed};
 use tracing::{debug, info, warn};
 
 use crate::{
-    ByteCounter, Journal, JournalError, OwnCount,
+    AllowanceError, ByteCounter, Checkpoint, History, Journal, JournalError, Limit, Limits,
+    OwnCount,
+    allowance::Allowance,
+    history::now_ms,
+    hold_back::Reach,
     status::{PayState, PayStatus, StatusFile},
 };
 
@@ -34,7 +39,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Refusals in a row, without a unit accepted in between, after which paying ends.
 const REFUSALS_MAX: u32 = 10;
-const HOUR: Duration = Duration::from_secs(3600);
+/// How often the channel's history is written while the counts change.
+const HISTORY_INTERVAL: Duration = Duration::from_secs(15 * 60);
 const MILLION: u128 = 1_000_000;
 
 const _: () = assert!(MESSAGE_BYTES_MAX <= FRAME_BYTES_MAX);
@@ -50,8 +56,10 @@ pub struct PayTerms {
     pub payer: PayerTerms,
     /// The most that the payee's count may lead ours, in millionths; a smaller offer counts.
     pub epsilon_ppm_max: u32,
-    /// The most that is promised in an hour, counted from the start.
-    pub hourly_spend_max: Option<Amount>,
+    /// The account that the channel pays. All channels that pay it share the limits.
+    pub provider: Address,
+    /// How much is promised to the provider, and how fast.
+    pub limits: Limits,
     /// Where to show how the channel stands.
     pub status_file: Option<PathBuf>,
 }
@@ -62,6 +70,9 @@ pub enum PayError {
     /// What is promised cannot be written down.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// What may still be promised cannot be told.
+    #[error(transparent)]
+    Allowance(#[from] AllowanceError),
     /// The payee and the payer disagree for good.
     #[error(transparent)]
     Fault(#[from] PayerFault),
@@ -81,17 +92,6 @@ enum Ended {
     Refused(RefusalCode),
 }
 
-/// Makes sure that `payee` answers at `address`, before money is bound to it.
-pub async fn probe(
-    address: SocketAddr,
-    payee: PublicKey,
-    secret: &SecretKey,
-) -> Result<(), LinkError> {
-    let link = topnet_link::connect(address, payee, secret).await?;
-    link.sender.finish().await;
-    Ok(())
-}
-
 /// Pays until `stop` is ready, the payee has finished the channel, or an error that no
 /// repetition mends. Gives how the channel stands then.
 pub async fn pay(
@@ -101,7 +101,7 @@ pub async fn pay(
     counter: Box<dyn ByteCounter>,
     stop: impl Future<Output = ()>,
 ) -> Result<PayStatus, PayError> {
-    let mut paying = Paying::new(secret, terms, journal, counter);
+    let mut paying = Paying::new(secret, terms, journal, counter)?;
     let mut stop = pin!(stop);
     let mut retry = RETRY_MIN;
     loop {
@@ -150,10 +150,22 @@ struct Paying {
     epsilon_ppm: u32,
     /// The payee has said how the channel stands since the last attempt.
     heard: bool,
+    /// When the history was written, and what.
+    noted: Option<(Instant, Checkpoint)>,
     refusals: u32,
     accepted: u64,
     count_saved: Instant,
-    hour: (Instant, Amount),
+    /// `None` where nothing is limited.
+    allowance: Option<Allowance>,
+    /// Units in all that the allowance has granted, or that were released before.
+    permitted: UnitCount,
+    /// The limit that holds the payer back now.
+    limit: Option<Limit>,
+    /// The payee's, on this link.
+    offer: Option<Offer>,
+    /// The payee's last word; the payer may have been told of less.
+    meter: Meter,
+    lead_max: UnitCount,
     status_file: Option<StatusFile>,
     complained: bool,
 }
@@ -164,15 +176,27 @@ impl Paying {
         terms: PayTerms,
         journal: Journal,
         counter: Box<dyn ByteCounter>,
-    ) -> Self {
+    ) -> Result<Self, PayError> {
+        let allowance = match terms.limits.is_unlimited() {
+            true => None,
+            false => Some(Allowance::open(
+                journal.state_dir(),
+                terms.provider,
+                terms.limits,
+            )?),
+        };
         let remembered = journal.remembered().clone();
         let record = remembered.payer();
         let promise = record.and_then(|record| record.promise);
         let mut payer = Payer::new(again(secret), terms.payer, promise);
         payer.handle_own_bytes(record.map_or(0, |record| record.own_bytes));
-        let now = Instant::now();
-        Self {
-            hour: (now, payer.status().promised),
+        Ok(Self {
+            allowance,
+            permitted: payer.status().released,
+            limit: None,
+            offer: None,
+            meter: Meter::default(),
+            lead_max: 0,
             status_file: terms.status_file.clone().map(StatusFile::new),
             epsilon_ppm: terms.epsilon_ppm_max,
             own: remembered.own,
@@ -181,11 +205,12 @@ impl Paying {
             journal,
             counter,
             heard: false,
+            noted: None,
             refusals: 0,
             accepted: 0,
-            count_saved: now,
+            count_saved: Instant::now(),
             complained: false,
-        }
+        })
     }
 
     /// Speaks with the payee over one link, as long as it lasts.
@@ -195,6 +220,7 @@ impl Paying {
         mut stop: std::pin::Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Ended, PayError> {
         let (mut sender, mut receiver) = link.split();
+        self.offer = None;
         for message in self.payer.hello() {
             if let Err(error) = sender.send(&message.to_bytes()).await {
                 return Ok(Ended::Lost(error.to_string()));
@@ -233,9 +259,11 @@ impl Paying {
         match message {
             PayeeMessage::Offer(offer) => {
                 self.epsilon_ppm = offer.epsilon_ppm.min(self.terms.epsilon_ppm_max);
+                self.offer = Some(offer);
             }
             PayeeMessage::Meter(meter) => {
                 self.heard = true;
+                self.meter = meter;
                 if meter.accepted > self.accepted {
                     self.accepted = meter.accepted;
                     self.refusals = 0;
@@ -251,10 +279,14 @@ impl Paying {
 
     /// Saves and sends whatever is due.
     async fn speak(&mut self, sender: &mut Sender) -> Result<Result<(), LinkError>, PayError> {
-        self.limit_spend();
+        if !self.permit()? {
+            return Ok(Ok(()));
+        }
         while let Some(unsaved) = self.payer.poll_send() {
             let durable = self.journal.save(unsaved, self.own)?;
             self.count_saved = Instant::now();
+            let released = self.payer.status().released;
+            self.lead_max = self.lead_max.max(released.saturating_sub(self.meter.owed));
             let message: PayerMessage = durable.release();
             if let Err(error) = sender.send(&message.to_bytes()).await {
                 return Ok(Err(error));
@@ -296,17 +328,35 @@ impl Paying {
         u64::try_from(u128::from(most.up_bytes) + down + tolerated).ok()
     }
 
-    /// Lets vouchers promise no more than the hour still allows.
-    fn limit_spend(&mut self) {
-        let Some(hourly) = self.terms.hourly_spend_max else {
-            return;
+    /// Has the allowance grant what the payer would promise now, and lets it promise no more
+    /// than that. False if it may not promise anything.
+    fn permit(&mut self) -> Result<bool, PayError> {
+        let status = self.payer.status();
+        let (Some(allowance), Some(offer), true) = (&self.allowance, self.offer, status.resumed)
+        else {
+            return Ok(true);
         };
-        if self.hour.0.elapsed() >= HOUR {
-            self.hour = (Instant::now(), self.payer.status().promised);
+        let reach = Reach {
+            agreed: self.meter.owed.min(units_owed(status.own_bytes, 0)),
+            window_max: offer.window_max.min(self.terms.payer.window_max),
+        };
+        self.permitted = self.permitted.max(status.released);
+        self.limit = None;
+        let wanted = reach.target().saturating_sub(self.permitted);
+        if wanted > 0 {
+            let promise = self.payer.promise();
+            let price = promise.map(|promise| promise.voucher.voucher.unit_price);
+            let dearest = offer.unit_price.max(price.unwrap_or(offer.unit_price));
+            let grant = allowance.ask(wanted, dearest)?;
+            self.permitted += grant.units;
+            self.limit = grant.limit;
         }
-        let ceiling = self.hour.1.checked_add(hourly).unwrap_or(Amount::MAX);
-        self.payer
-            .handle_allocation(self.terms.payer.allocation.min(ceiling));
+        let Some((offer, meter)) = reach.hold_back(self.permitted, offer, self.meter) else {
+            return Ok(false);
+        };
+        self.payer.handle_message(&PayeeMessage::Offer(offer))?;
+        self.payer.handle_message(&PayeeMessage::Meter(meter))?;
+        Ok(true)
     }
 
     /// Whether to try again after a refusal, and what to say meanwhile.
@@ -337,11 +387,38 @@ impl Paying {
         if let Some(file) = &mut self.status_file {
             file.write(&status);
         }
+        if self.noted.is_some() {
+            self.note(&status);
+        }
         Ok(status)
+    }
+
+    /// Writes the history on, if something has changed. Statements are coarser without, so it is
+    /// no reason not to pay.
+    fn note(&mut self, status: &PayStatus) {
+        let checkpoint = status.checkpoint(now_ms());
+        let before = self.noted.map(|(_, noted)| Checkpoint {
+            at_ms: checkpoint.at_ms,
+            ..noted
+        });
+        self.noted = Some((Instant::now(), checkpoint));
+        if before == Some(checkpoint) {
+            return;
+        }
+        let (state_dir, channel) = (self.journal.state_dir(), self.terms.payer.channel);
+        if let Err(error) = History::note_checkpoint(state_dir, channel, checkpoint) {
+            warn!(%error, "the channel's history cannot be written");
+        }
     }
 
     fn show(&mut self, state: PayState, reason: Option<String>) {
         let status = self.status(state, reason);
+        let due = self
+            .noted
+            .is_none_or(|(at, _)| at.elapsed() >= HISTORY_INTERVAL);
+        if self.heard && due {
+            self.note(&status);
+        }
         if let Some(file) = &mut self.status_file {
             file.offer(&status);
         }
@@ -349,6 +426,7 @@ impl Paying {
 
     fn status(&self, state: PayState, reason: Option<String>) -> PayStatus {
         let payer = self.payer.status();
+        let meter = &self.meter;
         let (interface, transfer) = (self.own.interface(), self.own.transfer());
         let least = u128::from(interface.total_bytes().unwrap_or(u64::MAX));
         let tolerated = least * u128::from(self.epsilon_ppm) / MILLION;
@@ -360,16 +438,17 @@ impl Paying {
             reason,
             released_units: payer.released,
             promised: payer.promised,
-            accepted_units: payer.meter.accepted,
-            owed_units: payer.meter.owed,
-            metered_bytes: payer.meter.channel_bytes,
-            credit_bytes: payer.meter.credit_bytes,
-            lead_units_max: payer.lead_max,
+            accepted_units: meter.accepted,
+            owed_units: meter.owed,
+            metered_bytes: meter.channel_bytes,
+            credit_bytes: meter.credit_bytes,
+            lead_units_max: self.lead_max,
+            limit: self.limit,
             interface_bytes: interface.total_bytes().unwrap_or(u64::MAX),
             transfer_bytes: transfer.map(|counted| counted.total_bytes().unwrap_or(u64::MAX)),
             own_bytes_max: most,
-            meter_above_own: payer.meter.channel_bytes > most,
-            meter_below_own: u128::from(payer.meter.channel_bytes) < least - tolerated,
+            meter_above_own: meter.channel_bytes > most,
+            meter_below_own: u128::from(meter.channel_bytes) < least - tolerated,
         }
     }
 }

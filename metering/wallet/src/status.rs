@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use topnet_account::{Amount, ChannelId};
 use tracing::warn;
 
+use crate::{Checkpoint, Limit};
+
 /// How often the file is written while nothing but numbers change.
 const WRITE_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -37,6 +39,9 @@ pub struct PayStatus {
     pub state: PayState,
     /// Why it is not paying.
     pub reason: Option<String>,
+    /// Which of the wallet's limits holds it back now.
+    #[serde(default)]
+    pub limit: Option<Limit>,
     /// Units paid for, whether or not the payee has them yet.
     pub released_units: u64,
     /// What they are worth.
@@ -63,6 +68,24 @@ pub struct PayStatus {
     pub meter_below_own: bool,
 }
 
+impl PayStatus {
+    /// What a history keeps of it, as of `at_ms`.
+    pub fn checkpoint(&self, at_ms: u64) -> Checkpoint {
+        Checkpoint {
+            at_ms,
+            own_bytes_least: self.interface_bytes,
+            own_bytes_most: self
+                .interface_bytes
+                .max(self.transfer_bytes.unwrap_or_default()),
+            metered_bytes: self.metered_bytes,
+            released_units: self.released_units,
+            accepted_units: self.accepted_units,
+            owed_units: self.owed_units,
+            promised: self.promised,
+        }
+    }
+}
+
 /// A file that always holds one whole status.
 #[derive(Debug)]
 pub(crate) struct StatusFile {
@@ -81,7 +104,8 @@ impl StatusFile {
     /// Writes the status if it is news.
     pub(crate) fn offer(&mut self, status: &PayStatus) {
         let is_news = self.written.as_ref().is_none_or(|(at, written)| {
-            let turned = (written.state, &written.reason) != (status.state, &status.reason);
+            let turned = (written.state, &written.reason, written.limit)
+                != (status.state, &status.reason, status.limit);
             turned || (at.elapsed() >= WRITE_INTERVAL && written != status)
         });
         if is_news {

@@ -1,15 +1,13 @@
 //! `topnet wallet pay`: pays as long as it runs.
 
-use std::{fs, os::unix::fs::DirBuilderExt};
-
 use tokio::signal::unix::{SignalKind, signal};
 use topnet_account::Amount;
 use topnet_api::ChannelState;
 use topnet_channel::PayerTerms;
 use topnet_config::log_to_stderr;
-use topnet_wallet::{Journal, PayTerms, WireguardCounter, pay as pay_until};
+use topnet_wallet::{Journal, Limits, Parties, PayTerms, WireguardCounter, pay as pay_until};
 
-use super::{OpenWallet, report::status_file};
+use super::{OpenWallet, another_payee, make_private, report::status_file};
 use crate::cli::{arguments::WalletPay, error::CliError, output::Output};
 
 /// Pays until SIGINT or SIGTERM, or until the payee has finished the channel.
@@ -22,32 +20,29 @@ pub(super) async fn pay(
     let stop = stop_signal()?;
     let offer = wallet.offer().await?;
     let channel = wallet.rpc.channel(arguments.channel).await?;
-    let own = wallet.secret.public_key();
-    let lack = if channel.signer != own {
-        Some((
-            "its vouchers are signed by another key",
-            "pay with the wallet that opened it",
-        ))
-    } else if channel.payee != offer.payee {
-        Some((
-            "it pays another provider",
-            "set [wallet] rpc_url to that provider's",
-        ))
-    } else if channel.state == ChannelState::Closed {
-        Some(("it is closed", "open another with `topnet wallet open`"))
-    } else {
-        None
-    };
-    if let Some((what, mend)) = lack {
-        let what = format!("channel {} cannot be paid on: {what}", channel.id);
-        return Err(CliError::new("channel", what, mend));
+    let secret = wallet.signer(&channel)?;
+    if channel.payee != offer.payee {
+        return Err(another_payee(channel.id));
+    }
+    if channel.state == ChannelState::Closed {
+        return Err(CliError::new(
+            "channel",
+            format!("channel {} is closed", channel.id),
+            "open another with `topnet wallet open`",
+        ));
     }
     let config = &wallet.config;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.state_dir)
-        .map_err(|error| CliError::file(&config.state_dir, error))?;
+    make_private(&config.state_dir)?;
+    let parties = Parties {
+        channel: channel.id,
+        chain: channel.chain.to_string(),
+        payer: channel.payer,
+        payee: channel.payee,
+        provider: offer.name,
+        signer: channel.signer,
+        allocation: channel.allocation,
+    };
+    wallet.note_parties(&parties, output);
     let journal = Journal::open(&config.state_dir, channel.id).map_err(|error| {
         CliError::new(
             "journal",
@@ -65,7 +60,12 @@ pub(super) async fn pay(
             window_max: config.window_units_max,
         },
         epsilon_ppm_max: config.epsilon_ppm_max,
-        hourly_spend_max: config.hourly_spend_ntop_max.map(Amount::from_ntop),
+        provider: channel.payee,
+        limits: Limits {
+            hourly_spend: config.hourly_spend_ntop_max.map(Amount::from_ntop),
+            hourly_volume_bytes: config.hourly_volume_bytes_max,
+            rate_bytes_per_s: config.rate_bytes_per_s_max,
+        },
         status_file: Some(
             arguments
                 .status_file
@@ -77,7 +77,7 @@ pub(super) async fn pay(
         "paying {} on channel {}",
         offer.payment.address, channel.id
     ));
-    let status = pay_until(&wallet.secret, terms, journal, Box::new(counter), stop)
+    let status = pay_until(&secret, terms, journal, Box::new(counter), stop)
         .await
         .map_err(|error| {
             CliError::new(

@@ -3,40 +3,16 @@
 use std::{fs, path::PathBuf};
 
 use serde::Serialize;
-use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
+use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{BlockRef, ChainName, ChannelView, TransactionStatus};
-use topnet_wallet::PayStatus;
+use topnet_wallet::{History, Limit, PayStatus};
 
-use super::OpenWallet;
+use super::{OpenWallet, statement::history_error};
 use crate::cli::{
     error::CliError,
     output::Output,
     text::{Table, Text, bytes},
 };
-
-/// Who the wallet is.
-#[derive(Debug, Serialize)]
-pub(super) struct Identity {
-    address: Address,
-    public_key: PublicKey,
-}
-
-impl Identity {
-    pub(super) fn of(key: &PublicKey) -> Self {
-        Self {
-            address: Address::of(key),
-            public_key: *key,
-        }
-    }
-}
-
-impl Text for Identity {
-    fn text(&self) -> String {
-        Table::new(self.address)
-            .row("public key", self.public_key)
-            .end()
-    }
-}
 
 /// What the wallet has.
 #[derive(Debug, Serialize)]
@@ -144,8 +120,17 @@ pub(super) async fn status(
 ) -> Result<(), CliError> {
     let channels = match only {
         Some(channel) => vec![wallet.rpc.channel(channel).await?],
+        // A machine that only pays knows the channels that it has paid on.
+        None if wallet.keys.has_no_account() => {
+            let known = History::channels(&wallet.config.state_dir).map_err(history_error)?;
+            let mut channels = Vec::new();
+            for channel in known {
+                channels.push(wallet.rpc.channel(channel).await?);
+            }
+            channels
+        }
         None => {
-            let own = wallet.secret.address();
+            let own = wallet.keys.account()?;
             let all = wallet.rpc.channels(own).await?;
             all.into_iter()
                 .filter(|channel| channel.payer == own)
@@ -165,7 +150,7 @@ pub(super) async fn status(
     Ok(())
 }
 
-fn read_status(path: &std::path::Path) -> Result<Option<PayStatus>, CliError> {
+pub(super) fn read_status(path: &std::path::Path) -> Result<Option<PayStatus>, CliError> {
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map(Some)
@@ -188,6 +173,7 @@ impl Text for PayStatus {
         Table::new(format_args!("paying on {}", self.channel))
             .row("state", format_args!("{:?}", self.state))
             .row_if("reason", self.reason.as_ref())
+            .row_if("held back by", self.limit.map(limit_name))
             .row(
                 "released",
                 format_args!("{} ({})", units(self.released_units), self.promised),
@@ -210,5 +196,13 @@ impl Text for PayStatus {
                     .then_some("the payee counts less than our interface"),
             )
             .end()
+    }
+}
+
+fn limit_name(limit: Limit) -> &'static str {
+    match limit {
+        Limit::HourlySpend => "hourly_spend_ntop_max",
+        Limit::HourlyVolume => "hourly_volume_bytes_max",
+        Limit::Rate => "rate_bytes_per_s_max",
     }
 }
