@@ -23,8 +23,9 @@ use crate::{
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A link on which nothing arrives for so long is lost.
 const IDLE_TIMEOUT_MS: u32 = 30_000;
-/// The connecting end keeps the path, and NATs on it, awake.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// The connecting end keeps the path, and NATs on it, awake, and hears within this time that the
+/// listener has come back from a crash.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// What the other end may send ahead of our reading.
 const RECEIVE_WINDOW_BYTES: u32 = 16 * 1024;
 /// TLS does not use it without SNI, but the libraries want a name.

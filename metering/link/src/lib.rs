@@ -15,6 +15,7 @@ mod frame;
 mod identity;
 mod listener;
 mod socket;
+mod sources;
 
 pub use connection::{Connection, Datagrams, Dialer, Traffic, connect};
 pub use error::LinkError;

@@ -18,6 +18,7 @@ use crate::{
     Connection, LinkError, Receiver, Sender, Traffic,
     connection::{HANDSHAKE_TIMEOUT, transport},
     identity, socket,
+    sources::Sources,
 };
 
 /// Links that wait to be accepted.
@@ -141,6 +142,7 @@ impl ConnectionIdGenerator for RandomIds {
 }
 
 async fn greet(endpoint: Endpoint, limits: Limits, links: mpsc::Sender<Connection>) {
+    let sources = Sources::default();
     while let Some(incoming) = endpoint.accept().await {
         let open = endpoint.open_connections();
         let crowded = open >= limits.connections_max / 2;
@@ -150,10 +152,16 @@ async fn greet(endpoint: Endpoint, limits: Limits, links: mpsc::Sender<Connectio
             // It fails only for addresses that have already answered one.
             let _ = incoming.retry();
         } else {
+            let Some(place) = sources.enter(incoming.remote_address().ip()) else {
+                incoming.refuse();
+                continue;
+            };
             let (known, links) = (Arc::clone(&limits.known), links.clone());
             tokio::spawn(async move {
                 let remote = incoming.remote_address();
-                match timeout(HANDSHAKE_TIMEOUT, handshake(incoming, crowded, known)).await {
+                let greeted = timeout(HANDSHAKE_TIMEOUT, handshake(incoming, crowded, known)).await;
+                drop(place);
+                match greeted {
                     // The backlog is full only while nobody accepts; then the link may go.
                     Ok(Ok(link)) => drop(links.try_send(link)),
                     Ok(Err(reason)) => debug!(%remote, reason, "payment handshake failed"),

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 use topnet_channel::SecretKey;
 use topnet_link::{Connection, Dialer, FRAME_BYTES_MAX, Limits, LinkError, Listener, connect};
 
@@ -205,4 +205,46 @@ async fn nobody_there_is_an_error_in_time() {
         .await
         .unwrap();
     assert!(matches!(error, Err(LinkError::Connect { .. })));
+}
+
+/// Passes datagrams on like a NAT, and takes another port towards the listener when told.
+async fn nat(front: tokio::net::UdpSocket, listener: SocketAddr, moves: Arc<Notify>) {
+    let fresh = async || tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (mut back, mut payer) = (fresh().await, None);
+    let (mut up, mut down) = ([0; 2048], [0; 2048]);
+    loop {
+        tokio::select! {
+            received = front.recv_from(&mut up) => {
+                let (length, from) = received.unwrap();
+                payer = Some(from);
+                back.send_to(&up[..length], listener).await.unwrap();
+            }
+            received = back.recv_from(&mut down) => {
+                let (length, _) = received.unwrap();
+                front.send_to(&down[..length], payer.unwrap()).await.unwrap();
+            }
+            () = moves.notified() => back = fresh().await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_link_survives_that_its_payers_address_changes() {
+    let (mut listener, address) = listener(8);
+    let front = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let through = front.local_addr().unwrap();
+    let moves = Arc::new(Notify::new());
+    let nat = tokio::spawn(nat(front, address, Arc::clone(&moves)));
+    let [mut near, mut far] = link(&mut listener, through, &key(2)).await;
+    for number in 0..6_u8 {
+        moves.notify_one();
+        tokio::task::yield_now().await;
+        near.sender.send(&[number]).await.unwrap();
+        let heard = timeout(PATIENCE, far.receiver.recv()).await.unwrap();
+        assert_eq!(heard.unwrap().unwrap(), [number]);
+        far.sender.send(&[number, number]).await.unwrap();
+        let heard = timeout(PATIENCE, near.receiver.recv()).await.unwrap();
+        assert_eq!(heard.unwrap().unwrap(), [number, number]);
+    }
+    nat.abort();
 }
