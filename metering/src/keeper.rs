@@ -38,8 +38,15 @@ pub const REPLIES_MAX: usize = 32;
 pub const ERRANDS_MAX: usize = 1024;
 /// Channels on a page of a list.
 pub const PAGE_MAX: usize = 1000;
-/// Of each queue, what one turn takes: enough to fill a batch, too little to delay credit.
-const TURN_MAX: usize = 1024;
+/// Events that one turn takes.
+const TURN_EVENTS_MAX: usize = 1024;
+/// Payers' messages that one turn takes, for as long as [`TURN_TIME_MAX`] lasts: enough to fill a
+/// batch, too little to delay credit.
+const TURN_PAYMENTS_MAX: usize = 8192;
+/// How long one turn takes payers' messages.
+const TURN_TIME_MAX: Duration = Duration::from_millis(2);
+/// Messages between two looks at the clock.
+const TURN_STEP: usize = 64;
 /// An idle turn's length: what a unit record waits at most before it is seen.
 const IDLE: Duration = Duration::from_micros(500);
 /// How often all slots are read, whatever the rings say.
@@ -180,7 +187,7 @@ impl Keeper {
     /// Takes what has come in; `None` when it is time to end.
     fn hear(&mut self) -> Option<usize> {
         let mut heard = 0;
-        while heard < TURN_MAX {
+        while heard < TURN_EVENTS_MAX {
             match self.events.try_recv() {
                 Ok(Event::Stop) | Err(mpsc::error::TryRecvError::Disconnected) => return None,
                 Ok(event) => self.handle(event),
@@ -188,7 +195,11 @@ impl Keeper {
             }
             heard += 1;
         }
-        for _ in 0..TURN_MAX {
+        let until = Instant::now() + TURN_TIME_MAX;
+        for number in 0..TURN_PAYMENTS_MAX {
+            if number % TURN_STEP == 0 && number > 0 && Instant::now() > until {
+                break;
+            }
             let Ok(payment) = self.payments.try_recv() else {
                 break;
             };

@@ -29,10 +29,17 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Asking the chain about a channel that nobody knows.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Takes links until the listener ends.
+/// Takes links until the keeper or the listener ends, and tells those that stand.
 pub async fn serve(mut listener: Listener, handle: Handle, chain: LookUp) {
     let next = Arc::new(AtomicU64::new(1));
-    while let Some(link) = listener.accept().await {
+    loop {
+        let link = tokio::select! {
+            link = listener.accept() => link,
+            () = handle.events.closed() => None,
+        };
+        let Some(link) = link else {
+            return listener.close().await;
+        };
         let connection = next.fetch_add(1, Ordering::Relaxed);
         let (handle, chain) = (handle.clone(), chain.clone());
         tokio::spawn(async move {

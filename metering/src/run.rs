@@ -21,6 +21,8 @@ use crate::{
     settlement::{self, LookUp},
 };
 
+/// How long payers' links may take to be told that they end.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Why metering cannot run.
@@ -105,7 +107,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     info!(identity = %service.identity, listen = %metering.payment_listen, "metering runs");
 
     tokio::spawn(serve_connections(incoming, service.serve()));
-    tokio::spawn(payments::serve(listener, handle.clone(), chain.clone()));
+    let payments = tokio::spawn(payments::serve(listener, handle.clone(), chain.clone()));
     let service_chain = ChainName(metering.service.clone());
     tokio::spawn(settlement::watch_chains(
         handle.clone(),
@@ -126,6 +128,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         _ = terminate.recv() => stop(&handle, ended).await,
         _ = interrupt.recv() => stop(&handle, ended).await,
     };
+    // Payers that are told need not wait until they miss us.
+    let _ = tokio::time::timeout(FAREWELL_TIMEOUT, payments).await;
     match ended {
         Ok(result) => Ok(result?),
         Err(_) => Err(system("keep the journal")(io::Error::other(

@@ -74,7 +74,12 @@ async fn hundreds_of_units_are_paid_and_claimed_exactly() {
     download(&world, 150 * MIB + 1).await;
     let running = world.status().await;
     assert!(running.tokens > 0 && running.records > 0 && running.commits > 0);
-    assert_eq!((running.connections, running.frozen), (1, None));
+    assert_eq!(running.connections, 1);
+    // The least close window of all leaves a busy machine a quarter of a second.
+    until("fresh headers", async || {
+        world.status().await.frozen.is_none()
+    })
+    .await;
     let shown = world.wallet_status().unwrap();
     assert!(shown.accepted_units > 0 && shown.released_units >= shown.accepted_units);
 
