@@ -344,6 +344,15 @@ fn units_without_their_money_are_never_credited() {
             false,
         ),
         ("a first voucher", 0, 0, 25, 8, 8, true),
+        (
+            "a first voucher with money for no unit",
+            1,
+            0,
+            25,
+            8,
+            8,
+            false,
+        ),
     ];
     for (name, amount, units, price, tokens, index, taken) in cases {
         let mut payee = Payee::new(payee_terms(100_000));

@@ -10,7 +10,7 @@
 //! | roll | a voucher | it is the next, retires no token fewer than were seen, and its totals follow | `WrongTotals`, `WrongPreimage`; the same voucher: nothing happens |
 //! | resume | the same voucher | its token is further along the chain | `WrongPreimage` |
 //! | resume | another voucher | never: the roll that follows proves the chain before it | nothing happens |
-//! | resume | nothing | it begins at or before what is owed, and pays for it | `WrongTotals`, `PriceTooLow` |
+//! | resume | nothing | it begins at or before what is owed, and pays for it and not for nothing | `WrongTotals`, `PriceTooLow` |
 //! | roll, resume | | price, allocation and signature are right | `PriceTooLow`, `BeyondAllocation`, `WrongSignature` |
 //!
 //! Prohibited: any promise while the channel is frozen, broken or finished (its claim may be
@@ -195,7 +195,9 @@ impl Payee {
         if voucher.unit_price < self.terms.offer.unit_price {
             return Ok(Taken::Whole);
         }
-        if voucher.cumulative_units > self.owed {
+        let pays_for_nothing =
+            voucher.cumulative_units == 0 && !voucher.cumulative_amount.is_zero();
+        if voucher.cumulative_units > self.owed || pays_for_nothing {
             return Err(RefusalCode::WrongTotals);
         }
         // Where the voucher begins decides, not where it ends: until the first token is due, a
