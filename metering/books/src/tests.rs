@@ -685,7 +685,7 @@ fn what_the_operator_forgives_is_written_off_only_where_the_payer_counts_less() 
     world.turn();
     let mut tip_ms = NOW_MS;
     let mut wait = |world: &mut World| {
-        for _ in 0..2 {
+        for _ in 0..4 {
             world.now += Duration::from_secs(3);
             tip_ms += 1;
             let tips = Tips {

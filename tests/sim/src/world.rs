@@ -477,6 +477,10 @@ impl World {
             };
             let truth = &mut self.channels[number].truth;
             truth.handle_synced(stored, self.plan.offer)?;
+            let (forgiven, most) = (truth.synced.written_off, self.plan.write_off_units_max);
+            ensure(forgiven <= most, || {
+                format!("{forgiven} units are written off, at most {most} may be")
+            })?;
         }
         Ok(())
     }

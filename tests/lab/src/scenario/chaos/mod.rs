@@ -138,9 +138,13 @@ impl Lab<'_> {
             self.kill(*victim, report)?;
         }
         self.go_on_for(RESTART_AFTER, run)?;
-        for victim in victims {
-            self.revive(*victim, &run.channel)?;
-            self.wait_seen(*victim, runs)?;
+        // A wallet that nobody answers is not ready, however long it is waited for: it comes last.
+        let (wallet, provider): (Vec<Victim>, Vec<Victim>) = victims
+            .iter()
+            .partition(|victim| **victim == Victim::Wallet);
+        for victim in provider.into_iter().chain(wallet) {
+            self.revive(victim, &run.channel)?;
+            self.wait_seen(victim, runs)?;
         }
         Ok(())
     }
