@@ -138,11 +138,16 @@ impl Lab<'_> {
             self.kill(*victim, report)?;
         }
         self.go_on_for(RESTART_AFTER, run)?;
-        // A wallet that nobody answers is not ready, however long it is waited for: it comes last.
-        let (wallet, provider): (Vec<Victim>, Vec<Victim>) = victims
-            .iter()
-            .partition(|victim| **victim == Victim::Wallet);
-        for victim in provider.into_iter().chain(wallet) {
+        // Who waits for another comes after it, however they were ended.
+        let mut victims = victims.to_vec();
+        victims.sort_by_key(|victim| match victim {
+            Victim::Settlement => 0,
+            Victim::Dataplane => 1,
+            Victim::Metering => 2,
+            Victim::Control => 3,
+            Victim::Wallet => 4,
+        });
+        for victim in victims {
             self.revive(victim, &run.channel)?;
             self.wait_seen(victim, runs)?;
         }
