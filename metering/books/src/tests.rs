@@ -709,6 +709,39 @@ fn what_the_operator_forgives_is_written_off_only_where_the_payer_counts_less() 
 }
 
 #[test]
+fn nothing_is_written_off_for_a_payer_that_counts_as_much_and_does_not_pay() {
+    let mut world = World::new();
+    let mut payer = payer();
+    world.pay(&mut payer, 0);
+    world.turn();
+    let paid = world.limit_bytes();
+    world.usage.add(SLOT.index, paid, 1);
+    world.turn();
+    let promise = payer.promise().unwrap();
+    let token = Token {
+        channel: CHANNEL,
+        seq: promise.voucher.voucher.seq,
+        index: promise.index,
+        preimage: promise.preimage,
+        own_bytes: paid,
+    };
+    world.say(LINK, &PayerMessage::Token(token));
+    for tip_ms in NOW_MS + 1..NOW_MS + 5 {
+        world.now += Duration::from_secs(3);
+        let tips = Tips {
+            service_time_ms: tip_ms,
+            main_time_ms: tip_ms,
+            ..tips(0)
+        };
+        world.books.handle_tips(tips, world.now);
+        world.books.poll_freshness(world.now, NOW_MS);
+        world.turn();
+    }
+    assert_eq!(world.limit_bytes(), paid);
+    assert_eq!(world.books.counters().written_off, 0);
+}
+
+#[test]
 fn a_closed_channel_is_forgotten_after_a_week_and_does_not_come_back() {
     let mut world = World::new();
     world.pay(&mut payer(), 0);
