@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 /// On disk rather than in memory, because the programs with their symbols are large.
 const PARENT: &str = "/var/tmp";
 const PREFIX: &str = "topnet-lab-";
+/// The logs of the last run that failed.
+const FAILED: &str = "topnet-failed-logs";
 /// Locked by the run that owns the directory.
 const OWNER: &str = "owner.lock";
 
@@ -92,6 +94,19 @@ impl RunDir {
             )
         })?;
         Ok(place)
+    }
+
+    /// Puts the logs where they outlive the run, in the place of those of an earlier one.
+    pub fn save_logs(&self) -> Result<PathBuf> {
+        let saved = Path::new(PARENT).join(FAILED);
+        if saved.exists() {
+            fs::remove_dir_all(&saved)
+                .with_context(|| format!("cannot remove {}", saved.display()))?;
+        }
+        // Whoever still writes goes on writing into the same files.
+        fs::rename(self.join("logs"), &saved)
+            .with_context(|| format!("cannot move the logs to {}", saved.display()))?;
+        Ok(saved)
     }
 
     /// Leaves the directory behind; the next run removes it.

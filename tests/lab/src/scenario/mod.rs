@@ -139,7 +139,18 @@ pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<
     };
     let channel = match played {
         Ok(channel) => channel.id,
-        Err(error) => return Err(error.context(lab.last_words())),
+        Err(error) => {
+            let words = lab.last_words();
+            // Whoever ended the run wants nothing left of it.
+            if options.interrupt.check().is_err() {
+                return Err(error.context(words));
+            }
+            let logs = match lab.run_dir.save_logs() {
+                Ok(saved) => format!("all logs are in {}", saved.display()),
+                Err(error) => format!("the logs are lost: {error:#}"),
+            };
+            return Err(error.context(format!("{words}\n{logs}")));
+        }
     };
     report.scenario = scenario.name().to_owned();
     report.ok = report.mismatches().is_empty();
