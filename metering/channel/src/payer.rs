@@ -7,6 +7,34 @@
 //! * [`handle_own_bytes`](Payer::handle_own_bytes) with what the payer itself has counted;
 //! * [`poll_send`](Payer::poll_send) until it gives nothing. What it gives is [`Unsaved`]: its
 //!   record must be on disk before the message inside can be had.
+//!
+//! What is sent, in this order of preference:
+//!
+//! | state | sent | if |
+//! |---|---|---|
+//! | no offer, or not resumed | nothing | |
+//! | resumed; a roll is missing at the payee | that roll again, byte for byte | it follows what the payee showed |
+//! | no voucher yet | the first voucher, which begins at zero | one unit at least is due and affordable |
+//! | a voucher with tokens left | one token, as far as is due | the payee was not told as far on this connection |
+//! | a voucher that is used up | the next voucher | the payee has shown that it holds this one |
+//!
+//! What is heard:
+//!
+//! | said | comes to |
+//! |---|---|
+//! | offer | its price holds from the next voucher on; another version, or a price beyond the owner's limit, ends paying |
+//! | resume with more than is remembered | the journal was lost: what the payee shows goes on |
+//! | resume with less | the payee gets the roll or the token that it lacks |
+//! | resume with a promise of another key or channel | ends paying |
+//! | meter | what is due, within what the payer has seen itself |
+//! | refused | ends the connection; who drives the payer says whether another is made |
+//!
+//! Prohibited: anything before its record is on disk; a unit beyond what the payer has counted
+//! and the window, beyond what the limits permit
+//! ([`handle_permitted`](Payer::handle_permitted)) or beyond the allocation; a voucher that
+//! follows one of which the payee may not have the roll (it could never prove the chain between);
+//! tokens of a voucher of another lineage (they would pay twice); two vouchers of one sequence
+//! number with one root and different totals.
 
 use topnet_account::{Amount, ChannelId};
 use topnet_unit::{UnitCount, units_owed};
@@ -111,6 +139,8 @@ pub struct Payer {
     shown: Option<SignedVoucher>,
     meter: Meter,
     own_bytes: u64,
+    /// Units in all that the owner's limits permit.
+    permitted: UnitCount,
     lead_max: UnitCount,
 }
 
@@ -129,6 +159,7 @@ impl Payer {
             shown: None,
             meter: Meter::default(),
             own_bytes: 0,
+            permitted: UnitCount::MAX,
             lead_max: 0,
         };
         if let Some(last) = last {
@@ -163,6 +194,12 @@ impl Payer {
     /// on the latter. It never pays for more, whatever the payee says.
     pub fn handle_own_bytes(&mut self, own_bytes: u64) {
         self.own_bytes = self.own_bytes.max(own_bytes);
+    }
+
+    /// The most units that may be paid in all from now on, whatever was counted; nothing is
+    /// taken back that was paid. Without a word, there is no such limit.
+    pub fn handle_permitted(&mut self, units: UnitCount) {
+        self.permitted = units;
     }
 
     /// Something that the payee says.
@@ -330,6 +367,10 @@ impl Payer {
         if index > promise.index {
             promise.index = index;
             promise.preimage = preimage;
+            // What is only said again leads by no more than it did.
+            let released = voucher.cumulative_units.saturating_add(u64::from(index));
+            let lead = released.saturating_sub(self.meter.owed);
+            self.lead_max = self.lead_max.max(lead);
         }
         let token = Token {
             channel: voucher.channel,
@@ -339,8 +380,6 @@ impl Payer {
             own_bytes: self.own_bytes,
         };
         self.sent = Some((voucher.seq, index));
-        let lead = voucher.cumulative_units.saturating_add(u64::from(index));
-        self.lead_max = self.lead_max.max(lead.saturating_sub(self.meter.owed));
         Some(self.unsaved(PayerMessage::Token(token)))
     }
 
@@ -399,9 +438,14 @@ impl Payer {
         }
     }
 
-    /// Units that may be paid in all: what the payee has metered, but no more than we have seen
-    /// ourselves, and the window on top.
+    /// Units that may be paid in all.
     fn target(&self) -> UnitCount {
+        self.due().min(self.permitted)
+    }
+
+    /// Units to be paid in all, limits aside: what the payee has metered, but no more than we
+    /// have seen ourselves, and the window on top.
+    fn due(&self) -> UnitCount {
         let seen = units_owed(self.own_bytes, 0);
         let agreed = self.meter.owed.min(seen);
         let cap = self
@@ -427,6 +471,7 @@ impl Payer {
             .as_ref()
             .and_then(|p| p.voucher.voucher.redeemable(p.index));
         PayerStatus {
+            due: self.due(),
             released: released.unwrap_or(0),
             promised: promised.unwrap_or(Amount::ZERO),
             own_bytes: self.own_bytes,
@@ -440,6 +485,8 @@ impl Payer {
 /// How the payer stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PayerStatus {
+    /// Units that would be paid for in all, if the owner's limits permitted it.
+    pub due: UnitCount,
     /// Units paid for, whether or not the payee has them yet.
     pub released: UnitCount,
     /// What they are worth.

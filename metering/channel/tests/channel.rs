@@ -491,6 +491,75 @@ fn the_payer_pays_no_more_than_it_has_seen_itself() {
     assert_eq!(payer.status().released, 3 + 4);
 }
 
+/// A payer that was welcomed and hears that `owed` units are, which it has seen as well.
+fn welcomed(last: Option<topnet_channel::Promise>, owed: u64) -> Payer {
+    let mut payer = Payer::new(secret(), payer_terms(100_000), last);
+    payer.hello();
+    payer.handle_message(&PayeeMessage::Offer(offer())).unwrap();
+    payer.handle_message(&PayeeMessage::Resume(last)).unwrap();
+    let meter = topnet_channel::Meter {
+        owed,
+        ..Default::default()
+    };
+    payer.handle_message(&PayeeMessage::Meter(meter)).unwrap();
+    payer.handle_own_bytes(owed * UNIT_BYTES);
+    payer
+}
+
+fn send_all(payer: &mut Payer) -> usize {
+    let sent = std::iter::from_fn(|| payer.poll_send().map(|unsaved| unsaved.saved().release()));
+    sent.count()
+}
+
+#[test]
+fn the_payer_goes_exactly_as_far_as_its_limits_permit() {
+    for owed in 0..60 {
+        let mut free = welcomed(None, owed);
+        send_all(&mut free);
+        let due = free.status().due;
+        assert_eq!(free.status().released, due);
+        for permitted in 0..due + 3 {
+            let mut payer = welcomed(None, owed);
+            payer.handle_permitted(permitted);
+            send_all(&mut payer);
+            let status = payer.status();
+            assert_eq!(status.released, permitted.min(due), "{owed} {permitted}");
+            assert_eq!(status.due, due, "what would be paid stays known");
+            // Less is permitted now: nothing is taken back, and nothing is said.
+            payer.handle_permitted(permitted / 2);
+            assert_eq!(send_all(&mut payer), 0);
+            assert_eq!(payer.status().released, status.released);
+            payer.handle_permitted(permitted + 1);
+            send_all(&mut payer);
+            assert_eq!(payer.status().released, due.min(permitted + 1));
+        }
+    }
+}
+
+#[test]
+fn a_restarted_payer_leads_by_what_it_releases_and_not_by_what_it_remembers() {
+    let mut payer = welcomed(None, 20);
+    send_all(&mut payer);
+    let lead = payer.status().lead_max;
+    assert_eq!(lead, payer.status().released - 20);
+    let mut restarted = Payer::new(secret(), payer_terms(100_000), payer.promise());
+    restarted.hello();
+    let offer = PayeeMessage::Offer(offer());
+    restarted.handle_message(&offer).unwrap();
+    // The payee has the voucher and lost the token; it has not said yet what is owed.
+    let held = payer.promise().map(|promise| topnet_channel::Promise {
+        index: 0,
+        preimage: promise.voucher.voucher.root,
+        ..promise
+    });
+    restarted
+        .handle_message(&PayeeMessage::Resume(held))
+        .unwrap();
+    assert!(send_all(&mut restarted) > 0, "the token is said again");
+    assert_eq!(restarted.status().lead_max, 0);
+    assert_eq!(restarted.status().released, payer.status().released);
+}
+
 /// Vouchers are short when the allocation is nearly used up. Two of them on a link that breaks
 /// would leave the payee with a chain from which no roll leads to the newest.
 #[test]

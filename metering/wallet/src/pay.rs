@@ -14,11 +14,11 @@ use std::{
 
 use topnet_account::{Address, PublicKey};
 use topnet_channel::{
-    MESSAGE_BYTES_MAX, MessageError, Meter, Offer, PayeeMessage, Payer, PayerFault, PayerMessage,
+    MESSAGE_BYTES_MAX, MessageError, Offer, PayeeMessage, Payer, PayerFault, PayerMessage,
     PayerTerms, RefusalCode, SecretKey,
 };
 use topnet_link::{Connection, FRAME_BYTES_MAX, LinkError, Sender};
-use topnet_unit::{UnitCount, units_owed};
+use topnet_unit::UnitCount;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -26,7 +26,6 @@ use crate::{
     OwnCount,
     allowance::Allowance,
     history::now_ms,
-    hold_back::Reach,
     status::{PayState, PayStatus, StatusFile},
 };
 
@@ -163,9 +162,6 @@ struct Paying {
     limit: Option<Limit>,
     /// The payee's, on this link.
     offer: Option<Offer>,
-    /// The payee's last word; the payer may have been told of less.
-    meter: Meter,
-    lead_max: UnitCount,
     status_file: Option<StatusFile>,
     complained: bool,
 }
@@ -190,13 +186,15 @@ impl Paying {
         let promise = record.and_then(|record| record.promise);
         let mut payer = Payer::new(again(secret), terms.payer, promise);
         payer.handle_own_bytes(record.map_or(0, |record| record.own_bytes));
+        let released = payer.status().released;
+        if allowance.is_some() {
+            payer.handle_permitted(released);
+        }
         Ok(Self {
             allowance,
-            permitted: payer.status().released,
+            permitted: released,
             limit: None,
             offer: None,
-            meter: Meter::default(),
-            lead_max: 0,
             status_file: terms.status_file.clone().map(StatusFile::new),
             epsilon_ppm: terms.epsilon_ppm_max,
             own: remembered.own,
@@ -263,7 +261,6 @@ impl Paying {
             }
             PayeeMessage::Meter(meter) => {
                 self.heard = true;
-                self.meter = meter;
                 if meter.accepted > self.accepted {
                     self.accepted = meter.accepted;
                     self.refusals = 0;
@@ -279,14 +276,10 @@ impl Paying {
 
     /// Saves and sends whatever is due.
     async fn speak(&mut self, sender: &mut Sender) -> Result<Result<(), LinkError>, PayError> {
-        if !self.permit()? {
-            return Ok(Ok(()));
-        }
+        self.permit()?;
         while let Some(unsaved) = self.payer.poll_send() {
             let durable = self.journal.save(unsaved, self.own)?;
             self.count_saved = Instant::now();
-            let released = self.payer.status().released;
-            self.lead_max = self.lead_max.max(released.saturating_sub(self.meter.owed));
             let message: PayerMessage = durable.release();
             if let Err(error) = sender.send(&message.to_bytes()).await {
                 return Ok(Err(error));
@@ -329,34 +322,26 @@ impl Paying {
     }
 
     /// Has the allowance grant what the payer would promise now, and lets it promise no more
-    /// than that. False if it may not promise anything.
-    fn permit(&mut self) -> Result<bool, PayError> {
+    /// than that.
+    fn permit(&mut self) -> Result<(), PayError> {
         let status = self.payer.status();
         let (Some(allowance), Some(offer), true) = (&self.allowance, self.offer, status.resumed)
         else {
-            return Ok(true);
-        };
-        let reach = Reach {
-            agreed: self.meter.owed.min(units_owed(status.own_bytes, 0)),
-            window_max: offer.window_max.min(self.terms.payer.window_max),
+            return Ok(());
         };
         self.permitted = self.permitted.max(status.released);
         self.limit = None;
-        let wanted = reach.target().saturating_sub(self.permitted);
+        let wanted = status.due.saturating_sub(self.permitted);
         if wanted > 0 {
             let promise = self.payer.promise();
             let price = promise.map(|promise| promise.voucher.voucher.unit_price);
             let dearest = offer.unit_price.max(price.unwrap_or(offer.unit_price));
             let grant = allowance.ask(wanted, dearest)?;
-            self.permitted += grant.units;
+            self.permitted = self.permitted.saturating_add(grant.units);
             self.limit = grant.limit;
         }
-        let Some((offer, meter)) = reach.hold_back(self.permitted, offer, self.meter) else {
-            return Ok(false);
-        };
-        self.payer.handle_message(&PayeeMessage::Offer(offer))?;
-        self.payer.handle_message(&PayeeMessage::Meter(meter))?;
-        Ok(true)
+        self.payer.handle_permitted(self.permitted);
+        Ok(())
     }
 
     /// Whether to try again after a refusal, and what to say meanwhile.
@@ -426,7 +411,7 @@ impl Paying {
 
     fn status(&self, state: PayState, reason: Option<String>) -> PayStatus {
         let payer = self.payer.status();
-        let meter = &self.meter;
+        let meter = &payer.meter;
         let (interface, transfer) = (self.own.interface(), self.own.transfer());
         let least = u128::from(interface.total_bytes().unwrap_or(u64::MAX));
         let tolerated = least * u128::from(self.epsilon_ppm) / MILLION;
@@ -442,7 +427,7 @@ impl Paying {
             owed_units: meter.owed,
             metered_bytes: meter.channel_bytes,
             credit_bytes: meter.credit_bytes,
-            lead_units_max: self.lead_max,
+            lead_units_max: payer.lead_max,
             limit: self.limit,
             interface_bytes: interface.total_bytes().unwrap_or(u64::MAX),
             transfer_bytes: transfer.map(|counted| counted.total_bytes().unwrap_or(u64::MAX)),
