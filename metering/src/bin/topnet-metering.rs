@@ -18,6 +18,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     log_to_stderr("info,tarpc=warn");
+    die_of_panics();
     match start(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -25,6 +26,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A task that panics must not leave the others running on half of what they need: a metering
+/// without its view of the chain, or without its payment port, looks alive and earns nothing.
+/// Whatever was given out is journalled, so dying at once loses nothing, and the service manager
+/// starts it anew.
+fn die_of_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 fn start(arguments: &Arguments) -> Result<(), RunError> {
