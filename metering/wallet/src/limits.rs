@@ -151,7 +151,8 @@ impl Promised {
             now.wall_ms.saturating_sub(last.wall_ms).max(now.boot_ms)
         };
         let before = self.minute();
-        self.clock_us += elapsed_ms.min(ELAPSED_MS_MAX) * 1_000;
+        let elapsed_us = elapsed_ms.min(ELAPSED_MS_MAX) * 1_000;
+        self.clock_us = self.clock_us.saturating_add(elapsed_us);
         for minute in (before + 1..=self.minute()).take(MINUTES) {
             self.minutes[(minute % MINUTES as u64) as usize] = Minute::default();
         }

@@ -1,4 +1,4 @@
-//! Files of a wallet: its journal and its key.
+//! Files of a wallet: its journal, its key, what it remembers of the past and of its limits.
 
 use std::{
     fs,
@@ -9,8 +9,12 @@ use std::{
 
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-use topnet_account::ChannelId;
-use topnet_wallet::{Journal, JournalError, OwnCount, key_file};
+use topnet_account::{Address, Amount, ChannelId};
+use topnet_unit::UNIT_BYTES;
+use topnet_wallet::{
+    Allowance, AllowanceError, Checkpoint, History, HistoryError, Journal, JournalError, Known,
+    Limits, Moment, OwnCount, Promised, Receipt, Remembered, Statement, key_file, to_csv,
+};
 
 const CHANNEL: ChannelId = ChannelId([9; 32]);
 const JOURNAL_MAGIC: &[u8] = b"topnet-wallet-journal/1\n";
@@ -116,4 +120,104 @@ fn is_cheap(bytes: &[u8]) -> bool {
     };
     let at_most = |key: &str, most| document[key].as_u64().is_some_and(|value| value <= most);
     at_most("memory_kib", 256) && at_most("passes", 2) && at_most("lanes", 2)
+}
+
+/// A channel's history, and the same lines as receipts. What is read makes a statement, and the
+/// next line that is written is read after it.
+pub(crate) fn statement(bytes: &[u8]) {
+    for line in bytes.split(|byte| *byte == b'\n') {
+        if let Ok(receipt) = serde_json::from_slice::<Receipt>(line) {
+            let shown = serde_json::to_vec(&receipt).unwrap();
+            assert_eq!(serde_json::from_slice::<Receipt>(&shown).unwrap(), receipt);
+            let _ = receipt.verify();
+        }
+    }
+    in_directory(|directory| {
+        fs::write(directory.join(format!("{CHANNEL}.history")), bytes).unwrap();
+        let read = || History::read(directory, CHANNEL);
+        let history = match read() {
+            Ok(history) => history,
+            Err(HistoryError::Line { line, .. }) => {
+                assert!(line <= bytes.split(|byte| *byte == b'\n').count());
+                return;
+            }
+            Err(HistoryError::File { .. }) => {
+                assert!(std::str::from_utf8(bytes).is_err());
+                return;
+            }
+        };
+        let journal = Remembered::default();
+        let known = Known {
+            channel: CHANNEL,
+            journal: &journal,
+            history: &history,
+            status: None,
+        };
+        let since = history.checkpoints.first().map(|first| first.at_ms);
+        let statements = [None, since].map(|since_ms| Statement::of(known, since_ms));
+        assert!(to_csv(&statements).lines().count() > statements.len());
+        serde_json::to_string(&statements[0]).unwrap();
+
+        let checkpoint = Checkpoint {
+            at_ms: u64::MAX,
+            ..Checkpoint::default()
+        };
+        History::note_checkpoint(directory, CHANNEL, checkpoint).unwrap();
+        let after = read().unwrap();
+        let (last, before) = after.checkpoints.split_last().unwrap();
+        assert_eq!((last, before), (&checkpoint, &history.checkpoints[..]));
+        assert_eq!(after.parties, history.parties);
+    });
+}
+
+/// A file of limits as the bytes are; and what such a file may hold, asked again and again while
+/// clocks jump. No more is ever granted than was asked for,
+/// nor at once than an hour allows, and the same question again gets no more.
+pub(crate) fn allowance(bytes: &[u8]) {
+    let limits = Limits {
+        hourly_spend: Some(Amount::from_ntop(1_000)),
+        hourly_volume_bytes: Some(300 * UNIT_BYTES),
+        rate_bytes_per_s: Some(50 * UNIT_BYTES),
+    };
+    let Some((state, mut rest)) = bytes.split_first_chunk::<{ Promised::BYTES }>() else {
+        allowance_file(bytes, limits);
+        return;
+    };
+    let mut promised = Promised::from_bytes(state);
+    assert_eq!(promised.to_bytes(), *state);
+    let mut now = Moment::default();
+    while let Some(([boot, units, price, time @ ..], after)) = rest.split_first_chunk::<7>() {
+        rest = after;
+        let [wall, high, low, scale] = time.map(u64::from);
+        now.boot = [boot & 3; 16];
+        now.boot_ms = (high << 8 | low) << (scale % 48);
+        now.wall_ms = now.wall_ms.wrapping_add(wall << (scale % 56));
+        let asked = u64::from(*units);
+        let price = Amount::from_ntop(u64::from(*price));
+        let before = promised.clone();
+        let grant = promised.handle_ask(&limits, asked, price, now);
+        assert!(grant.units <= asked && (grant.units == asked || grant.limit.is_some()));
+        assert_eq!(Promised::from_bytes(&promised.to_bytes()), promised);
+        // The same ask at the same moment, in a copy: what the limits leave only falls.
+        let mut again = promised.clone();
+        let second = again.handle_ask(&limits, asked, price, now);
+        assert!(second.units <= grant.units, "{before:?}");
+        assert!(
+            grant.units <= 300 && (price.is_zero() || grant.units * price.ntop() <= 1_000),
+            "{grant:?}"
+        );
+    }
+}
+
+fn allowance_file(bytes: &[u8], limits: Limits) {
+    const PROVIDER: Address = Address([4; 32]);
+    in_directory(|directory| {
+        let path = directory.join(format!("{PROVIDER}.allowance"));
+        fs::write(path, bytes).unwrap();
+        match Allowance::open(directory, PROVIDER, limits) {
+            Ok(allowance) => assert!(allowance.ask(1, Amount::from_ntop(1)).is_ok()),
+            Err(AllowanceError::Damaged { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    });
 }

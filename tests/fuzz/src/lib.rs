@@ -37,6 +37,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("facts", wire::facts),
     ("wallet_journal", files::wallet_journal),
     ("key_file", files::key_file),
+    ("statement", files::statement),
+    ("allowance", files::allowance),
     ("config", text::config),
     // Memory that another process writes.
     ("handover", shared::handover),

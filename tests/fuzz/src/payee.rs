@@ -6,13 +6,13 @@
 //! unit and never beyond the allocation; a restart knows what was shown before; a refused message
 //! changes nothing, and a repeated one nothing more.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Debug};
 
 use arbitrary::{Arbitrary, Unstructured};
 use topnet_account::{Amount, ChannelId, Signature};
 use topnet_channel::{
     Claim, Meter, Offer, PROTOCOL_VERSION, Payee, PayeeState, PayeeTerms, PayerMessage, Preimage,
-    Promise, RefusalCode, Roll, SecretKey, SignedVoucher, SlotUse, Token, Voucher,
+    Promise, RefusalCode, Roll, SecretKey, SignedVoucher, SlotUse, Taken, Token, Unproved, Voucher,
 };
 use topnet_unit::{BootId, Slot, UNIT_BYTES, bytes_paid_for, units_owed};
 
@@ -77,6 +77,11 @@ enum Event {
         spoil: VoucherSpoil,
     },
     Hello,
+    /// Of all that follows, signatures are proved only when it is said.
+    ProveLate(bool),
+    Prove {
+        which: u8,
+    },
     Write,
     Written,
     Crash {
@@ -185,6 +190,9 @@ struct World {
     frozen: bool,
     /// Vouchers that the payer signed, taken or not.
     signed: Vec<SignedVoucher>,
+    proves_late: bool,
+    /// What somebody is still proving, or has forgotten. It may come after a crash, too.
+    unproved: Vec<Unproved>,
     counts: Counts,
     /// A record, and what had been counted when it was made.
     disk: Option<(Vec<u8>, Counts)>,
@@ -235,6 +243,8 @@ impl World {
             unit_price_min,
             frozen: false,
             signed: Vec::new(),
+            proves_late: false,
+            unproved: Vec::new(),
             counts: Counts::default(),
             disk: None,
             writing: None,
@@ -318,6 +328,8 @@ impl World {
                 version: PROTOCOL_VERSION,
                 channel: CHANNEL,
             }),
+            Event::ProveLate(late) => self.proves_late = late,
+            Event::Prove { which } => self.prove(which),
             Event::Write => {
                 if let Some(record) = self.payee.poll_record() {
                     assert!(self.writing.is_none(), "two records at one time");
@@ -377,19 +389,47 @@ impl World {
             // No decoder lets it in.
             return;
         }
-        let was_durable = self.payee.is_durable();
         let before = self.payee.clone();
-        match take(&mut self.payee, &message) {
-            Err(_) => {
-                assert_eq!(self.payee.is_durable(), was_durable, "{message:?}");
-                assert_eq!(record_of(&self.payee), record_of(&before), "{message:?}");
+        let taken = if self.proves_late {
+            self.payee.handle_unproved(&message)
+        } else {
+            take(&mut self.payee, &message).map(|()| Taken::Whole)
+        };
+        match taken {
+            Err(_) => self.check_unchanged(&before, &message),
+            Ok(Taken::Unproved(unproved)) => {
+                self.check_unchanged(&before, &message);
+                self.unproved.push(*unproved);
             }
-            Ok(()) => {
+            Ok(Taken::Whole) => {
                 let mut again = self.payee.clone();
                 let _ = take(&mut again, &message);
                 assert_eq!(record_of(&again), record_of(&self.payee), "{message:?}");
             }
         }
+    }
+
+    /// The signature of something that was said before is proved now.
+    fn prove(&mut self, which: u8) {
+        if self.unproved.is_empty() {
+            return;
+        }
+        let which = usize::from(which) % self.unproved.len();
+        // Kept, too: it can be proved twice.
+        let unproved = self.unproved[which].clone();
+        let before = self.payee.clone();
+        let proved = unproved.clone().prove();
+        if proved
+            .and_then(|proved| self.payee.handle_proved(&proved))
+            .is_err()
+        {
+            self.check_unchanged(&before, &unproved);
+        }
+    }
+
+    fn check_unchanged(&self, before: &Payee, what: &dyn Debug) {
+        assert_eq!(self.payee.is_durable(), before.is_durable(), "{what:?}");
+        assert_eq!(record_of(&self.payee), record_of(before), "{what:?}");
     }
 
     fn nth_signed(&self, nth: u8) -> Option<SignedVoucher> {

@@ -1,10 +1,11 @@
-//! What people and other programs write: amounts, addresses, ids, configuration.
+//! What people and other programs write: amounts, addresses, ids, phrases, configuration.
 
 use std::{fmt::Display, path::Path, str::FromStr};
 
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey, Signature};
 use topnet_config::Config;
 use topnet_unit::BootId;
+use topnet_wallet::Phrase;
 
 /// What is read is shown so that it is read again.
 pub(crate) fn text(bytes: &[u8]) {
@@ -18,6 +19,11 @@ pub(crate) fn text(bytes: &[u8]) {
     reads_back::<Hash>(text);
     reads_back::<PublicKey>(text);
     reads_back::<Signature>(text);
+    if let Ok(phrase) = Phrase::parse(text) {
+        let shown = phrase.text();
+        let again = Phrase::parse(&shown).ok();
+        assert!(again.is_some_and(|again| again.text() == shown), "{text}");
+    }
 }
 
 fn reads_back<T: FromStr + Display + PartialEq>(text: &str) {
