@@ -39,7 +39,8 @@ pub type Known = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
 #[derive(Clone)]
 pub struct Limits {
     /// Connections at once, handshakes included. From half of it on the place is crowded:
-    /// addresses must answer a retry packet first, and strangers are sent away.
+    /// addresses must answer a retry packet first, as they must while many handshakes are under
+    /// way, and strangers are sent away.
     pub connections_max: usize,
     /// Who is no stranger.
     pub known: Known,
@@ -148,7 +149,10 @@ async fn greet(endpoint: Endpoint, limits: Limits, links: mpsc::Sender<Connectio
         let crowded = open >= limits.connections_max / 2;
         if open >= limits.connections_max {
             incoming.refuse();
-        } else if crowded && incoming.may_retry() && !incoming.remote_address_validated() {
+        } else if (crowded || sources.are_many())
+            && incoming.may_retry()
+            && !incoming.remote_address_validated()
+        {
             // It fails only for addresses that have already answered one.
             let _ = incoming.retry();
         } else {

@@ -2,7 +2,9 @@
 //!
 //! A handshake costs the listener a key exchange and two signatures before it knows who is there,
 //! so no source gets more than its share of them at once. Whoever has proved a known key is
-//! bounded by nothing here: a source may be a NAT with thousands of payers behind it.
+//! bounded by nothing here: a source may be a NAT with thousands of payers behind it. A source is
+//! only as good as its address, which anybody can write into a datagram: while many handshakes
+//! are under way, addresses must answer first.
 
 use std::{
     collections::HashMap,
@@ -12,6 +14,11 @@ use std::{
 
 /// Handshakes that one source may have under way.
 pub(crate) const HANDSHAKES_PER_SOURCE_MAX: u32 = 256;
+
+/// While so many handshakes are under way in all, an address must answer a retry packet
+/// (RFC 9000, 8.1.2) before it gets one: one more round trip, and invented addresses cost no
+/// cryptography but the packet's own.
+pub(crate) const HANDSHAKES_UNVALIDATED_MAX: usize = 64;
 
 /// An IPv4 address, or the 64 bits of an IPv6 address that a site is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,7 +41,13 @@ impl Source {
 
 /// Counts handshakes by source.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Sources(Arc<Mutex<HashMap<Source, u32>>>);
+pub(crate) struct Sources(Arc<Mutex<Counts>>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    by_source: HashMap<Source, u32>,
+    under_way: usize,
+}
 
 /// A handshake's place; given back when dropped.
 #[derive(Debug)]
@@ -48,15 +61,22 @@ impl Sources {
     pub(crate) fn enter(&self, address: IpAddr) -> Option<Place> {
         let source = Source::of(address);
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(source).or_default();
+        let count = counts.by_source.entry(source).or_default();
         if *count >= HANDSHAKES_PER_SOURCE_MAX {
             return None;
         }
         *count += 1;
+        counts.under_way += 1;
         Some(Place {
             sources: self.clone(),
             source,
         })
+    }
+
+    /// True if an address must prove itself before it gets a handshake.
+    pub(crate) fn are_many(&self) -> bool {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.under_way >= HANDSHAKES_UNVALIDATED_MAX
     }
 }
 
@@ -64,10 +84,11 @@ impl Drop for Place {
     fn drop(&mut self) {
         let counts = self.sources.0.lock();
         let mut counts = counts.unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.source) {
+        counts.under_way -= 1;
+        if let Some(count) = counts.by_source.get_mut(&self.source) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.source);
+                counts.by_source.remove(&self.source);
             }
         }
     }
@@ -92,7 +113,7 @@ mod tests {
         held.pop();
         assert!(enter("192.0.2.1").is_some());
         held.clear();
-        assert!(sources.0.lock().unwrap().is_empty());
+        assert!(sources.0.lock().unwrap().by_source.is_empty());
 
         // A site's addresses are one source.
         let held: Vec<_> = (0..HANDSHAKES_PER_SOURCE_MAX)
@@ -100,6 +121,8 @@ mod tests {
             .collect();
         assert!(enter("2001:db8::ffff:1").is_none());
         assert!(enter("2001:db8:0:1::1").is_some());
+        assert!(sources.are_many());
         drop(held);
+        assert!(!sources.are_many());
     }
 }

@@ -3,7 +3,10 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -207,8 +210,17 @@ async fn nobody_there_is_an_error_in_time() {
     assert!(matches!(error, Err(LinkError::Connect { .. })));
 }
 
-/// Passes datagrams on like a NAT, and takes another port towards the listener when told.
-async fn nat(front: tokio::net::UdpSocket, listener: SocketAddr, moves: Arc<Notify>) {
+/// What is between a payer and the listener.
+#[derive(Default)]
+struct Nat {
+    /// It is to take another port towards the listener.
+    moves: Notify,
+    /// Retry packets (RFC 9000, 17.2.5) that came by.
+    retries: AtomicUsize,
+}
+
+/// Passes datagrams on.
+async fn nat(front: tokio::net::UdpSocket, listener: SocketAddr, nat: Arc<Nat>) {
     let fresh = async || tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let (mut back, mut payer) = (fresh().await, None);
     let (mut up, mut down) = ([0; 2048], [0; 2048]);
@@ -221,9 +233,10 @@ async fn nat(front: tokio::net::UdpSocket, listener: SocketAddr, moves: Arc<Noti
             }
             received = back.recv_from(&mut down) => {
                 let (length, _) = received.unwrap();
+                nat.retries.fetch_add((down[0] >> 4 == 0xf).into(), Ordering::Relaxed);
                 front.send_to(&down[..length], payer.unwrap()).await.unwrap();
             }
-            () = moves.notified() => back = fresh().await,
+            () = nat.moves.notified() => back = fresh().await,
         }
     }
 }
@@ -233,11 +246,11 @@ async fn a_link_survives_that_its_payers_address_changes() {
     let (mut listener, address) = listener(8);
     let front = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let through = front.local_addr().unwrap();
-    let moves = Arc::new(Notify::new());
-    let nat = tokio::spawn(nat(front, address, Arc::clone(&moves)));
+    let between = Arc::new(Nat::default());
+    let nat = tokio::spawn(nat(front, address, Arc::clone(&between)));
     let [mut near, mut far] = link(&mut listener, through, &key(2)).await;
     for number in 0..6_u8 {
-        moves.notify_one();
+        between.moves.notify_one();
         tokio::task::yield_now().await;
         near.sender.send(&[number]).await.unwrap();
         let heard = timeout(PATIENCE, far.receiver.recv()).await.unwrap();
@@ -246,5 +259,28 @@ async fn a_link_survives_that_its_payers_address_changes() {
         let heard = timeout(PATIENCE, near.receiver.recv()).await.unwrap();
         assert_eq!(heard.unwrap().unwrap(), [number, number]);
     }
+    nat.abort();
+}
+
+#[tokio::test]
+async fn while_many_handshakes_are_under_way_addresses_answer_first() {
+    let (mut listener, address) = listener(1_000);
+    let front = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let through = front.local_addr().unwrap();
+    let between = Arc::new(Nat::default());
+    let nat = tokio::spawn(nat(front, address, Arc::clone(&between)));
+    link(&mut listener, through, &key(3)).await;
+    assert_eq!(between.retries.load(Ordering::Relaxed), 0, "nobody is here");
+
+    // The listener waits for the first frame of each.
+    let dialer = Dialer::new(address).unwrap();
+    let mut silent = Vec::new();
+    for number in 0..64 {
+        let key = key(100 + number);
+        silent.push(dialer.connect(self::key(1).public_key(), &key).await);
+    }
+    assert!(silent.iter().all(Result::is_ok));
+    link(&mut listener, through, &key(4)).await;
+    assert_eq!(between.retries.load(Ordering::Relaxed), 1);
     nat.abort();
 }
