@@ -2,7 +2,7 @@
 
 use topnet_account::{ChannelId, PublicKey};
 use topnet_channel::{PayeeMessage, PayerMessage, Proved, RefusalCode, Taken, Unproved};
-use tracing::warn;
+use tracing::debug;
 
 use crate::{Books, ConnectionId, Greeting, Output, REFUSALS_PER_LINK_MAX, account::Account};
 
@@ -94,7 +94,8 @@ impl Books {
         let refusal = PayeeMessage::Refused(code);
         self.outputs.push_back(Output::Reply(connection, refusal));
         if is_enough {
-            warn!(%channel, ?code, "a payer is refused again and again; its link ends");
+            // Not louder: whoever has a channel could fill the log with it. Refusals are counted.
+            debug!(%channel, ?code, "a payer is refused again and again; its link ends");
             self.handle_disconnected(connection);
             self.outputs.push_back(Output::End(connection));
         }

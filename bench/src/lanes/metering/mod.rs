@@ -13,6 +13,7 @@ mod connections;
 mod cost;
 mod durable;
 mod feed;
+mod flood;
 mod overrun;
 mod parties;
 mod payee;
@@ -65,6 +66,7 @@ impl Lane for MeteringLane {
         let setup = &self.setup;
         let mut cases = vec![ring::case(setup), durable::case(setup)];
         cases.extend(quic::cases(setup));
+        cases.extend(flood::cases(setup));
         cases.extend([
             refuse::case(setup),
             connections::case(setup),
@@ -85,6 +87,7 @@ pub fn play(role: Role) -> Result<()> {
         Role::Payee => payee::play(),
         Role::Payers => payers::play(),
         Role::Producer => ring::play(),
+        Role::Flood => flood::play(),
         Role::Opener => recovery::play(),
     }
 }

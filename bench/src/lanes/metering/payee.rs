@@ -43,6 +43,8 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Needs {
     /// Channels that are open.
     pub channels: u32,
+    /// Channels besides, that are open and have no slot.
+    pub idle_channels: u32,
     /// Where the data plane hands over its tables, if there is one.
     pub tables: Option<PathBuf>,
     /// Where the journal is.
@@ -143,7 +145,7 @@ async fn start(needs: &Needs) -> Result<(Handle, Ready)> {
     });
     handle.tell(Event::Payee(PAYEE)).await?;
     handle.tell(Event::Tips(tips())).await?;
-    for number in 0..needs.channels {
+    for number in 0..needs.channels + needs.idle_channels {
         handle.tell(Event::Channel(Box::new(view(number)?))).await?;
     }
     if let Some(tables) = &needs.tables {

@@ -33,6 +33,8 @@ pub enum Role {
     Payee,
     /// Payers without disks.
     Payers,
+    /// Whoever floods the payment port.
+    Flood,
     /// The producing end of a ring or of a socket.
     Producer,
     /// Opens a journal.

@@ -86,6 +86,17 @@ impl Provider {
         place: Place,
         feed_units: Option<u64>,
     ) -> Result<Provider> {
+        Self::start_with_idle(setup, [channels, 0], timed, place, feed_units)
+    }
+
+    /// As [`start`](Self::start), with so many more channels that are open and have no slot.
+    pub fn start_with_idle(
+        setup: &Setup,
+        [channels, idle_channels]: [u32; 2],
+        timed: Timed,
+        place: Place,
+        feed_units: Option<u64>,
+    ) -> Result<Provider> {
         let (sockets, journal) = (Place::Memory.directory()?, place.directory()?);
         let tables = sockets.path().join("tables");
         let needs = plane::Needs {
@@ -97,6 +108,7 @@ impl Provider {
         plane.hear::<()>(&setup.interrupt, PATIENCE)?;
         let needs = payee::Needs {
             channels,
+            idle_channels,
             tables: Some(tables),
             journal: journal.path().to_owned(),
             feed_units,
