@@ -55,14 +55,13 @@ pub async fn serve(mut listener: Listener, handle: Handle, chain: LookUp) {
 }
 
 async fn converse(
-    link: Connection,
+    mut link: Connection,
     connection: ConnectionId,
     handle: &Handle,
     chain: &LookUp,
 ) -> Result<(), String> {
     let key = link.peer;
-    let (mut sender, mut receiver) = link.split();
-    let first = timeout(HELLO_TIMEOUT, receiver.recv()).await;
+    let first = timeout(HELLO_TIMEOUT, link.receiver.recv()).await;
     let first = first
         .map_err(|_| "it said no hello")?
         .map_err(|error| error.to_string())?;
@@ -72,9 +71,9 @@ async fn converse(
             version: PROTOCOL_VERSION,
             channel,
         }) => channel,
-        Ok(PayerMessage::Hello { .. }) => return refuse(sender, RefusalCode::Version).await,
-        Ok(_) => return refuse(sender, RefusalCode::OutOfOrder).await,
-        Err(_) => return refuse(sender, RefusalCode::Malformed).await,
+        Ok(PayerMessage::Hello { .. }) => return refuse(link.sender, RefusalCode::Version).await,
+        Ok(_) => return refuse(link.sender, RefusalCode::OutOfOrder).await,
+        Err(_) => return refuse(link.sender, RefusalCode::Malformed).await,
     };
     let (replies, mut answers) = mpsc::channel(REPLIES_MAX);
     let hello = |greeting: oneshot::Sender<Greeting>| Event::Hello {
@@ -89,10 +88,15 @@ async fn converse(
     if greeting == Greeting::Unknown && look_up(channel, handle, chain).await {
         greeting = handle.ask(&hello).await.map_err(ended)?;
     }
-    if greeting != Greeting::Welcome {
-        return refuse(sender, RefusalCode::UnknownChannel).await;
+    match greeting {
+        Greeting::Welcome => link.welcome(),
+        Greeting::Unknown | Greeting::WrongKey => {
+            return refuse(link.sender, RefusalCode::UnknownChannel).await;
+        }
+        Greeting::TooOften => return refuse(link.sender, RefusalCode::TooOften).await,
     }
     drop(replies);
+    let (mut sender, mut receiver) = link.split();
     let exchanged = exchange(connection, &mut sender, &mut receiver, &mut answers, handle).await;
     // What was said last, a refusal perhaps, is lost with the link unless it is waited for.
     sender.finish().await;

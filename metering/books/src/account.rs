@@ -13,7 +13,7 @@ use topnet_unit::{Attachment, BootId, Slot, UnitCount, units_owed};
 use tracing::warn;
 
 use crate::{
-    ConnectionId, LogHead, NewLine, Output,
+    ConnectionId, LogHead, NewLine, Output, PATIENCE_MAX,
     chain::{Clock, Heads, UNHEARD},
     facts::Facts,
 };
@@ -48,8 +48,7 @@ pub(super) struct Account {
     stalled: Option<Instant>,
     pub(super) log: AccountLog,
     pub(super) refused: Option<RefusalCode>,
-    /// On the link that stands.
-    pub(super) refusals: u32,
+    pub(super) patience: Patience,
     pub(super) finish: Finish,
     pub(super) acknowledge: Vec<SlotUse>,
     pub(super) touched: bool,
@@ -114,6 +113,41 @@ impl Standing {
             )),
             Self::Closed => Some("the channel is closed on its chain; open another".to_owned()),
         }
+    }
+}
+
+/// How much of our time a channel's payer may still waste: a link or a refusal is nothing to the
+/// payer, and work for us, since its key is known.
+#[derive(Debug)]
+pub(super) struct Patience {
+    left: u32,
+    /// It has grown up to then.
+    since: Option<Instant>,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            left: PATIENCE_MAX,
+            since: None,
+        }
+    }
+}
+
+impl Patience {
+    /// Takes what something has cost. False if there is no patience left for it; then it has to
+    /// grow again from nothing. Without a `now` it does not grow.
+    pub(super) fn lose(&mut self, cost: u32, now: Option<Instant>) -> bool {
+        if let Some(now) = now {
+            let since = *self.since.get_or_insert(now);
+            let grown = now.saturating_duration_since(since).as_secs();
+            let grown = u32::try_from(grown).unwrap_or(u32::MAX);
+            self.left = self.left.saturating_add(grown).min(PATIENCE_MAX);
+            self.since = Some(since + Duration::from_secs(grown.into()));
+        }
+        let rest = self.left.checked_sub(cost);
+        self.left = rest.unwrap_or(0);
+        rest.is_some()
     }
 }
 
@@ -193,7 +227,7 @@ impl Account {
             stalled: None,
             log: AccountLog::default(),
             refused: None,
-            refusals: 0,
+            patience: Patience::default(),
             finish: Finish::NotAsked,
             acknowledge: Vec::new(),
             touched: false,

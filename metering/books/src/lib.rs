@@ -38,7 +38,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use topnet_account::{ChannelId, PublicKey};
@@ -57,8 +57,16 @@ pub use self::{
 
 /// Channels at once.
 pub const CHANNELS_MAX: usize = 1 << 20;
-/// Refusals on one link after which it ends. An honest wallet resumes after each.
-pub const REFUSALS_PER_LINK_MAX: u32 = 8;
+/// Patience with a channel's payer, of which one grows again each second.
+pub const PATIENCE_MAX: u32 = 32;
+/// What a link costs of it. When none is left the channel gets none.
+pub const LINK_COST: u32 = 1;
+/// What a refusal costs of it, after which an honest wallet resumes. When none is left the link
+/// ends.
+pub const REFUSAL_COST: u32 = 4;
+/// A payer that need not hear at once of what it owes hears of it after this time for each link
+/// that there is: 20,000 messages a second in all.
+const TELLING_INTERVAL_PER_LINK: Duration = Duration::from_micros(50);
 /// Boundaries of which the time is kept until the next commit; of more than these none is.
 const BOUNDARIES_MAX: usize = 1 << 16;
 
@@ -94,6 +102,8 @@ pub enum Greeting {
     Unknown,
     /// The link's key is not the channel's signer.
     WrongKey,
+    /// The channel's payer has cost too much time lately.
+    TooOften,
 }
 
 /// Counts since start.

@@ -4,7 +4,7 @@ use topnet_account::{ChannelId, PublicKey};
 use topnet_channel::{PayeeMessage, PayerMessage, Proved, RefusalCode, Taken, Unproved};
 use tracing::debug;
 
-use crate::{Books, ConnectionId, Greeting, Output, REFUSALS_PER_LINK_MAX, account::Account};
+use crate::{Books, ConnectionId, Greeting, LINK_COST, Output, REFUSAL_COST, account::Account};
 
 impl Books {
     /// A payer says hello on a new link, on which it has proved `key`.
@@ -14,18 +14,21 @@ impl Books {
         channel: ChannelId,
         key: PublicKey,
     ) -> Greeting {
+        let now = self.clock.map(|clock| clock.now);
         let Some(account) = self.accounts.get_mut(&channel) else {
             return Greeting::Unknown;
         };
         if account.facts.signer != key {
             return Greeting::WrongKey;
         }
+        if !account.patience.lose(LINK_COST, now) {
+            return Greeting::TooOften;
+        }
         if let Some(old) = account.connection.replace(connection) {
             self.connections.remove(&old);
             self.outputs.push_back(Output::End(old));
         }
         account.greet = true;
-        account.refusals = 0;
         account.urgent = true;
         self.connections.insert(connection, channel);
         self.touch(channel);
@@ -85,12 +88,12 @@ impl Books {
     /// Says no, and after too many times no more: whoever is wrong so often costs others time.
     fn refuse(&mut self, connection: ConnectionId, code: RefusalCode) {
         self.counters.refusals += 1;
+        let now = self.clock.map(|clock| clock.now);
         let Some((channel, account)) = self.account_of(connection) else {
             return;
         };
         account.refused = Some(code);
-        account.refusals += 1;
-        let is_enough = account.refusals >= REFUSALS_PER_LINK_MAX;
+        let is_enough = !account.patience.lose(REFUSAL_COST, now);
         let refusal = PayeeMessage::Refused(code);
         self.outputs.push_back(Output::Reply(connection, refusal));
         if is_enough {

@@ -21,7 +21,8 @@ use topnet_unit::{
 };
 
 use crate::{
-    Books, Greeting, LogHead, NewLine, Output, REFUSALS_PER_LINK_MAX, Stored, Tips, facts::Served,
+    Books, Greeting, LINK_COST, LogHead, NewLine, Output, PATIENCE_MAX, REFUSAL_COST, Stored,
+    TELLING_INTERVAL_PER_LINK, Tips, facts::Served,
 };
 
 const CHANNEL: ChannelId = ChannelId([9; 32]);

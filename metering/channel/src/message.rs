@@ -126,6 +126,8 @@ pub enum RefusalCode {
     Frozen = 13,
     /// The channel is finished; what was owed has been claimed.
     Finished = 14,
+    /// Too many links of this channel lately, or too much on them that was refused: wait.
+    TooOften = 15,
 }
 
 /// Bytes that are not a message.
@@ -268,7 +270,7 @@ impl PayeeMessage {
 }
 
 impl RefusalCode {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Version,
         Self::UnknownChannel,
         Self::OutOfOrder,
@@ -283,6 +285,7 @@ impl RefusalCode {
         Self::BeyondAllocation,
         Self::Frozen,
         Self::Finished,
+        Self::TooOften,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {

@@ -17,6 +17,7 @@ use crate::{
     FRAME_BYTES_MAX, LinkError, Receiver, Sender,
     identity::{self, Pin},
     socket,
+    sources::Charge,
 };
 
 /// From the first packet to the first byte of the stream.
@@ -46,9 +47,18 @@ pub struct Connection {
     pub receiver: Receiver,
     /// What both have moved.
     pub traffic: Traffic,
+    pub(crate) charge: Option<Charge>,
 }
 
 impl Connection {
+    /// The listener does business with the other end. Until then a link counts against what its
+    /// source may have: 256 at once, and 32 a second from then on.
+    pub fn welcome(&mut self) {
+        if let Some(charge) = self.charge.take() {
+            charge.refund();
+        }
+    }
+
     /// The two halves, for two tasks or two arms of a `select`.
     pub fn split(self) -> (Sender, Receiver) {
         (self.sender, self.receiver)
@@ -126,6 +136,7 @@ impl Dialer {
                 sender: Sender::new(send),
                 receiver: Receiver::new(receive),
                 traffic: Traffic(connection),
+                charge: None,
             })
         };
         tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)

@@ -1,6 +1,11 @@
 //! The end that listens: takes links from anybody who proves a key, within limits.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use quinn::{
     ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, Incoming, ServerConfig, VarInt,
@@ -18,7 +23,7 @@ use crate::{
     Connection, LinkError, Receiver, Sender, Traffic,
     connection::{HANDSHAKE_TIMEOUT, transport},
     identity, socket,
-    sources::Sources,
+    sources::{Charge, Entry, Sources},
 };
 
 /// Links that wait to be accepted.
@@ -40,7 +45,8 @@ pub type Known = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
 pub struct Limits {
     /// Connections at once, handshakes included. From half of it on the place is crowded:
     /// addresses must answer a retry packet first, as they must while many handshakes are under
-    /// way, and strangers are sent away.
+    /// way, and strangers are sent away. What one source may have of them is fixed: see
+    /// [`Connection::welcome`].
     pub connections_max: usize,
     /// Who is no stranger.
     pub known: Known,
@@ -149,34 +155,48 @@ async fn greet(endpoint: Endpoint, limits: Limits, links: mpsc::Sender<Connectio
         let crowded = open >= limits.connections_max / 2;
         if open >= limits.connections_max {
             incoming.refuse();
-        } else if (crowded || sources.are_many())
-            && incoming.may_retry()
-            && !incoming.remote_address_validated()
-        {
+            continue;
+        }
+        let validated = incoming.remote_address_validated() || !incoming.may_retry();
+        if crowded && !validated {
             // It fails only for addresses that have already answered one.
             let _ = incoming.retry();
-        } else {
-            let Some(place) = sources.enter(incoming.remote_address().ip()) else {
+            continue;
+        }
+        let address = incoming.remote_address().ip();
+        let (under_way, charge) = match sources.enter(address, validated, Instant::now()) {
+            Entry::Enter(under_way, charge) => (under_way, charge),
+            Entry::AnswerFirst => {
+                let _ = incoming.retry();
+                continue;
+            }
+            Entry::TooMany => {
                 incoming.refuse();
                 continue;
-            };
-            let (known, links) = (Arc::clone(&limits.known), links.clone());
-            tokio::spawn(async move {
-                let remote = incoming.remote_address();
-                let greeted = timeout(HANDSHAKE_TIMEOUT, handshake(incoming, crowded, known)).await;
-                drop(place);
-                match greeted {
-                    // The backlog is full only while nobody accepts; then the link may go.
-                    Ok(Ok(link)) => drop(links.try_send(link)),
-                    Ok(Err(reason)) => debug!(%remote, reason, "payment handshake failed"),
-                    Err(_) => debug!(%remote, "payment handshake timed out"),
-                }
-            });
-        }
+            }
+        };
+        let (known, links) = (Arc::clone(&limits.known), links.clone());
+        tokio::spawn(async move {
+            let remote = incoming.remote_address();
+            let greeting = handshake(incoming, charge, crowded, known);
+            let greeted = timeout(HANDSHAKE_TIMEOUT, greeting).await;
+            drop(under_way);
+            match greeted {
+                // The backlog is full only while nobody accepts; then the link may go.
+                Ok(Ok(link)) => drop(links.try_send(link)),
+                Ok(Err(reason)) => debug!(%remote, reason, "payment handshake failed"),
+                Err(_) => debug!(%remote, "payment handshake timed out"),
+            }
+        });
     }
 }
 
-async fn handshake(incoming: Incoming, crowded: bool, known: Known) -> Result<Connection, String> {
+async fn handshake(
+    incoming: Incoming,
+    charge: Charge,
+    crowded: bool,
+    known: Known,
+) -> Result<Connection, String> {
     let connection = incoming.await.map_err(|error| error.to_string())?;
     let peer = identity::peer(&connection).ok_or("no key was proved")?;
     if crowded && !known(&peer) {
@@ -193,5 +213,6 @@ async fn handshake(incoming: Incoming, crowded: bool, known: Known) -> Result<Co
         sender: Sender::new(send),
         receiver: Receiver::new(receive),
         traffic: Traffic(connection),
+        charge: Some(charge),
     })
 }

@@ -347,7 +347,10 @@ impl Paying {
     /// Whether to try again after a refusal, and what to say meanwhile.
     fn refused(&mut self, code: RefusalCode) -> Result<String, PayError> {
         // These pass by themselves, sooner or later.
-        let passes = matches!(code, RefusalCode::Frozen | RefusalCode::UnknownChannel);
+        let passes = matches!(
+            code,
+            RefusalCode::Frozen | RefusalCode::UnknownChannel | RefusalCode::TooOften
+        );
         if !passes {
             self.refusals += 1;
         }

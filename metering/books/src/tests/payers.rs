@@ -45,33 +45,67 @@ fn strangers_and_other_peoples_channels_are_turned_away() {
     assert_eq!(world.books.connected(), 1);
 }
 
+/// A token under a voucher that was never promised.
+fn stale() -> PayerMessage {
+    PayerMessage::Token(Token {
+        channel: CHANNEL,
+        seq: 1,
+        index: 1,
+        preimage: [1; 32],
+        own_bytes: 0,
+    })
+}
+
 #[test]
-fn a_payer_that_is_refused_again_and_again_loses_its_link() {
+fn a_payer_that_is_refused_again_and_again_loses_its_link_and_must_wait() {
     let mut world = World::new();
     world.turn();
-    let token = |index| {
-        PayerMessage::Token(Token {
-            channel: CHANNEL,
-            seq: 1,
-            index,
-            preimage: [1; 32],
-            own_bytes: 0,
-        })
-    };
-    for refusals in 1..=REFUSALS_PER_LINK_MAX {
-        world.say(LINK, &token(1));
+    let refusals_max = PATIENCE_MAX / REFUSAL_COST;
+    for refusals in 1..=refusals_max {
+        world.say(LINK, &stale());
         let outputs = world.turn();
         assert!(replies(&outputs).contains(&PayeeMessage::Refused(RefusalCode::StaleVoucher)));
         let ends = outputs.contains(&Output::End(LINK));
-        assert_eq!(ends, refusals == REFUSALS_PER_LINK_MAX);
+        assert_eq!(ends, refusals == refusals_max);
     }
     assert_eq!(world.books.connected(), 0);
-    world.say(LINK, &token(1));
+    world.say(LINK, &stale());
     assert_eq!(world.turn(), []);
+    assert_eq!(world.books.counters().refusals, u64::from(refusals_max));
+
+    let key = secret().public_key();
     assert_eq!(
-        world.books.counters().refusals,
-        u64::from(REFUSALS_PER_LINK_MAX)
+        world.books.handle_hello(2, CHANNEL, key),
+        Greeting::TooOften
     );
+    assert_eq!(world.books.connected(), 0);
+    world.now += Duration::from_secs(u64::from(LINK_COST));
+    world.books.poll_freshness(world.now, NOW_MS);
+    assert_eq!(world.books.handle_hello(3, CHANNEL, key), Greeting::Welcome);
+    world.say(3, &stale());
+    assert!(world.turn().contains(&Output::End(3)), "not eight more");
+}
+
+#[test]
+fn a_payer_may_make_links_again_and_again_but_not_without_end() {
+    let mut world = World::new();
+    let key = secret().public_key();
+    let mut link = LINK;
+    let mut hello = |world: &mut World| {
+        link += 1;
+        world.books.handle_hello(link, CHANNEL, key)
+    };
+    // One is the link that the world began with.
+    for _ in 1..PATIENCE_MAX / LINK_COST {
+        assert_eq!(hello(&mut world), Greeting::Welcome);
+    }
+    assert_eq!(hello(&mut world), Greeting::TooOften);
+    assert_eq!(world.books.connected(), 1, "the link that stands does");
+    for _ in 0..1_000 {
+        world.now += Duration::from_secs(u64::from(LINK_COST));
+        world.books.poll_freshness(world.now, NOW_MS);
+        assert_eq!(hello(&mut world), Greeting::Welcome);
+    }
 }
 
 #[test]

@@ -107,6 +107,7 @@ impl World {
                 }
                 Greeting::Unknown if attempt == 0 => self.look_up(channel),
                 Greeting::Unknown | Greeting::WrongKey => break,
+                Greeting::TooOften => return Err(RefusalCode::TooOften),
             }
         }
         Err(RefusalCode::UnknownChannel)
