@@ -27,6 +27,9 @@ const ATTACH_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a payer who counts less than we do may leave a channel without credit before a unit
 /// is written off: long enough for its tokens to arrive.
 const STALLED_TIME_MAX: Duration = Duration::from_secs(2);
+/// A payer is told at once when this share of its lead has been used up since it was told last;
+/// until then what it hears would change nothing that it has to do now.
+const TELLING_SHARE: u64 = 8;
 /// A channel with less credit than the largest packet stands still.
 const PACKET_BYTES_MAX: u64 = 1 << 16;
 
@@ -41,7 +44,8 @@ pub(super) struct Account {
     pub(super) connection: Option<ConnectionId>,
     /// The link is to be told where the channel stands.
     pub(super) greet: bool,
-    pub(super) told: Option<Meter>,
+    /// On this link, and when.
+    pub(super) told: Option<(Meter, Instant)>,
     /// What the payer says that it counted itself, at most.
     pub(super) payer_bytes: u64,
     /// Since when the channel has stood still although its payer is there.
@@ -334,27 +338,46 @@ impl Account {
         }
     }
 
-    /// Tells the payer and the data plane what has become durable.
-    pub(super) fn tell(&mut self, outputs: &mut VecDeque<Output>) {
+    /// Tells the payer and the data plane what has become durable; the payer what is not urgent
+    /// no sooner than `interval` after it was told last. True if all is told.
+    pub(super) fn tell(
+        &mut self,
+        now: Instant,
+        interval: Duration,
+        outputs: &mut VecDeque<Output>,
+    ) -> bool {
         outputs.extend(self.acknowledge.drain(..).map(Output::Acknowledge));
         let Some(connection) = self.connection else {
-            return;
+            return true;
         };
         let mut say = |message| outputs.push_back(Output::Reply(connection, message));
-        if self.greet {
-            self.greet = false;
+        if std::mem::take(&mut self.greet) {
             self.told = None;
             say(PayeeMessage::Offer(self.payee.offer()));
             say(PayeeMessage::Resume(self.payee.promise()));
         }
         let meter = self.payee.meter();
-        if self.told != Some(meter) {
-            self.told = Some(meter);
-            say(PayeeMessage::Meter(meter));
-            if self.payee.state() == PayeeState::Finished {
-                say(PayeeMessage::Refused(RefusalCode::Finished));
+        if let Some((told, at)) = self.told {
+            if told == meter {
+                return true;
+            }
+            if !self.is_urgent_to_tell(&meter, &told) && now < at + interval {
+                return false;
             }
         }
+        self.told = Some((meter, now));
+        say(PayeeMessage::Meter(meter));
+        if self.payee.state() == PayeeState::Finished {
+            say(PayeeMessage::Refused(RefusalCode::Finished));
+        }
+        true
+    }
+
+    /// A message for each unit would cost more than to count the unit and to be paid for it.
+    fn is_urgent_to_tell(&self, meter: &Meter, told: &Meter) -> bool {
+        let lead = meter.accepted.saturating_sub(meter.owed);
+        let step = (lead / TELLING_SHARE).max(1);
+        meter.owed.saturating_sub(told.owed) >= step || self.payee.state() == PayeeState::Finished
     }
 
     /// Freezes the channel if it must not go on, and thaws it if it may again. True if that

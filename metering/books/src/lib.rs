@@ -263,6 +263,8 @@ impl Books {
     }
 
     fn settle_touched(&mut self, committed: bool, now: Instant) {
+        let links = u32::try_from(self.connections.len()).unwrap_or(u32::MAX);
+        let interval = TELLING_INTERVAL_PER_LINK.saturating_mul(links);
         let mut touched = std::mem::take(&mut self.touched);
         touched.retain(|channel| {
             let Some(account) = self.accounts.get_mut(channel) else {
@@ -274,14 +276,13 @@ impl Books {
                 account.note_window();
             }
             account.apply_credit(self.attached.as_ref());
-            if account.payee.is_durable() {
-                account.tell(&mut self.outputs);
-            }
+            let all_told =
+                account.payee.is_durable() && account.tell(now, interval, &mut self.outputs);
             let finishing =
                 account.finish(self.attached.as_ref(), *channel, now, &mut self.outputs);
             account.urgent |= finishing;
             self.urgent |= account.urgent;
-            account.touched = finishing || !account.payee.is_durable() || account.facts_changed;
+            account.touched = finishing || !all_told || account.facts_changed;
             account.touched
         });
         self.touched = touched;

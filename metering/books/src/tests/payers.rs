@@ -175,3 +175,41 @@ fn nothing_is_written_off_for_a_payer_that_counts_as_much_and_does_not_pay() {
     assert_eq!(world.limit_bytes(), paid);
     assert_eq!(world.books.counters().written_off, 0);
 }
+
+#[test]
+fn a_payer_far_ahead_hears_of_several_units_at_once_and_of_the_last_in_time() {
+    let mut world = World::new();
+    let mut payer = payer();
+    let owed_told = |outputs: &[Output]| -> Vec<u64> {
+        let owed = |message| match message {
+            PayeeMessage::Meter(meter) => Some(meter.owed),
+            _ => None,
+        };
+        replies(outputs).into_iter().filter_map(owed).collect()
+    };
+    world.pay(&mut payer, 0);
+    world.turn();
+    // Its window grows with what it has paid for.
+    for units in 1..64 {
+        world.usage.add(SLOT.index, UNIT_BYTES, 1);
+        let told = owed_told(&world.turn());
+        assert!(units > 8 || told == [units], "it is little ahead: {told:?}");
+        world.pay(&mut payer, units);
+        world.turn();
+    }
+    let pass = |world: &mut World, time| {
+        world.now += time;
+        owed_told(&world.turn())
+    };
+    let interval = TELLING_INTERVAL_PER_LINK;
+    pass(&mut world, interval);
+    let mut told = Vec::new();
+    for _ in 0..8 {
+        world.usage.add(SLOT.index, UNIT_BYTES, 1);
+        told.extend(owed_told(&world.turn()));
+    }
+    assert_eq!(told, [70], "an eighth of 64, more or less");
+    assert!(pass(&mut world, interval - Duration::from_nanos(1)).is_empty());
+    assert_eq!(pass(&mut world, Duration::from_nanos(1)), [71]);
+    assert!(pass(&mut world, interval).is_empty());
+}
