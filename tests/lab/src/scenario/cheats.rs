@@ -44,9 +44,10 @@ const MEANWHILE_BYTES: u64 = 96 << 20;
 const RATE_BYTES_PER_S: u64 = 6 << 20;
 /// How long the wallet is watched after the last byte.
 const WATCHED_FOR: Duration = Duration::from_secs(2);
-/// A channel is frozen for a moment where blocks come late; that is no answer to a forgery.
-const FROZEN_TRIES: u32 = 25;
-const FROZEN_PAUSE: Duration = Duration::from_millis(400);
+/// A channel is frozen for a moment where blocks come late, and its payer must wait after many
+/// refusals; neither is an answer to a forgery.
+const UNHEARD_TRIES: u32 = 25;
+const UNHEARD_PAUSE: Duration = Duration::from_millis(400);
 const MILLION: u128 = 1_000_000;
 
 /// Whose promises the wallet is asked for, and where.
@@ -247,7 +248,7 @@ impl Lab<'_> {
                 let cheat = self.forgery(forger, payment, &forgery)?;
                 report.cheats.push(cheat);
             }
-            self.say_until_thawed(payment, &forger.secret, &honest, None)?;
+            self.say_until_heard(payment, &forger.secret, &honest, None)?;
             let interrupt = self.options.interrupt;
             interrupt.wait("the honest step is taken", STILL_WAIT, || {
                 Ok((self.accepted_of(forger) == accepted).then_some(()))
@@ -263,7 +264,7 @@ impl Lab<'_> {
         };
         let before = self.accepted_of(forger);
         let frames = &forgery.frames;
-        let answer = self.say_until_thawed(payment, secret, frames, forgery.expected)?;
+        let answer = self.say_until_heard(payment, secret, frames, forgery.expected)?;
         let after = self.accepted_of(forger);
         let words = match answer {
             Some(code) => format!("{code:?}"),
@@ -277,22 +278,23 @@ impl Lab<'_> {
         })
     }
 
-    fn say_until_thawed(
+    fn say_until_heard(
         &self,
         payment: &Payment,
         secret: &SecretKey,
         frames: &[Vec<u8>],
         expected: Option<RefusalCode>,
     ) -> Result<Option<RefusalCode>> {
-        for _ in 0..FROZEN_TRIES {
+        let mut answer = None;
+        for _ in 0..UNHEARD_TRIES {
             let said = say(payment.target, secret, frames, expected.is_some());
-            let answer = inside(&self.topology.client, said)?;
-            if answer != Some(RefusalCode::Frozen) {
-                return Ok(answer);
+            answer = inside(&self.topology.client, said)?;
+            if !matches!(answer, Some(RefusalCode::Frozen | RefusalCode::TooOften)) {
+                break;
             }
-            self.options.interrupt.sleep(FROZEN_PAUSE)?;
+            self.options.interrupt.sleep(UNHEARD_PAUSE)?;
         }
-        Ok(Some(RefusalCode::Frozen))
+        Ok(answer)
     }
 
     /// What metering says that it was paid on the forger's channel; nothing until it knows it.
