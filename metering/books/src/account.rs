@@ -55,6 +55,8 @@ pub(super) struct Account {
     pub(super) patience: Patience,
     pub(super) finish: Finish,
     pub(super) acknowledge: Vec<SlotUse>,
+    /// Since metering started: units come due only when something counts.
+    counted_last: Option<SlotUse>,
     pub(super) touched: bool,
     pub(super) urgent: bool,
 }
@@ -234,6 +236,7 @@ impl Account {
             patience: Patience::default(),
             finish: Finish::NotAsked,
             acknowledge: Vec::new(),
+            counted_last: None,
             touched: false,
             urgent: false,
         };
@@ -253,7 +256,6 @@ impl Account {
 
     /// The line of the service log for what the record that is being written says is owed.
     pub(super) fn log_units(&mut self, channel: ChannelId, wall_ms: u64) -> Option<NewLine> {
-        let counting = self.payee.slot_uses().last().map(|(slot_use, _)| slot_use);
         let none = SlotUse {
             boot: BootId([0; 16]),
             slot: Slot {
@@ -261,7 +263,7 @@ impl Account {
                 generation: 0,
             },
         };
-        let SlotUse { boot, slot } = counting.unwrap_or(none);
+        let SlotUse { boot, slot } = self.counted_last.unwrap_or(none);
         self.log.line(Line {
             channel,
             units_before: 0,
@@ -301,8 +303,27 @@ impl Account {
         true
     }
 
-    /// A unit that has come due is worth a commit of its own; bytes within one are not.
-    pub(super) fn note_usage(&mut self) {
+    /// What a use of a slot has counted in all. True if that is news.
+    pub(super) fn handle_usage(&mut self, slot_use: SlotUse, usage_bytes: u64) -> bool {
+        self.note_usage(slot_use, |payee| payee.handle_usage(slot_use, usage_bytes))
+    }
+
+    /// The last word of a use of a slot.
+    pub(super) fn handle_slot_over(&mut self, slot_use: SlotUse, usage_bytes: u64) {
+        self.note_usage(slot_use, |payee| {
+            payee.handle_slot_over(slot_use, usage_bytes)
+        });
+    }
+
+    /// Every byte that the books hear of comes by here. A unit that has come due is worth a
+    /// commit of its own; bytes within one are not.
+    fn note_usage(&mut self, slot_use: SlotUse, hear: impl FnOnce(&mut Payee)) -> bool {
+        let before = self.payee.channel_bytes();
+        hear(&mut self.payee);
+        if self.payee.channel_bytes() == before {
+            return false;
+        }
+        self.counted_last = Some(slot_use);
         let owed = units_owed(self.payee.channel_bytes(), self.payee.written_off());
         self.urgent |= owed > self.payee.meter().owed;
         let unpaid_bytes = self.payee.unpaid_bytes();
@@ -310,6 +331,7 @@ impl Account {
             self.facts.unpaid_bytes_max = unpaid_bytes;
             self.facts_changed = true;
         }
+        true
     }
 
     pub(super) fn note_window(&mut self) {
@@ -443,7 +465,7 @@ impl Account {
             for slot_use in counting {
                 if let Some(attached) = of_boot(&slot_use) {
                     let bytes = attached.usage.totals(slot_use.slot.index).bytes;
-                    self.payee.handle_usage(slot_use, bytes);
+                    self.handle_usage(slot_use, bytes);
                 } else {
                     warn!(%channel, ?slot_use, "its tables are gone: what it counted last is not claimed");
                 }

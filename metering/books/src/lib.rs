@@ -109,7 +109,7 @@ pub enum Greeting {
 /// Counts since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Tokens accepted.
+    /// Tokens that were not refused; one that pays nothing new counts, too.
     pub tokens: u64,
     /// Payers' messages that were refused.
     pub refusals: u64,
@@ -137,8 +137,6 @@ pub struct Books {
     forgotten: Vec<ChannelId>,
     connections: HashMap<ConnectionId, ChannelId>,
     attached: Option<Attachment>,
-    /// Of data planes that are gone; kept until their last totals are committed.
-    dead: Vec<Attachment>,
     /// Slots of the attached data plane.
     slots: BTreeMap<u32, (ChannelId, SlotUse)>,
     touched: Vec<ChannelId>,
@@ -170,7 +168,6 @@ impl Books {
             forgotten: Vec::new(),
             connections: HashMap::new(),
             attached: None,
-            dead: Vec::new(),
             slots: BTreeMap::new(),
             touched: Vec::new(),
             urgent: false,
@@ -250,8 +247,6 @@ impl Books {
     pub fn handle_committed(&mut self, committed: bool, now: Instant) {
         if committed {
             self.counters.commits += 1;
-            // Their last totals were in the batch.
-            self.dead.clear();
         }
         self.settle_touched(committed, now);
     }

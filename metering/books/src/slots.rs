@@ -20,11 +20,7 @@ impl Books {
     pub fn handle_attached(&mut self, attachment: Attachment) {
         let boot = attachment.header.boot;
         info!(%boot, slots = attachment.header.slots, "attached to the data plane's tables");
-        if let Some(old) = self.attached.replace(attachment)
-            && old.header.boot != boot
-        {
-            self.dead.push(old);
-        }
+        let dead = self.attached.replace(attachment);
         self.slots.clear();
         let channels: Vec<ChannelId> = self.live.iter().copied().collect();
         for channel in channels {
@@ -42,15 +38,14 @@ impl Books {
                     continue;
                 }
                 // Without its mapping the last durable word is the last word.
-                let dead = self
-                    .dead
-                    .iter()
-                    .find(|dead| dead.header.boot == slot_use.boot);
+                let dead = dead
+                    .as_ref()
+                    .filter(|dead| dead.header.boot == slot_use.boot);
                 let usage_bytes = dead.map_or(0, |dead| {
                     dead.credit.close(slot_use.slot);
                     dead.usage.totals(slot_use.slot.index).bytes
                 });
-                account.payee.handle_slot_over(slot_use, usage_bytes);
+                account.handle_slot_over(slot_use, usage_bytes);
                 account.payee.handle_slot_forgotten(slot_use);
                 account.urgent = true;
             }
@@ -123,7 +118,7 @@ impl Books {
         if retired {
             attached.credit.close(slot_use.slot);
             let usage_bytes = attached.usage.totals(slot_use.slot.index).bytes;
-            account.payee.handle_slot_over(slot_use, usage_bytes);
+            account.handle_slot_over(slot_use, usage_bytes);
             if !account.acknowledge.contains(&slot_use) {
                 account.acknowledge.push(slot_use);
             }
@@ -144,7 +139,7 @@ impl Books {
             return;
         }
         if let Some(account) = self.accounts.get_mut(&channel) {
-            account.payee.handle_slot_over(before, base_bytes);
+            account.handle_slot_over(before, base_bytes);
         }
         self.handle_acknowledged(before);
     }
@@ -172,7 +167,7 @@ impl Books {
                 if !over {
                     warn!(%channel, ?slot_use, "the data plane forgot a slot before it was acknowledged");
                     attached.credit.close(slot_use.slot);
-                    account.payee.handle_slot_over(slot_use, usage_bytes);
+                    account.handle_slot_over(slot_use, usage_bytes);
                 }
             }
             self.handle_acknowledged(slot_use);
@@ -238,12 +233,7 @@ impl Books {
         let Some(account) = self.accounts.get_mut(&channel) else {
             return;
         };
-        let before = account.payee.channel_bytes();
-        account
-            .payee
-            .handle_usage(slot_use, attached.usage.totals(index).bytes);
-        if account.payee.channel_bytes() != before {
-            account.note_usage();
+        if account.handle_usage(slot_use, attached.usage.totals(index).bytes) {
             self.touch(channel);
         }
     }

@@ -7,7 +7,7 @@ use topnet_api::{ClaimBytes, FinalClaim};
 use topnet_books::Stored;
 use topnet_channel::{Claim, Offer, Payee, PayeeTerms, SignedVoucher, SlotUse};
 use topnet_log::{Line, prove};
-use topnet_unit::UNIT_BYTES;
+use topnet_unit::{BootId, UNIT_BYTES};
 
 /// What the newest synced record of a channel says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -276,6 +276,10 @@ fn check_log(claim: &ClaimBytes, lines: &[Line], owed: u64) -> Result<(), String
     ensure(told == owed, || {
         format!("the service log tells of {told} units, owed {owed}")
     })?;
+    ensure(
+        lines.iter().all(|line| line.boot != BootId([0; 16])),
+        || "the service log does not say which run counted".to_owned(),
+    )?;
     // The proof of the last line is as good as that of any.
     let last = lines
         .len()

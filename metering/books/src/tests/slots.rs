@@ -52,6 +52,41 @@ fn a_dead_data_planes_tables_are_read_to_the_end() {
 }
 
 #[test]
+fn bytes_beyond_what_was_paid_show_also_where_only_the_last_word_tells_of_them() {
+    let mut world = World::new();
+    world.pay(&mut payer(), 0);
+    world.turn();
+    world.usage.add(SLOT.index, UNIT_BYTES + 5, 1);
+    world
+        .books
+        .handle_assignments(&assignments(1, SlotState::Retired));
+    world.turn();
+    assert_eq!(world.books.status(CHANNEL).unwrap().unpaid_bytes, 5);
+}
+
+#[test]
+fn the_service_log_names_the_run_that_counted_and_not_the_next() {
+    let mut world = World::new();
+    world.pay(&mut payer(), 0);
+    world.turn();
+    world.usage.add(SLOT.index, 700, 1);
+    let (attachment, ..) = tables(2);
+    world.books.handle_attached(attachment);
+    world
+        .books
+        .handle_assignments(&assignments(2, SlotState::Live));
+    let entries = world.books.poll_entries(true, NOW_MS);
+    let line = entries[0].line.as_ref().unwrap().line;
+    assert_eq!(
+        SlotUse {
+            boot: line.boot,
+            slot: line.slot
+        },
+        slot_use(1)
+    );
+}
+
+#[test]
 fn both_dead_at_once_lose_what_no_record_held_and_bill_nothing_twice() {
     let mut world = World::new();
     world.pay(&mut payer(), 0);
