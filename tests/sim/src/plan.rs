@@ -160,6 +160,6 @@ fn channel(
         window_max: random.pick(&[1, 8, 64]),
         loss_ppm,
         lossy,
-        expiry: random.pick(&[u64::MAX, u64::MAX, u64::MAX, 40, 400]),
+        expiry: random.pick(&[u64::MAX, u64::MAX, u64::MAX, 40, 120]),
     }
 }

@@ -63,6 +63,8 @@ struct Channel {
     finishing: bool,
     /// A promise that a lying payee shows instead of the newest.
     shown: Option<Promise>,
+    /// Metering has heard a height at which it must not serve the channel any more.
+    neared_expiry: bool,
 }
 
 pub(crate) struct World {
@@ -262,6 +264,7 @@ impl Channel {
             wanted: false,
             finishing: false,
             shown: None,
+            neared_expiry: false,
         }
     }
 

@@ -80,23 +80,28 @@ impl World {
     }
 
     /// Invariant 6: what must not go on has no credit.
-    pub(super) fn check_frozen(&self) -> Step {
+    pub(super) fn check_frozen(&mut self) -> Step {
+        let wall_ms = self.wall_ms();
         let (Some(metering), Some(plane)) = (&self.metering, &self.plane) else {
             return Ok(());
         };
         if metering.attached != Some(plane.boot) {
             return Ok(());
         }
-        for (number, channel) in self.channels.iter().enumerate() {
+        for (number, channel) in self.channels.iter_mut().enumerate() {
             let limit_ms = channel.view.close_window * BLOCK_INTERVAL_MS / 4;
             let fresh = metering.tips.is_some_and(|tips| {
                 let time_ms = tips.service_time_ms.min(tips.main_time_ms);
-                self.wall_ms().saturating_sub(time_ms) <= limit_ms
+                wall_ms.saturating_sub(time_ms) <= limit_ms
             });
             let quarter = channel.view.close_window / 4;
             let lasts = metering
                 .tips
                 .is_some_and(|tips| tips.service_height + quarter < channel.view.expiry);
+            if metering.tips.is_some() && !lasts && !channel.neared_expiry {
+                channel.neared_expiry = true;
+                self.coverage.expired += 1;
+            }
             let open = lasts && metering.heard.get(&channel.view.id) == Some(&false);
             ensure(fresh && open || plane.open(number).next().is_none(), || {
                 format!("channel {number} has credit: fresh {fresh}, heard to be open {open}")

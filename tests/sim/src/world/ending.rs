@@ -82,11 +82,6 @@ impl World {
         self.plan.weather.chaos = false;
         self.settlement_up = true;
         self.clock_off_ms = 0;
-        let expired = self
-            .channels
-            .iter()
-            .filter(|channel| channel.view.expiry < u64::MAX);
-        self.coverage.expired += expired.count() as u64;
         self.note(format_args!("everybody is well"));
         for number in 0..self.channels.len() {
             let channel = &mut self.channels[number];
