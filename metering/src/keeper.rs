@@ -276,6 +276,8 @@ impl Keeper {
                 let _ = answer.send(channels);
             }
             Event::Finish(channel, answer) => {
+                // Whoever asks again has given up on an answer before.
+                self.finishing.retain(|(_, answer)| !answer.is_closed());
                 if self.books.handle_finish(channel) {
                     self.finishing.push((channel, answer));
                 } else {
