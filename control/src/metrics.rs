@@ -97,7 +97,11 @@ impl Page {
             self.level(name, help, value);
         }
         let counters = [
-            ("tokens", "Tokens accepted.", metering.tokens),
+            (
+                "tokens",
+                "Tokens that were not refused, repeats included.",
+                metering.tokens,
+            ),
             (
                 "payments_refused",
                 "Payers' messages that were refused.",

@@ -73,7 +73,7 @@ pub struct MeteringStatus {
     pub connections: u64,
     /// Channels known, live or not.
     pub channels: u64,
-    /// Tokens accepted since start.
+    /// Tokens since start that were not refused, repeats included.
     pub tokens: u64,
     /// Payers' messages refused since start.
     pub refusals: u64,

@@ -2,9 +2,9 @@
 //!
 //! A JSON file that says of itself how it is read: Argon2id turns passphrase and salt into a
 //! key, ChaCha20-Poly1305 under that key and a nonce seals the 32-byte seed, and everything
-//! else in the file is authenticated with it. Written whole beside the old file and renamed
-//! over it, readable by its owner only. A key that was derived says from which path; what else
-//! the key is for is not this file's business.
+//! else in the file is authenticated with it. Written whole beside its place and linked there,
+//! readable by its owner only; no key is ever overwritten. A key that was derived says from which
+//! path; what else the key is for is not this file's business.
 
 use std::{
     fs::{self, File, OpenOptions},

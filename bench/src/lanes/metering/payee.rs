@@ -74,7 +74,7 @@ pub enum Question {
 /// How the payee stands.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
-    /// Tokens accepted.
+    /// Tokens that were not refused.
     pub tokens: u64,
     /// Unit records drained.
     pub records: u64,
