@@ -35,4 +35,4 @@ pub use promises::PROMISES_PER_CHANNEL_MAX;
 pub use record::{RecordError, record_channel};
 pub use token::{Preimage, Salt, TOKENS_PER_VOUCHER_MAX, Token, TokenChain, walk_back};
 pub use voucher::{SIGNED_VOUCHER_BYTES, SignedVoucher, VOUCHER_BYTES, Voucher, VoucherError};
-pub use window::window_units;
+pub use window::{own_bytes_max, window_units};

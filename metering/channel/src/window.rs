@@ -1,4 +1,4 @@
-//! How far a payer pays ahead.
+//! How far a payer pays ahead, and how much it takes itself to have used.
 
 use topnet_unit::UnitCount;
 
@@ -9,9 +9,42 @@ pub fn window_units(owed: UnitCount, cap: UnitCount) -> UnitCount {
     (1 << history.ilog2().min(62)).min(cap).max(1)
 }
 
+const MILLION: u128 = 1_000_000;
+
+/// The most bytes that a payer admits to out of its own count: what it sent, and what it received
+/// with `epsilon_ppm` millionths on top, rounded up, because that may have been lost on the last
+/// stretch. `None` if that is more than can be counted.
+pub fn own_bytes_max(up_bytes: u64, down_bytes: u64, epsilon_ppm: u32) -> Option<u64> {
+    let down = u128::from(down_bytes);
+    let tolerated = (down * u128::from(epsilon_ppm)).div_ceil(MILLION);
+    u64::try_from(u128::from(up_bytes) + down + tolerated).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tolerance_is_on_what_was_received_and_rounds_up() {
+        let cases = [
+            ((0, 0, 5_000), Some(0)),
+            ((7, 0, 5_000), Some(7)),
+            ((7, 200, 5_000), Some(208)),
+            ((7, 201, 5_000), Some(210)),
+            ((0, 1, 1), Some(2)),
+            ((3, 4, 0), Some(7)),
+            ((u64::MAX, 0, 5_000), Some(u64::MAX)),
+            ((u64::MAX, 1, 0), None),
+            ((0, u64::MAX, 1), None),
+        ];
+        for ((up, down, epsilon), bytes) in cases {
+            assert_eq!(
+                own_bytes_max(up, down, epsilon),
+                bytes,
+                "{up} {down} {epsilon}"
+            );
+        }
+    }
 
     #[test]
     fn doubles_with_history_up_to_the_cap() {

@@ -15,7 +15,7 @@ use std::{
 use topnet_account::{Address, PublicKey};
 use topnet_channel::{
     MESSAGE_BYTES_MAX, MessageError, Offer, PayeeMessage, Payer, PayerFault, PayerMessage,
-    PayerTerms, RefusalCode, SecretKey,
+    PayerTerms, RefusalCode, SecretKey, own_bytes_max,
 };
 use topnet_link::{Connection, FRAME_BYTES_MAX, LinkError, Sender};
 use topnet_unit::UnitCount;
@@ -312,13 +312,10 @@ impl Paying {
         Ok(())
     }
 
-    /// The most that the payer takes itself to owe for: the tolerance is on what it received,
-    /// because that may have been lost on the last stretch.
+    /// The most that the payer takes itself to owe for.
     fn most_bytes(&self) -> Option<u64> {
         let most = self.own.most();
-        let down = u128::from(most.down_bytes);
-        let tolerated = (down * u128::from(self.epsilon_ppm)).div_ceil(MILLION);
-        u64::try_from(u128::from(most.up_bytes) + down + tolerated).ok()
+        own_bytes_max(most.up_bytes, most.down_bytes, self.epsilon_ppm)
     }
 
     /// Has the allowance grant what the payer would promise now, and lets it promise no more

@@ -4,7 +4,7 @@ use topnet_account::Amount;
 use topnet_books::ConnectionId;
 use topnet_channel::{
     Offer, PayeeMessage, Payer, PayerFault, PayerMessage, PayerRecord, PayerTerms, RefusalCode,
-    SecretKey,
+    SecretKey, own_bytes_max,
 };
 use topnet_unit::UNIT_BYTES;
 
@@ -78,15 +78,12 @@ impl Wallet {
 
     /// Reads the own counter.
     pub(crate) fn count(&mut self) {
-        let own_bytes = self.own_bytes_max();
-        self.payer.handle_own_bytes(own_bytes);
+        let seen_bytes = self.seen_bytes - self.forgotten_bytes;
+        let own_bytes = own_bytes_max(0, seen_bytes, self.epsilon_ppm);
+        self.payer.handle_own_bytes(own_bytes.unwrap_or(u64::MAX));
     }
 
-    /// The most that it takes itself to owe for.
-    fn own_bytes_max(&self) -> u64 {
-        self.tolerated(self.seen_bytes - self.forgotten_bytes)
-    }
-
+    /// Worked out here once more, so that a mistake in the product's own rule shows.
     fn tolerated(&self, bytes: u64) -> u64 {
         let tolerated = (u128::from(bytes) * u128::from(self.epsilon_ppm)).div_ceil(MILLION);
         bytes + u64::try_from(tolerated).unwrap_or(u64::MAX)
