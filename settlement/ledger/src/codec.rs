@@ -154,15 +154,20 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Most of what is written is no longer, so it is allocated once.
+const USUAL_BYTES: usize = 256;
+
 /// Puts fields behind one another. Methods return the writer, so that a layout reads as a list.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Writer {
     bytes: Vec<u8>,
 }
 
 impl Writer {
     pub(crate) fn new() -> Self {
-        Self::default()
+        Self {
+            bytes: Vec::with_capacity(USUAL_BYTES),
+        }
     }
 
     /// Begins what will be signed or hashed: the domain behind its length.
@@ -235,8 +240,14 @@ impl Writer {
     }
 
     pub(crate) fn sha256(&self) -> Hash {
+        self.sha256_with(&[])
+    }
+
+    /// The hash of what was written and `rest`, which is not copied.
+    pub(crate) fn sha256_with(&self, rest: &[u8]) -> Hash {
         use sha2::{Digest, Sha256};
-        Hash(Sha256::digest(&self.bytes).into())
+        let digest = Sha256::new().chain_update(&self.bytes).chain_update(rest);
+        Hash(digest.finalize().into())
     }
 }
 

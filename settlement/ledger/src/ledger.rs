@@ -1,6 +1,9 @@
 //! The ledger of one chain, as consensus runs it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 
@@ -56,10 +59,20 @@ impl<V: Verifier> Ledger<V> {
         Ok(transaction)
     }
 
-    /// Checks all consents; an undecodable transaction has none that hold.
-    fn consents_hold(&self, consents: &[Consent]) -> bool {
+    /// Reads a transaction that somebody submits, and checks its numbers.
+    fn read(&self, bytes: &[u8]) -> Result<Transaction, Refusal> {
+        let transaction = self.decode(bytes)?;
+        match &transaction.body {
+            Body::Order(order) if order.message.nonce == u64::MAX => {
+                Err(Refusal::NonceLast(u64::MAX))
+            }
+            _ => Ok(transaction),
+        }
+    }
+
+    /// Checks consents in one batch.
+    fn consents_hold<'a>(&self, consents: impl Iterator<Item = &'a Consent>) -> bool {
         let signed: Vec<Signed<'_>> = consents
-            .iter()
             .map(
                 |Consent {
                      key,
@@ -75,22 +88,13 @@ impl<V: Verifier> Ledger<V> {
         signed.is_empty() || self.verifier.signatures_hold(&signed)
     }
 
-    /// Checks what the state is not needed for: numbers, signatures, tokens, proofs.
+    /// Checks what the state is not needed for, but for the signatures: numbers, tokens, proofs.
     fn check(&self, transaction: &Transaction) -> Result<(), Refusal> {
-        if let Body::Order(order) = &transaction.body
-            && order.message.nonce == u64::MAX
-        {
-            return Err(Refusal::NonceLast(u64::MAX));
-        }
         let claim = match &transaction.body {
             Body::Claim(claim) => Some(claim),
             Body::CloseByPayee(close) => close.message.claim.as_ref(),
             _ => None,
         };
-        // The signature costs less than a long walk along the token chain.
-        if !self.consents_hold(&transaction.consents()) {
-            return Err(Refusal::SignatureFalse);
-        }
         if claim.is_some_and(|claim| claim.claim.redeemable().is_none()) {
             return Err(Refusal::TokenFalse);
         }
@@ -108,6 +112,26 @@ impl<V: Verifier> Ledger<V> {
             }
             // Imports of the other kind have been refused by their place.
             _ => Ok(()),
+        }
+    }
+
+    /// Those of the `signed` transactions whose consents do not all hold: in one batch if all do,
+    /// else half by half, so that a forger makes the others' checks dearer by a factor and no
+    /// more.
+    fn forged(&self, signed: &[(usize, Vec<Consent>)], forged: &mut BTreeSet<usize>) {
+        if self.consents_hold(signed.iter().flat_map(|(_, consents)| consents)) {
+            return;
+        }
+        match signed {
+            [] => {}
+            [(place, _)] => {
+                forged.insert(*place);
+            }
+            _ => {
+                let (front, back) = signed.split_at(signed.len() / 2);
+                self.forged(front, forged);
+                self.forged(back, forged);
+            }
         }
     }
 
@@ -213,9 +237,36 @@ impl<V: Verifier> Machine for Ledger<V> {
     }
 
     fn admit(&self, bytes: &[u8]) -> Result<Admission, Rejection> {
-        let transaction = self.decode(bytes)?;
-        self.check(&transaction)?;
-        Ok(admission(&transaction, bytes))
+        let mut admissions = self.admit_many(&[bytes]);
+        admissions.pop().expect("one answer for each question")
+    }
+
+    fn admit_many(&self, transactions: &[&[u8]]) -> Vec<Result<Admission, Rejection>> {
+        let decoded: Vec<Result<Transaction, Refusal>> =
+            transactions.iter().map(|bytes| self.read(bytes)).collect();
+        let signed: Vec<(usize, Vec<Consent>)> = decoded
+            .iter()
+            .enumerate()
+            .filter_map(|(place, decoded)| {
+                let (transaction, bytes) = (decoded.as_ref().ok()?, transactions[place]);
+                Some((place, transaction.consents_in(bytes)))
+            })
+            .collect();
+        let mut forged = BTreeSet::new();
+        self.forged(&signed, &mut forged);
+        let admit = |(place, decoded): (usize, Result<Transaction, Refusal>)| {
+            let transaction = decoded?;
+            // A signature costs less than a long walk along the token chain.
+            if forged.contains(&place) {
+                return Err(Refusal::SignatureFalse);
+            }
+            self.check(&transaction)?;
+            Ok(admission(&transaction, transactions[place]))
+        };
+        let admissions = decoded.into_iter().enumerate().map(admit);
+        admissions
+            .map(|admission| admission.map_err(Rejection::from))
+            .collect()
     }
 
     fn weigh(
@@ -247,9 +298,9 @@ impl<V: Verifier> Machine for Ledger<V> {
             let Ok(transaction) = Transaction::from_bytes(bytes) else {
                 return false;
             };
-            consents.extend(transaction.consents());
+            consents.extend(transaction.consents_in(bytes));
         }
-        self.consents_hold(&consents)
+        self.consents_hold(consents.iter())
     }
 
     fn reads(&self, env: &BlockEnv, transactions: &[Vec<u8>]) -> Vec<Key> {

@@ -5,7 +5,7 @@
 //! their values, and returns the writes. So it stays a pure function of its inputs,
 //! whatever database stands below it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use topnet_account::{Address, Hash, PublicKey, Signature};
 
@@ -29,7 +29,7 @@ pub struct BlockEnv {
 }
 
 /// Values of the keys that were asked for; `None` where the state holds nothing.
-pub type Values = BTreeMap<Key, Option<Vec<u8>>>;
+pub type Values = HashMap<Key, Option<Vec<u8>>>;
 
 /// Execution needs the values of these keys, which were not among those given.
 /// Nothing has happened; add them and execute again.
@@ -104,11 +104,16 @@ pub trait Machine: Clone + Send + Sync + 'static {
     /// The state before the first block.
     fn genesis(&self) -> BTreeMap<Key, Vec<u8>>;
 
-    /// The id of the transaction that these bytes are: a hash over them.
+    /// The id of the transaction that these bytes are, or would be: a hash over them.
     fn id(&self, transaction: &[u8]) -> Hash;
 
     /// Checks what can be checked without state: shape, sizes, chain, signatures, proofs.
     fn admit(&self, transaction: &[u8]) -> Result<Admission, Rejection>;
+
+    /// The same for many, each on its own; cheaper than one after the other, where that can be.
+    fn admit_many(&self, transactions: &[&[u8]]) -> Vec<Result<Admission, Rejection>> {
+        transactions.iter().map(|bytes| self.admit(bytes)).collect()
+    }
 
     /// Checks an admitted transaction against the state before the block at `height`, and gives
     /// its priority: higher goes first when a block has no room for all, and stays when the

@@ -189,9 +189,7 @@ pub fn channel_id(chain: &Hash, payer: &Address, payee: &Address, nonce: u64) ->
 
 /// The id of the transaction that these bytes are.
 pub fn transaction_id(bytes: &[u8]) -> Hash {
-    let mut writer = Writer::in_domain(ID_DOMAIN);
-    writer.raw(bytes);
-    writer.sha256()
+    Writer::in_domain(ID_DOMAIN).sha256_with(bytes)
 }
 
 /// What a key can consent to.
@@ -293,9 +291,14 @@ impl Transaction {
 
     /// The signatures that it stands on: none, one or two.
     pub fn consents(&self) -> Vec<Consent> {
+        self.consents_in(&self.to_bytes())
+    }
+
+    /// The same where its bytes are at hand.
+    pub(crate) fn consents_in(&self, bytes: &[u8]) -> Vec<Consent> {
         let sealed = |key: PublicKey, signature: Signature| Consent {
             key,
-            bytes: signed_bytes(&self.to_bytes()),
+            bytes: signed_bytes(bytes),
             signature,
         };
         let claimed = |claim: &ClaimBody| Consent {

@@ -171,6 +171,49 @@ fn admission_checks_every_signature() {
     assert!(service.ledger.signatures_hold(&[]));
 }
 
+/// Checked together, each is judged as if it had come alone.
+#[test]
+fn among_many_the_forged_and_the_malformed_are_told_apart() {
+    let mut world = world();
+    let (open, channel) = world.service.open(PAYER, PAYEE, 10_000);
+    world.service.block(&[open]);
+    let service = &world.service;
+    let mut many: Vec<Vec<u8>> = (0..40)
+        .map(|nonce| {
+            let transfer = Action::Transfer {
+                to: address(9),
+                amount: ntop(1),
+            };
+            service.order_with(PAYER, nonce, transfer).to_bytes()
+        })
+        .collect();
+    many.push(
+        service
+            .claim(claim_body(PAYER, channel, 0, 100, 50))
+            .to_bytes(),
+    );
+    let mut false_token = claim_body(PAYER, channel, 0, 100, 50);
+    false_token.claim.preimage[0] ^= 1;
+    many.push(service.claim(false_token).to_bytes());
+    for forged in [0, 7, 8, 39] {
+        *many[forged].last_mut().unwrap() ^= 1;
+    }
+    many[20].truncate(30);
+    let all: Vec<&[u8]> = many.iter().map(Vec::as_slice).collect();
+    let together = service.ledger.admit_many(&all);
+    for (place, (bytes, judged)) in all.iter().zip(together).enumerate() {
+        assert_eq!(judged, service.ledger.admit(bytes), "{place}");
+        let code = judged.map_or_else(|rejection| rejection.code, |_| "ok");
+        let expected = match place {
+            0 | 7 | 8 | 39 => "signature_false",
+            20 => "malformed",
+            41 => "token_false",
+            _ => "ok",
+        };
+        assert_eq!(code, expected, "{place}");
+    }
+}
+
 /// A claim may not be brought under a key that merely signed it: the key must be the channel's.
 #[test]
 fn a_voucher_of_the_wrong_key_neither_waits_nor_stands() {

@@ -9,7 +9,7 @@ mod order;
 mod step;
 mod weigh;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use topnet_account::{Hash, PublicKey};
 
@@ -45,7 +45,7 @@ pub(crate) struct Context<'a> {
 /// A block in the making.
 pub(crate) struct Block<'a> {
     context: Context<'a>,
-    writes: BTreeMap<Key, Option<Vec<u8>>>,
+    writes: Values,
     missing: BTreeSet<Key>,
     executed: Executed,
 }
@@ -54,7 +54,7 @@ impl<'a> Block<'a> {
     pub(crate) fn new(context: Context<'a>) -> Self {
         Self {
             context,
-            writes: BTreeMap::new(),
+            writes: Values::new(),
             missing: BTreeSet::new(),
             executed: Executed::default(),
         }
@@ -136,7 +136,7 @@ impl<'a> Block<'a> {
         if self.is_guess() {
             return Err(Missing(self.missing.into_iter().collect()));
         }
-        self.executed.writes = self.writes;
+        self.executed.writes = self.writes.into_iter().collect();
         Ok(self.executed)
     }
 }

@@ -8,7 +8,7 @@ use super::Context;
 use crate::{
     conservation::{Moved, Totals},
     event::Event,
-    machine::Key,
+    machine::{Key, Values},
     refusal::Refusal,
     state::{self, Account, Channel, PayoutQueue, Record},
 };
@@ -34,14 +34,14 @@ type Writes = BTreeMap<Key, Option<Vec<u8>>>;
 pub(crate) struct Step<'a> {
     context: &'a Context<'a>,
     /// What the block wrote before this step.
-    before: &'a Writes,
+    before: &'a Values,
     writes: Writes,
     events: Vec<Event>,
     idle_below: Option<Amount>,
 }
 
 impl<'a> Step<'a> {
-    pub(crate) fn new(context: &'a Context<'a>, before: &'a Writes) -> Self {
+    pub(crate) fn new(context: &'a Context<'a>, before: &'a Values) -> Self {
         Self {
             context,
             before,
@@ -294,7 +294,7 @@ mod tests {
     use crate::{
         conservation::ServiceTotals,
         genesis::{Counterpart, Genesis, Role, Rules},
-        machine::{BlockEnv, Values},
+        machine::BlockEnv,
     };
 
     /// The last defence: a rule that made or lost money would not get past the end of its step.
@@ -366,7 +366,7 @@ mod tests {
             ("lose", |step, rich, _, ten| step.spend(&rich, ten), false),
         ];
         for (name, moves, stands) in cases {
-            let before = Writes::new();
+            let before = Values::new();
             let mut step = Step::new(&context, &before);
             moves(&mut step, rich, poor, ten).unwrap();
             match step.finish() {

@@ -10,12 +10,10 @@
 //! is what it takes to be one. Imports are free, but one is worth something only if it brings
 //! exactly what comes next.
 
-use std::collections::BTreeMap;
-
 use super::{Context, Step, Stop, known_reads, order, step::plus, transact};
 use crate::{
     event::Event,
-    machine::{NONCES_AHEAD_MAX, Rejection},
+    machine::{NONCES_AHEAD_MAX, Rejection, Values},
     outbox::{Import, OutboxEntry, OutboxHead},
     refusal::Refusal,
     state::{self, MainLink, Service},
@@ -31,7 +29,7 @@ const FEE_MAX: u64 = URGENT / PARTS - 2;
 
 /// The priority of `transaction`, or why it cannot be expected to stand in a block soon.
 pub(crate) fn weigh(context: Context<'_>, transaction: &Transaction) -> Result<u64, Stop> {
-    let before = BTreeMap::new();
+    let before = Values::new();
     let step = Step::new(&context, &before);
     match &transaction.body {
         Body::Credit(import) => {
