@@ -23,7 +23,7 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    log_to_stderr("info,commonware=warn,tarpc=warn");
+    log_to_stderr("info,commonware=warn,commonware_storage::qmdb=error,tarpc=warn");
     let config = Config::load(&arguments.config)?;
     let inputs = Inputs::load(config.settlement()?)?;
     let mut settlement = Settlement::start(inputs).await?;

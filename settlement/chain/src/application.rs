@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 
 use crate::{
     block::{
-        Block, Context as ConsensusContext, Header, HeaderFields, StateTarget, body_root,
+        Block, Context as ConsensusContext, Header, HeaderFields, StateTarget, body_root, hash_of,
         public_key_of,
     },
     chain::Tip,
@@ -89,9 +89,9 @@ impl Application {
         }
     }
 
-    /// Applies a block's writes, the genesis state's with those of the first block.
-    async fn seal(&self, batch: Batch, height: u64, executed: &Executed) -> SealedBatch {
-        let mut writes = executed.writes.clone();
+    /// Takes a block's writes and applies them, the genesis state's with those of the first block.
+    async fn seal(&self, batch: Batch, height: u64, executed: &mut Executed) -> SealedBatch {
+        let mut writes = std::mem::take(&mut executed.writes);
         if height == 1 {
             for (key, value) in self.parts.genesis_state.iter() {
                 writes
@@ -200,7 +200,7 @@ impl Application {
                 machine.replay(&env, &block.transactions, values)
             })
             .await;
-        let executed = match replayed {
+        let mut executed = match replayed {
             Ok(executed) => executed,
             Err(reason) => {
                 warn!(height = header.height(), %reason, "a block holds what cannot stand");
@@ -214,7 +214,15 @@ impl Application {
             );
             return None;
         }
-        let sealed = self.seal(batch, header.height(), &executed).await;
+        let sealed = self.seal(batch, header.height(), &mut executed).await;
+        // The engine compares the log alone.
+        if hash_of(&sealed.root()) != header.state_root() {
+            warn!(
+                height = header.height(),
+                "a block's state root is not what it leads to"
+            );
+            return None;
+        }
         self.remember(header.digest(), header.height(), executed);
         Some(sealed)
     }
@@ -230,7 +238,7 @@ impl StatefulApplication<Context> for Application {
     type Input = ();
 
     fn sync_targets(block: &Block) -> StateTarget {
-        block.header.state().clone()
+        block.header.state_log().clone()
     }
 
     async fn genesis(&mut self) -> Block {
@@ -253,7 +261,7 @@ impl StatefulApplication<Context> for Application {
             proposer: Address::of(&public_key_of(&context.leader)),
         };
         let mut executed = self.build(&batch, &env).await;
-        let merkleized = self.seal(batch, env.height, &executed).await;
+        let merkleized = self.seal(batch, env.height, &mut executed).await;
         let bounds = merkleized.bounds();
         let header = Header::new(HeaderFields {
             chain: *chain,
@@ -261,9 +269,10 @@ impl StatefulApplication<Context> for Application {
             context,
             time_ms: now_ms().max(parent.time_ms() + 1),
             body_root: body_root(&executed.included),
-            state: Target::new(
-                merkleized.root(),
-                non_empty_range!(bounds.inactivity_floor, bounds.tip.size),
+            state_root: hash_of(&merkleized.root()),
+            state_log: Target::new(
+                merkleized.ops_root(),
+                non_empty_range!(merkleized.sync_boundary(), bounds.tip.size),
             ),
             outbox: executed.outbox,
         });

@@ -2,8 +2,8 @@
 //!
 //! Format of a header, integers big-endian unless the engine's own type is named:
 //! version (1 byte) ‖ chain (32) ‖ height (u64) ‖ consensus context (round, leader, parent;
-//! varints) ‖ time_ms (u64) ‖ body root (32) ‖ state root (32) ‖ state range (two varints) ‖
-//! outbox (32). A block's hash is SHA-256 over a domain and its encoded header, so the header
+//! varints) ‖ time_ms (u64) ‖ body root (32) ‖ state root (32) ‖ root of the state's log (32) ‖
+//! its range (two varints) ‖ outbox (32). A block's hash is SHA-256 over a domain and its encoded header, so the header
 //! alone, with a certificate, proves everything that it commits to.
 
 use commonware_codec::{
@@ -27,8 +27,8 @@ use topnet_ledger::machine::BlockEnv;
 
 use crate::limits::{BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX, TRANSACTION_BYTES_MAX};
 
-const VERSION: u8 = 1;
-const HEADER_DOMAIN: &[u8] = b"topnet/header/1";
+const VERSION: u8 = 2;
+const HEADER_DOMAIN: &[u8] = b"topnet/header/2";
 const BODY_DOMAIN: &[u8] = b"topnet/body/1";
 
 pub(crate) type Context = SimplexContext<Digest, ed25519::PublicKey>;
@@ -42,7 +42,8 @@ pub struct Header {
     context: Context,
     time_ms: u64,
     body_root: Hash,
-    state: StateTarget,
+    state_root: Hash,
+    state_log: StateTarget,
     outbox: Hash,
 }
 
@@ -53,7 +54,8 @@ pub(crate) struct HeaderFields {
     pub context: Context,
     pub time_ms: u64,
     pub body_root: Hash,
-    pub state: StateTarget,
+    pub state_root: Hash,
+    pub state_log: StateTarget,
     pub outbox: Hash,
 }
 
@@ -65,7 +67,8 @@ impl Header {
             context,
             time_ms,
             body_root,
-            state,
+            state_root,
+            state_log,
             outbox,
         } = fields;
         Self {
@@ -74,7 +77,8 @@ impl Header {
             context,
             time_ms,
             body_root,
-            state,
+            state_root,
+            state_log,
             outbox,
         }
     }
@@ -109,9 +113,9 @@ impl Header {
         self.body_root
     }
 
-    /// Root of the state after the block.
+    /// Root of the state after the block: what a value of the state is proved against.
     pub fn state_root(&self) -> Hash {
-        hash_of(&self.state.root)
+        self.state_root
     }
 
     /// What other chains check.
@@ -133,8 +137,9 @@ impl Header {
         }
     }
 
-    pub(crate) fn state(&self) -> &StateTarget {
-        &self.state
+    /// The log of all that was ever written, out of which the state can be made anew.
+    pub(crate) fn state_log(&self) -> &StateTarget {
+        &self.state_log
     }
 
     pub(crate) fn digest(&self) -> Digest {
@@ -150,8 +155,9 @@ impl Write for Header {
         self.context.write(buf);
         self.time_ms.write(buf);
         self.body_root.0.write(buf);
-        self.state.root.write(buf);
-        self.state.range.write(buf);
+        self.state_root.0.write(buf);
+        self.state_log.root.write(buf);
+        self.state_log.range.write(buf);
         self.outbox.0.write(buf);
     }
 }
@@ -159,17 +165,17 @@ impl Write for Header {
 impl EncodeSize for Header {
     fn encode_size(&self) -> usize {
         u8::SIZE
-            + 3 * Hash::SIZE
+            + 4 * Hash::SIZE
             + 2 * u64::SIZE
             + sha256::Digest::SIZE
             + self.context.encode_size()
-            + self.state.range.encode_size()
+            + self.state_log.range.encode_size()
     }
 }
 
 impl MaxEncodeSize for Header {
     const MAX_ENCODE_SIZE: usize = u8::SIZE
-        + 3 * Hash::SIZE
+        + 4 * Hash::SIZE
         + 2 * u64::SIZE
         + sha256::Digest::SIZE
         + Context::MAX_ENCODE_SIZE
@@ -189,7 +195,8 @@ impl Read for Header {
             context: Context::read(buf)?,
             time_ms: u64::read(buf)?,
             body_root: Hash(<[u8; 32]>::read(buf)?),
-            state: Target::new(Digest::read(buf)?, NonEmptyRange::<Location>::read(buf)?),
+            state_root: Hash(<[u8; 32]>::read(buf)?),
+            state_log: Target::new(Digest::read(buf)?, NonEmptyRange::<Location>::read(buf)?),
             outbox: Hash(<[u8; 32]>::read(buf)?),
         })
     }
@@ -205,7 +212,7 @@ pub(crate) struct Block {
 impl Block {
     /// The block before the first: it has no transactions, and its state is the empty
     /// database. The machine's genesis state is written by the block at height 1.
-    pub(crate) fn genesis(chain: Hash, leader: ed25519::PublicKey, state: StateTarget) -> Self {
+    pub(crate) fn genesis(chain: Hash, leader: ed25519::PublicKey, state_log: StateTarget) -> Self {
         let context = Context {
             round: Round::new(Epoch::zero(), View::zero()),
             leader,
@@ -217,7 +224,8 @@ impl Block {
             context,
             time_ms: 0,
             body_root: body_root(&[]),
-            state,
+            state_root: Hash::ZERO,
+            state_log,
             outbox: Hash::ZERO,
         });
         Self {
@@ -372,7 +380,7 @@ mod tests {
         assert!(Block::decode(bytes.slice(..bytes.len() - 1)).is_err());
 
         type Change = fn(&mut Header);
-        let changes: [(&str, Change); 7] = [
+        let changes: [(&str, Change); 8] = [
             ("chain", |h| h.chain.0[0] ^= 1),
             ("height", |h| h.height += 1),
             ("context", |h| {
@@ -380,7 +388,8 @@ mod tests {
             }),
             ("time", |h| h.time_ms += 1),
             ("body", |h| h.body_root.0[0] ^= 1),
-            ("state", |h| h.state.root = Digest::from([8; 32])),
+            ("state", |h| h.state_root.0[0] ^= 1),
+            ("log", |h| h.state_log.root = Digest::from([8; 32])),
             ("outbox", |h| h.outbox.0[0] ^= 1),
         ];
         for (name, change) in changes {

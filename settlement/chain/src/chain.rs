@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use topnet_account::{Hash, PublicKey};
-use topnet_ledger::machine::{Key, Missing, Receipt, Rejection, Values};
+use topnet_ledger::machine::{Key, Receipt, Rejection, Values};
 
 use crate::{
     block::Header,
+    intake::Intake,
     machine::AnyMachine,
     mempool::{Mempool, Standing},
 };
@@ -69,6 +70,25 @@ pub struct StateView {
     pub values: Values,
 }
 
+/// A value of the final state, with the proof of it: the header and certificate of its block, the
+/// value, and its way up to the state root. [`crate::EngineVerifier::prove_value`] checks it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProvedValue {
+    /// Height of the block whose state it is.
+    pub height: u64,
+    /// The proof.
+    pub bytes: Vec<u8>,
+}
+
+/// What can be shown of a key.
+pub(crate) enum Proved {
+    Value(ProvedValue),
+    /// Nothing stands under it.
+    Absent,
+    /// The newest block has no certificate of its own, and the state before it is gone.
+    Uncertified,
+}
+
 /// The chain's node has ended; the log says why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the chain's node has ended; its log says why, start the process again")]
@@ -82,6 +102,10 @@ pub(crate) enum Query {
     Proof {
         height: u64,
         answer: oneshot::Sender<Option<FinalityProof>>,
+    },
+    Value {
+        key: Key,
+        answer: oneshot::Sender<Proved>,
     },
     Read {
         keys: Vec<Key>,
@@ -102,6 +126,7 @@ pub(crate) struct ChainParts {
     pub block_interval: Duration,
     pub machine: Arc<dyn AnyMachine>,
     pub mempool: Arc<Mempool>,
+    pub intake: Intake,
     pub tip: watch::Receiver<Tip>,
     pub queries: mpsc::Sender<Query>,
 }
@@ -137,40 +162,7 @@ impl Chain {
     /// waits may be handed over again. Being taken promises nothing: watch for the final block,
     /// and submit again after a restart.
     pub async fn submit(&self, transaction: Vec<u8>) -> Result<Hash, Rejection> {
-        let admission = self.parts.machine.admit(&transaction)?;
-        if !self.parts.mempool.holds(&admission.id) {
-            let priority = self.weigh(&transaction).await?;
-            self.parts
-                .mempool
-                .insert(&admission, priority, transaction)?;
-        }
-        Ok(admission.id)
-    }
-
-    /// Weighs an admitted transaction with more and more values, until the machine lacks none.
-    /// Each time all are read, so that they are of one block.
-    async fn weigh(&self, transaction: &[u8]) -> Result<u64, Rejection> {
-        let mut state = StateView {
-            height: self.tip().height(),
-            values: Values::new(),
-        };
-        loop {
-            let machine = &self.parts.machine;
-            let Missing(keys) = match machine.weigh(state.height + 1, transaction, &state.values) {
-                Ok(weighed) => return weighed,
-                Err(missing) => missing,
-            };
-            let known = state.values.len();
-            let keys = state.values.into_keys().chain(keys).collect();
-            state = self.read(keys).await.map_err(|ended| Rejection {
-                code: "chain_ended",
-                text: ended.to_string(),
-            })?;
-            assert!(
-                state.values.len() > known,
-                "a machine asks only for keys that it was not given"
-            );
-        }
+        self.parts.intake.take(transaction).await
     }
 
     /// What the mempool knows of a transaction.
@@ -210,6 +202,20 @@ impl Chain {
     /// Values of the final state.
     pub async fn read(&self, keys: Vec<Key>) -> Result<StateView, ChainEnded> {
         self.ask(|answer| Query::Read { keys, answer }).await
+    }
+
+    /// The value under `key` in the final state, with a proof for whoever knows the validators
+    /// alone; `None` if there is none. Waits for a block with a certificate of its own.
+    pub async fn prove_value(&self, key: &Key) -> Result<Option<ProvedValue>, ChainEnded> {
+        loop {
+            let height = self.tip().height();
+            let key = key.clone();
+            match self.ask(|answer| Query::Value { key, answer }).await? {
+                Proved::Value(proved) => return Ok(Some(proved)),
+                Proved::Absent => return Ok(None),
+                Proved::Uncertified => self.reached(height + 1).await?,
+            };
+        }
     }
 
     async fn ask<T>(

@@ -17,6 +17,7 @@
 mod application;
 mod block;
 mod chain;
+mod intake;
 pub mod limits;
 mod machine;
 mod mempool;
@@ -32,7 +33,7 @@ mod state;
 mod verifier;
 
 pub use block::Header;
-pub use chain::{Chain, ChainEnded, FinalBlock, FinalityProof, StateView, Tip};
+pub use chain::{Chain, ChainEnded, FinalBlock, FinalityProof, ProvedValue, StateView, Tip};
 pub use mempool::Standing;
 #[cfg(not(test))]
 pub use runtime::{ChainConfig, ChainRuntime, StartError, Validator};

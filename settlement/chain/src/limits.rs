@@ -8,9 +8,9 @@ use topnet_ledger::machine::NONCES_AHEAD_MAX;
 /// Longest transaction: a batch of 1,000 outbox entries with its certificate fits.
 pub const TRANSACTION_BYTES_MAX: usize = 256 * 1024;
 /// Most bytes of transactions in a block.
-pub const BLOCK_BYTES_MAX: usize = 1024 * 1024;
-/// Most transactions in a block.
-pub const BLOCK_TRANSACTIONS_MAX: usize = 4_096;
+pub const BLOCK_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most transactions in a block: with blocks each 100 ms more than two CPUs check.
+pub const BLOCK_TRANSACTIONS_MAX: usize = 16_384;
 /// Longest value of a state key.
 pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
 /// Longest events of one receipt.
@@ -19,7 +19,7 @@ pub const EVENTS_BYTES_MAX: usize = 1024 * 1024;
 pub const VALIDATORS_MAX: usize = 256;
 
 /// How many transactions may wait, usually.
-pub const MEMPOOL_TRANSACTIONS: usize = 16_384;
+pub const MEMPOOL_TRANSACTIONS: usize = 65_536;
 /// Most bytes of transactions that wait.
 pub(crate) const MEMPOOL_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Most waiting transactions of one account: as many as may wait for each other.
@@ -31,6 +31,11 @@ pub(crate) const BLOCK_FREE_PART: usize = 4;
 /// Proposals that may pass a waiting transaction over before it is dropped: long enough for a
 /// missing nonce or credit to arrive, short enough that its sender learns of the fault.
 pub(crate) const MEMPOOL_REFUSALS_MAX: u32 = 50;
+/// Most transactions that are checked for the mempool at once: a batch of signatures gets no
+/// cheaper by much beyond.
+pub(crate) const INTAKE_BATCH_MAX: usize = 1_024;
+/// Most transactions that wait to be checked; whoever comes then waits to hand his in.
+pub(crate) const INTAKE_WAITING_MAX: usize = 8_192;
 /// Most dropped transactions whose reason is remembered.
 pub(crate) const MEMPOOL_REASONS_MAX: usize = 4_096;
 

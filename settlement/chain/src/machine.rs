@@ -11,7 +11,7 @@ use topnet_ledger::machine::{
 pub(crate) trait AnyMachine: Send + Sync {
     fn genesis(&self) -> BTreeMap<Key, Vec<u8>>;
     fn id(&self, transaction: &[u8]) -> Hash;
-    fn admit(&self, transaction: &[u8]) -> Result<Admission, Rejection>;
+    fn admit_many(&self, transactions: &[&[u8]]) -> Vec<Result<Admission, Rejection>>;
     fn weigh(
         &self,
         height: u64,
@@ -43,8 +43,8 @@ impl<M: Machine> AnyMachine for M {
         Machine::id(self, transaction)
     }
 
-    fn admit(&self, transaction: &[u8]) -> Result<Admission, Rejection> {
-        Machine::admit(self, transaction)
+    fn admit_many(&self, transactions: &[&[u8]]) -> Vec<Result<Admission, Rejection>> {
+        Machine::admit_many(self, transactions)
     }
 
     fn weigh(

@@ -2,7 +2,7 @@
 //!
 //! Bounded in number and bytes, and per account, so that nobody can crowd out the rest. One
 //! account's transactions are proposed in the order of their nonces; among accounts the higher
-//! priority goes first. When there is no room, the newcomer takes the place of the one that is
+//! priority goes first, and of equals the one that came first. When there is no room, the newcomer takes the place of the one that is
 //! worth least, if it is worth more. What follows another of its account is worth no more than
 //! that one, because it cannot go first; so what makes room is always an account's last.
 //! Transactions that no account pays for have room of their own, here and in a block.
@@ -93,12 +93,13 @@ type Lane = BTreeMap<u64, Waiting>;
 
 #[derive(Default)]
 struct State {
-    lanes: BTreeMap<Option<Address>, Lane>,
+    lanes: HashMap<Option<Address>, Lane>,
     /// The accounts by the priority of what they have waiting last, which is their least.
     worst: BTreeSet<(u64, Address)>,
     places: HashMap<Hash, (Option<Address>, u64)>,
     bytes: usize,
-    free_next: u64,
+    /// How many have come so far.
+    arrivals: u64,
     reasons: HashMap<Hash, Rejection>,
     reasons_order: VecDeque<Hash>,
 }
@@ -106,6 +107,8 @@ struct State {
 struct Waiting {
     id: Hash,
     priority: u64,
+    /// Those before it that ever came: among equals the first goes first.
+    arrival: u64,
     bytes: Vec<u8>,
     refusals: u32,
     reason: Option<Rejection>,
@@ -157,17 +160,17 @@ impl Mempool {
             state.keep_reason(id, reason);
         }
 
+        let arrival = state.arrivals;
+        state.arrivals += 1;
         let nonce = match admission.sender {
             Some(_) => admission.nonce,
-            None => {
-                state.free_next += 1;
-                state.free_next
-            }
+            None => arrival,
         };
         state.forget_reason(&admission.id);
         let waiting = Waiting {
             id: admission.id,
             priority,
+            arrival,
             bytes,
             refusals: 0,
             reason: None,
@@ -187,11 +190,11 @@ impl Mempool {
             .iter()
             .filter_map(|(account, lane)| {
                 let (nonce, head) = lane.first_key_value()?;
-                Some((head.priority, Reverse((*account, *nonce))))
+                Some((head.priority, Reverse((head.arrival, *account, *nonce))))
             })
             .collect();
         let (mut transactions, mut all) = (Vec::new(), true);
-        while let Some((_, Reverse((account, nonce)))) = heads.pop() {
+        while let Some((_, Reverse((_, account, nonce)))) = heads.pop() {
             let lane = &state.lanes[&account];
             let head = &lane[&nonce];
             let bytes = head.bytes.len();
@@ -214,7 +217,7 @@ impl Mempool {
                 .range((Bound::Excluded(nonce), Bound::Unbounded))
                 .next()
             {
-                heads.push((waiting.priority, Reverse((account, *next))));
+                heads.push((waiting.priority, Reverse((waiting.arrival, account, *next))));
             }
         }
         Candidates { transactions, all }
@@ -297,13 +300,17 @@ impl State {
 
     fn check_lane(&self, admission: &Admission) -> Result<(), Rejection> {
         let lane = self.lanes.get(&admission.sender).map_or(0, BTreeMap::len);
-        let (lane_max, whose) = match admission.sender {
-            Some(account) => (MEMPOOL_ACCOUNT_MAX, format!("of {account}")),
-            None => (MEMPOOL_FREE_MAX, "that nobody pays for".to_owned()),
+        let lane_max = match admission.sender {
+            Some(_) => MEMPOOL_ACCOUNT_MAX,
+            None => MEMPOOL_FREE_MAX,
         };
         if lane < lane_max {
             return Ok(());
         }
+        let whose = match admission.sender {
+            Some(account) => format!("of {account}"),
+            None => "that nobody pays for".to_owned(),
+        };
         Err(rejection(
             "account_queue_full",
             format!("{lane} transactions {whose} wait; submit it again when they are final"),
@@ -506,6 +513,17 @@ mod tests {
         assert_eq!(order, [(2, 5), (3, 0), (1, 0), (1, 1)]);
         assert_eq!(candidates(&pool, room(2, 1_000)).len(), 2);
         assert_eq!(candidates(&pool, room(10, 9)).len(), 2);
+    }
+
+    /// However their addresses compare, nobody waits while equals that came later go.
+    #[test]
+    fn of_equals_the_first_goes_first() {
+        let pool = Mempool::new(1_000);
+        for (sender, nonce) in [(9, 0), (1, 0), (5, 0), (1, 1)] {
+            insert(&pool, Some(sender), nonce, 7).unwrap();
+        }
+        let order: Vec<u8> = candidates(&pool, PLENTY).iter().map(|b| b[0]).collect();
+        assert_eq!(order, [9, 1, 5, 1]);
     }
 
     #[test]

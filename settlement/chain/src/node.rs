@@ -45,14 +45,17 @@ use commonware_p2p::{
     max_message_size,
 };
 use commonware_parallel::Sequential;
-use commonware_runtime::{Quota, Supervisor as _, buffer::paged::CacheRef};
+use commonware_runtime::{
+    Quota, Supervisor as _,
+    buffer::paged::{CacheRef, page_size},
+};
 use commonware_storage::{archive::prunable, translator::EightCap};
 use commonware_stream::{
     cups::{self, Cups},
     sake::{self, Sake},
 };
 use commonware_utils::{
-    NZDuration, NZU16, NZU32, NZU64, NZUsize, TryFromIterator as _,
+    NZDuration, NZU32, NZU64, NZUsize, TryFromIterator as _,
     ordered::{Map, Set},
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -63,7 +66,10 @@ use tracing::info;
 use crate::{
     application::{Application, Parts},
     block::{Block, domain_digest, engine_key_of, hash_of},
-    chain::{Chain, ChainParts, FinalBlock, FinalityProof, Query, StateView, Tip},
+    chain::{
+        Chain, ChainParts, FinalBlock, FinalityProof, Proved, ProvedValue, Query, StateView, Tip,
+    },
+    intake::{Desk, Intake},
     limits::{ARCHIVE_ITEMS_PER_SECTION, NETWORK_DELAY_MAX, QUERIES_MAX},
     machine::AnyMachine,
     mempool::Mempool,
@@ -71,14 +77,16 @@ use crate::{
     receipts::Receipts,
     runtime::Validator,
     state::{self, Context, Databases, NoStateSync},
-    verifier::{Proof, namespace},
+    verifier::{Proof, StateProof, namespace},
 };
 
 const MAILBOX: NonZeroUsize = NZUsize!(1_024);
 const WRITE_BUFFER: NonZeroUsize = NZUsize!(64 * 1024);
 const REPLAY_BUFFER: NonZeroUsize = NZUsize!(1024 * 1024);
-const PAGE_BYTES: NonZeroU16 = NZU16!(4_096);
-const PAGES: NonZeroUsize = NZUsize!(2_048);
+/// Pages of the storage's cache, with their checksums as long as those of the disk.
+const PAGE_BYTES: NonZeroU16 = page_size(4_096);
+/// 32 MiB for each chain.
+const PAGES: NonZeroUsize = NZUsize!(8_192);
 const VIEW_RETENTION: ViewDelta = ViewDelta::new(64);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
 const FETCH_RETRY: Duration = Duration::from_millis(200);
@@ -289,6 +297,13 @@ pub(crate) async fn run(
     }
     info!(chain = %config.name, height = tip.borrow().height(), "the chain runs");
     let (queries, asked) = mpsc::channel(QUERIES_MAX);
+    let intake = Intake::start(&Desk {
+        chain: config.genesis,
+        machine: Arc::clone(&machine),
+        mempool: Arc::clone(&mempool),
+        queries: queries.clone(),
+    })
+    .expect("the system lets this process have a few more threads");
     let chain = Chain {
         parts: Arc::new(ChainParts {
             name: config.name,
@@ -301,6 +316,7 @@ pub(crate) async fn run(
             block_interval: config.block_interval,
             machine,
             mempool,
+            intake,
             tip: tips,
             queries,
         }),
@@ -422,6 +438,9 @@ impl Answers {
                 Query::Proof { height, answer } => {
                     let _ = answer.send(self.proof(height).await);
                 }
+                Query::Value { key, answer } => {
+                    let _ = answer.send(self.value(&key).await);
+                }
                 Query::Read { keys, answer } => {
                     let _ = answer.send(self.read(keys).await);
                 }
@@ -471,6 +490,33 @@ impl Answers {
             });
         }
         None
+    }
+
+    async fn value(&self, key: &Key) -> Proved {
+        let (height, found) = state::prove(&self.databases, key).await;
+        let Some((value, proof)) = found else {
+            return Proved::Absent;
+        };
+        let height = Height::new(height);
+        let Some(finalization) = self.blocks.get_finalization(height).await else {
+            return Proved::Uncertified;
+        };
+        let Some(block) = self.blocks.get_block(Identifier::Height(height)).await else {
+            return Proved::Uncertified;
+        };
+        let header = block.inner().header.clone();
+        let proof = StateProof {
+            block: Proof {
+                header,
+                finalization,
+            },
+            value,
+            proof,
+        };
+        Proved::Value(ProvedValue {
+            height: height.get(),
+            bytes: proof.encode().to_vec(),
+        })
     }
 
     async fn read(&self, keys: Vec<Key>) -> StateView {

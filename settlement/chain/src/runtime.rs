@@ -1,6 +1,7 @@
 //! The engine's own thread, on which every chain of a process runs.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -26,10 +27,17 @@ use crate::{
     verifier::committee,
 };
 
-const WORKER_THREADS: usize = 1;
+/// One may execute a block while the other answers and votes.
+const WORKER_THREADS: usize = 2;
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// The engine keeps this file locked while it uses the directory.
 const HOLD_FILE: &str = ".hold";
+
+/// Says how what lies in the directory is laid out.
+const FORMAT_FILE: &str = "format";
+const FORMAT_DRAFT: &str = "format.new";
+/// Raised whenever blocks, state or their storage are laid out in another way.
+const FORMAT: &str = "topnet-chain 2\n";
 
 /// A voter of a chain and where it is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +83,16 @@ pub enum StartError {
         "storage directory {0} is used by another process; stop it or choose another directory"
     )]
     StorageInUse(PathBuf),
+    /// What is stored is of another version.
+    #[error(
+        "storage directory {path} has format `{found}`, and this version reads `{known}`; run the version that wrote it, or choose another directory", known = FORMAT.trim_end()
+    )]
+    Format {
+        /// The directory.
+        path: PathBuf,
+        /// What it says of itself.
+        found: String,
+    },
     /// The thread could not be made.
     #[error("cannot start the thread of the chains: {0}")]
     Thread(io::Error),
@@ -183,10 +201,48 @@ fn claim(storage: &Path) -> Result<(), StartError> {
         .open(storage.join(HOLD_FILE))
         .map_err(failed)?;
     match hold.try_lock() {
-        Ok(()) => Ok(()),
+        Ok(()) => check_format(storage),
         Err(fs::TryLockError::WouldBlock) => Err(StartError::StorageInUse(storage.to_owned())),
         Err(fs::TryLockError::Error(source)) => Err(failed(source)),
     }
+}
+
+/// Refuses what another version has stored: the engine would take it for damaged and cut it off.
+fn check_format(storage: &Path) -> Result<(), StartError> {
+    let failed = |source| StartError::Storage {
+        path: storage.to_owned(),
+        source,
+    };
+    let path = storage.join(FORMAT_FILE);
+    let found = match fs::read_to_string(&path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let entries = fs::read_dir(storage).map_err(failed)?;
+            let ours = [HOLD_FILE, FORMAT_DRAFT].map(OsStr::new);
+            let is_other = |entry: &io::Result<fs::DirEntry>| !matches!(entry, Ok(entry) if ours.contains(&&*entry.file_name()));
+            let others = entries.filter(is_other);
+            if others.count() == 0 {
+                return write_format(&path).map_err(failed);
+            }
+            "topnet-chain 1".to_owned()
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    if found == FORMAT {
+        return Ok(());
+    }
+    Err(StartError::Format {
+        path: storage.to_owned(),
+        found: found.trim_end().to_owned(),
+    })
+}
+
+/// On disk as a whole or not at all.
+fn write_format(path: &Path) -> io::Result<()> {
+    let draft = path.with_file_name(FORMAT_DRAFT);
+    fs::write(&draft, FORMAT)?;
+    fs::File::open(&draft)?.sync_all()?;
+    fs::rename(&draft, path)
 }
 
 /// Starts a validator when the runtime gets to it. Not generic and not `async`, so that the engine,

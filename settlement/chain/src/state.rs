@@ -1,7 +1,10 @@
-//! The state of a chain on disk: QMDB, an authenticated log of updates with an index in memory.
+//! The state of a chain on disk: QMDB, an authenticated log of updates with an index in memory
+//! and a bit for each update that says whether it is the current one.
 //!
 //! Keys are hashed, so that a machine may name them as it likes. Every block's commit carries
-//! the block's height, so that a reader learns as of which block it read.
+//! the block's height, so that a reader learns as of which block it read. A value that is there
+//! can be proved to be the current one against the state root in the block's header; that
+//! nothing stands under a key cannot be proved.
 
 use std::{collections::BTreeMap, convert::Infallible, future::pending, num::NonZeroUsize};
 
@@ -15,7 +18,12 @@ use commonware_storage::{
     merkle::full::Config as MerkleConfig,
     mmr,
     qmdb::{
-        any::{VariableConfig, unordered::variable},
+        Error as DatabaseError,
+        any::unordered::variable::Operation,
+        current::{
+            VariableConfig,
+            unordered::{proof::constant::KeyValueProof, variable},
+        },
         sync::{self, Request, source},
     },
     translator::EightCap,
@@ -28,13 +36,20 @@ use crate::{block::domain_digest, limits::VALUE_BYTES_MAX};
 /// The engine's runtime: tasks, clock, storage, network.
 pub(crate) type Context = commonware_runtime::tokio::Context;
 pub(crate) type Database =
-    variable::Db<mmr::Family, Context, Digest, Vec<u8>, Sha256, EightCap, Sequential>;
+    variable::Db<mmr::Family, Context, Digest, Vec<u8>, Sha256, EightCap, STATUS_BYTES, Sequential>;
+/// Shows that a value is the current one.
+pub(crate) type ValueProof = KeyValueProof<mmr::Family, Digest, STATUS_BYTES>;
 pub(crate) type Databases = Shared<Database>;
 pub(crate) type Batch = <Databases as DatabaseSet<Context>>::Unmerkleized;
 pub(crate) type SealedBatch = <Databases as DatabaseSet<Context>>::Merkleized;
 pub(crate) type DatabaseConfig = <Databases as DatabaseSet<Context>>::Config;
 
 const KEY_DOMAIN: &[u8] = b"topnet/state-key/1";
+/// Bytes of status bits that are hashed together, for 256 updates. More make proofs longer, fewer
+/// take more memory.
+const STATUS_BYTES: usize = 32;
+/// Hashes in a proof, at most: a log of 2^63 updates has fewer.
+pub(crate) const PROOF_HASHES_MAX: usize = 128;
 const BUFFER_BYTES: NonZeroUsize = NZUsize!(64 * 1024);
 
 /// Where and how a chain's state is stored.
@@ -58,6 +73,7 @@ pub(crate) fn config(partition: &str, page_cache: CacheRef) -> DatabaseConfig {
             write_buffer: BUFFER_BYTES,
             replay_buffer: BUFFER_BYTES,
         },
+        grafted_metadata_partition: format!("{partition}-state-status"),
         translator: EightCap,
         init_cache: Some(NZUsize!(65_536)),
         init_buffer: NZUsize!(2 * 1024 * 1024),
@@ -101,18 +117,46 @@ pub(crate) async fn seal(
         .expect("the chain's state can be read")
 }
 
+/// A value of the final state with the proof of it; the height of the block first.
+pub(crate) async fn prove(
+    databases: &Databases,
+    key: &Key,
+) -> (u64, Option<(Vec<u8>, ValueProof)>) {
+    let digest = key_digest(key);
+    let database = databases.read().await;
+    let height = height_of(&database).await;
+    let value = database.get(&digest).await;
+    let Some(value) = value.expect("the chain's state can be read") else {
+        return (height, None);
+    };
+    match database.key_value_proof(digest).await {
+        Ok(proof) => (height, Some((value, proof))),
+        Err(DatabaseError::KeyNotFound) => (height, None),
+        Err(error) => panic!("the chain's state can be read: {error}"),
+    }
+}
+
+/// True if `value` stands under `key` in the state with this root.
+pub(crate) fn is_proved(key: &Key, value: Vec<u8>, proof: &ValueProof, root: &Digest) -> bool {
+    Database::verify_key_value_proof(key_digest(key), value, proof, root)
+}
+
+async fn height_of(database: &Database) -> u64 {
+    let metadata = database
+        .get_metadata()
+        .await
+        .expect("the chain's state can be read");
+    metadata
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u64::from_be_bytes)
+}
+
 /// Reads keys from the final state, all as of one block, whose height comes first.
 pub(crate) async fn read(databases: &Databases, keys: &[Key]) -> (u64, Vec<Option<Vec<u8>>>) {
     let digests: Vec<Digest> = keys.iter().map(key_digest).collect();
     let wanted: Vec<&Digest> = digests.iter().collect();
     let database = databases.read().await;
-    let metadata = database
-        .get_metadata()
-        .await
-        .expect("the chain's state can be read");
-    let height = metadata
-        .and_then(|bytes| bytes.try_into().ok())
-        .map_or(0, u64::from_be_bytes);
+    let height = height_of(&database).await;
     let values = database
         .get_many(&wanted)
         .await
@@ -132,7 +176,7 @@ pub(crate) struct NoStateSync;
 impl sync::Source for NoStateSync {
     type Family = mmr::Family;
     type Digest = Digest;
-    type Op = variable::Operation<mmr::Family, Digest, Vec<u8>>;
+    type Op = Operation<mmr::Family, Digest, Vec<u8>>;
     type Error = Infallible;
 
     async fn serve(&self, _: Request<mmr::Family>) -> source::Result<Self> {

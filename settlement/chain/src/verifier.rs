@@ -1,8 +1,11 @@
 //! The engine's cryptography as ledgers and light clients see it: one Ed25519 (ZIP-215), and
 //! one check that a header is final.
 
+use std::{cell::RefCell, collections::HashMap, num::NonZeroUsize, thread};
+
 use commonware_codec::{
-    Buf, Copying, Decode, DecodeExt, EncodeSize, Error as CodecError, Read, ReadExt, Write,
+    Buf, Copying, Decode, DecodeExt, EncodeSize, Error as CodecError, RangeCfg, Read, ReadExt,
+    Write,
 };
 use commonware_consensus::simplex::{scheme::ed25519::Scheme, types::Finalization};
 use commonware_cryptography::{
@@ -14,16 +17,22 @@ use commonware_parallel::Sequential;
 use commonware_runtime::BufMut;
 use commonware_utils::{TryFromIterator as _, ordered::Set};
 use topnet_account::{Hash, PublicKey};
-use topnet_ledger::machine::{FinalHeader, Signed, Verifier};
+use topnet_ledger::machine::{FinalHeader, Key, Signed, Verifier};
 
 use crate::{
-    block::{Header, engine_key_of},
-    limits::VALIDATORS_MAX,
+    block::{Header, digest_of, engine_key_of},
+    limits::{VALIDATORS_MAX, VALUE_BYTES_MAX},
+    state::{PROOF_HASHES_MAX, ValueProof, is_proved},
 };
 
 const CONSENSUS_DOMAIN: &[u8] = b"topnet/consensus/1";
 /// From how many signatures on a batch is worth its preparation.
 const BATCH_MIN: usize = 4;
+/// From how many signatures on a thread of their own is worth its start. The mempool's batches
+/// are smaller, and its threads several already.
+const PART_MIN: usize = 2_048;
+/// Keys that a thread remembers, at most.
+const KEYS_MAX: usize = 8_192;
 
 /// A header and the certificate that it is final.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +62,41 @@ impl Read for Proof {
         Ok(Self {
             header: Header::read(buf)?,
             finalization: Finalization::read_cfg(buf, validators)?,
+        })
+    }
+}
+
+/// A value of a chain's state, the way from it to a state root, and the proof that the header
+/// with that root is final.
+pub(crate) struct StateProof {
+    pub block: Proof,
+    pub value: Vec<u8>,
+    pub proof: ValueProof,
+}
+
+impl Write for StateProof {
+    fn write(&self, buf: &mut impl BufMut) {
+        self.block.write(buf);
+        self.value.write(buf);
+        self.proof.write(buf);
+    }
+}
+
+impl EncodeSize for StateProof {
+    fn encode_size(&self) -> usize {
+        self.block.encode_size() + self.value.encode_size() + self.proof.encode_size()
+    }
+}
+
+impl Read for StateProof {
+    /// Number of validators.
+    type Cfg = usize;
+
+    fn read_cfg(buf: &mut impl Buf, validators: &usize) -> Result<Self, CodecError> {
+        Ok(Self {
+            block: Proof::read_cfg(buf, validators)?,
+            value: Vec::read_cfg(buf, &(RangeCfg::from(0..=VALUE_BYTES_MAX), ()))?,
+            proof: ValueProof::read_cfg(buf, &PROOF_HASHES_MAX)?,
         })
     }
 }
@@ -94,7 +138,7 @@ impl<'a> Entry<'a> {
         }
         let (namespace, message) = rest.split_at_checked(usize::from(*length))?;
         Some(Self {
-            key: engine_key_of(signed.key)?,
+            key: decoded_key(signed.key)?,
             namespace,
             message,
             signature: EngineSignature::decode(Copying(&signed.signature.0)).ok()?,
@@ -107,25 +151,59 @@ impl<'a> Entry<'a> {
     }
 }
 
+/// A key as it was decoded before on this thread. Payees close thousands of channels with one
+/// key, and decoding it costs a fifth of its signature's check.
+fn decoded_key(key: &PublicKey) -> Option<EngineKey> {
+    thread_local! {
+        static KEYS: RefCell<HashMap<PublicKey, EngineKey>> = RefCell::default();
+    }
+    KEYS.with_borrow_mut(|keys| {
+        if let Some(known) = keys.get(key) {
+            return Some(known.clone());
+        }
+        if keys.len() == KEYS_MAX {
+            keys.clear();
+        }
+        let decoded = engine_key_of(key)?;
+        keys.insert(*key, decoded.clone());
+        Some(decoded)
+    })
+}
+
+fn all_hold(signed: &[Signed<'_>]) -> bool {
+    let Some(entries) = signed.iter().map(Entry::of).collect::<Option<Vec<_>>>() else {
+        return false;
+    };
+    if entries.len() < BATCH_MIN {
+        return entries.iter().all(Entry::holds);
+    }
+    EngineKey::verify_batch(
+        &mut rand::rng(),
+        &entries,
+        |_, entry| BatchEntry {
+            namespace: entry.namespace,
+            message: entry.message,
+            public_key: &entry.key,
+            signature: &entry.signature,
+        },
+        &Sequential,
+    )
+}
+
 impl Verifier for EngineVerifier {
     fn signatures_hold(&self, signed: &[Signed<'_>]) -> bool {
-        let Some(entries) = signed.iter().map(Entry::of).collect::<Option<Vec<_>>>() else {
-            return false;
-        };
-        if entries.len() < BATCH_MIN {
-            return entries.iter().all(Entry::holds);
-        }
-        EngineKey::verify_batch(
-            &mut rand::rng(),
-            &entries,
-            |_, entry| BatchEntry {
-                namespace: entry.namespace,
-                message: entry.message,
-                public_key: &entry.key,
-                signature: &entry.signature,
-            },
-            &Sequential,
-        )
+        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let part = signed.len().div_ceil(threads).max(PART_MIN);
+        thread::scope(|scope| {
+            let mut parts = signed.chunks(part);
+            let own = parts.next().unwrap_or_default();
+            let others: Vec<_> = parts.map(|part| scope.spawn(|| all_hold(part))).collect();
+            let holds = all_hold(own);
+            // A part that ended with a panic was not checked.
+            others
+                .into_iter()
+                .fold(holds, |holds, other| other.join().unwrap_or(false) && holds)
+        })
     }
 
     fn final_header(
@@ -148,15 +226,41 @@ impl EngineVerifier {
     pub fn prove(&self, chain: &Hash, validators: &[PublicKey], proof: &[u8]) -> Option<Header> {
         let committee = committee(validators)?;
         let proof = Proof::decode_cfg(Copying(proof), &committee.len()).ok()?;
-        let holds = proof.header.chain() == *chain
-            && proof.finalization.proposal.payload == proof.header.digest()
-            && proof.finalization.verify(
-                &mut rand::rng(),
-                &Scheme::verifier(&namespace(chain), committee),
-                &Sequential,
-            );
-        holds.then_some(proof.header)
+        header_of(chain, committee, proof)
     }
+
+    /// The value that `proof` shows to stand under `key` in a chain's state, and the final header
+    /// of the block whose state it is; see [`Chain::prove_value`](crate::Chain::prove_value).
+    pub fn prove_value(
+        &self,
+        chain: &Hash,
+        validators: &[PublicKey],
+        key: &Key,
+        proof: &[u8],
+    ) -> Option<(Header, Vec<u8>)> {
+        let committee = committee(validators)?;
+        let proof = StateProof::decode_cfg(Copying(proof), &committee.len()).ok()?;
+        let StateProof {
+            block,
+            value,
+            proof,
+        } = proof;
+        let header = header_of(chain, committee, block)?;
+        let root = digest_of(&header.state_root());
+        is_proved(key, value.clone(), &proof, &root).then_some((header, value))
+    }
+}
+
+/// The header, if it is the chain's and its certificate holds.
+fn header_of(chain: &Hash, committee: Set<EngineKey>, proof: Proof) -> Option<Header> {
+    let holds = proof.header.chain() == *chain
+        && proof.finalization.proposal.payload == proof.header.digest()
+        && proof.finalization.verify(
+            &mut rand::rng(),
+            &Scheme::verifier(&namespace(chain), committee),
+            &Sequential,
+        );
+    holds.then_some(proof.header)
 }
 
 #[cfg(test)]
@@ -199,6 +303,31 @@ mod tests {
             assert!(!holds(&signatures), "{count}, one forged");
         }
         assert!(EngineVerifier.signatures_hold(&[]));
+    }
+
+    /// A large batch is checked in parts, none of which may be left out.
+    #[test]
+    fn one_forgery_anywhere_in_a_large_batch_is_found() {
+        let key = SecretKey::from_seed([1; 32]).unwrap();
+        let public = key.public_key();
+        let bytes = signed_bytes(b"topnet/test/1", &[7; 100]);
+        let (good, mut bad) = (key.sign(&bytes), key.sign(&bytes));
+        bad.0[40] ^= 1;
+        let with = |place: Option<usize>| {
+            let signature = |i| if Some(i) == place { &bad } else { &good };
+            let signed: Vec<Signed<'_>> = (0..2 * PART_MIN + 1)
+                .map(|i| Signed {
+                    key: &public,
+                    bytes: &bytes,
+                    signature: signature(i),
+                })
+                .collect();
+            EngineVerifier.signatures_hold(&signed)
+        };
+        assert!(with(None));
+        for place in [0, PART_MIN - 1, PART_MIN, 2 * PART_MIN] {
+            assert!(!with(Some(place)), "{place}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 mod support;
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead as _, BufReader},
     net::TcpListener,
     path::Path,
@@ -12,12 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{Add, Adder, GENESIS_SUM, INTERVAL, alone, loopback, public_key, settle, sum};
+use support::{
+    Add, Adder, GENESIS_SUM, INTERVAL, alone, decode, loopback, public_key, settle, sum, sum_key,
+};
 use topnet_account::{Hash, PublicKey};
 use topnet_chain::{
     Chain, ChainConfig, ChainRuntime, EngineVerifier, Standing, StartError, Validator,
 };
-use topnet_ledger::machine::{NONCES_AHEAD_MAX, Verifier as _};
+use topnet_ledger::machine::{Key, NONCES_AHEAD_MAX, Verifier as _};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
@@ -46,6 +48,39 @@ async fn until(chain: &Chain, id: &Hash, wanted: impl Fn(&Standing) -> bool) -> 
         chain.reached(chain.tip().height() + 1).await.unwrap();
     }
     chain.standing(id)
+}
+
+/// Whoever knows the validators can check what stands in the state, and nothing else passes.
+async fn prove_values(chain: &Chain) {
+    let key = sum_key(0);
+    let proved = chain.prove_value(&key).await.unwrap().unwrap();
+    let check = |genesis: Hash, validators: &[PublicKey], key: &Key, bytes: &[u8]| {
+        EngineVerifier.prove_value(&genesis, validators, key, bytes)
+    };
+    let (genesis, ours) = (chain.genesis(), chain.validators());
+    let (header, value) = check(genesis, ours, &key, &proved.bytes).unwrap();
+    assert_eq!(header.height(), proved.height);
+    assert_eq!(decode(Some(&value)), (GENESIS_SUM + 11, 2));
+    let block = chain.block_at(proved.height).await.unwrap().unwrap();
+    assert_eq!(header, block.header);
+
+    assert_eq!(check(genesis, ours, &sum_key(1), &proved.bytes), None);
+    assert_eq!(check(Hash([9; 32]), ours, &key, &proved.bytes), None);
+    assert_eq!(check(genesis, &[public_key(9)], &key, &proved.bytes), None);
+    for place in 0..proved.bytes.len() {
+        let mut changed = proved.bytes.clone();
+        changed[place] ^= 1;
+        assert_eq!(
+            check(genesis, ours, &key, &changed),
+            None,
+            "byte {place} of {}",
+            changed.len()
+        );
+    }
+    for length in [0, 1, proved.bytes.len() - 1] {
+        assert_eq!(check(genesis, ours, &key, &proved.bytes[..length]), None);
+    }
+    assert_eq!(chain.prove_value(&sum_key(200)).await, Ok(None));
 }
 
 #[test]
@@ -109,6 +144,8 @@ fn a_transaction_becomes_final_and_anybody_can_check_that_it_did() {
         assert_eq!(receipts[0].id, first_id);
         assert_eq!(receipts[1].events, 6u64.to_be_bytes());
         assert_eq!(chain.block_at(u64::MAX).await, Ok(None));
+
+        prove_values(&chain).await;
 
         // Whoever knows the validators can check what is final.
         let proof = chain.proof_from(3).await.unwrap().unwrap();
@@ -345,4 +382,26 @@ fn four_validators_agree_go_on_without_one_and_take_it_back() {
             runtime.stop();
         }
     });
+}
+
+/// What another version has stored would be taken for damaged, and cut off.
+#[test]
+fn storage_of_another_version_is_refused_and_left_alone() {
+    let storage = tempfile::tempdir().unwrap();
+    ChainRuntime::start(storage.path()).unwrap().stop();
+    // A start that was killed while it noted the version.
+    fs::rename(
+        storage.path().join("format"),
+        storage.path().join("format.new"),
+    )
+    .unwrap();
+    ChainRuntime::start(storage.path()).unwrap().stop();
+    fs::write(storage.path().join("format"), "topnet-chain 99\n").unwrap();
+    let refused = ChainRuntime::start(storage.path()).err().unwrap();
+    assert!(refused.to_string().contains("topnet-chain 99"), "{refused}");
+    fs::remove_file(storage.path().join("format")).unwrap();
+    fs::create_dir(storage.path().join("main-blocks")).unwrap();
+    let refused = ChainRuntime::start(storage.path()).err().unwrap();
+    assert!(matches!(refused, StartError::Format { .. }), "{refused}");
+    assert!(storage.path().join("main-blocks").exists());
 }
