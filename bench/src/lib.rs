@@ -11,5 +11,7 @@
 
 pub mod lane;
 pub mod lanes;
+pub mod place;
 pub mod record;
 pub mod run;
+pub mod taken;

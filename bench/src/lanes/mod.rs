@@ -2,6 +2,7 @@
 
 mod forward;
 mod metering;
+mod settlement;
 mod token;
 
 use crate::lane::Lane;
@@ -10,6 +11,9 @@ use std::path::PathBuf;
 use topnet_lab::interrupt::Interrupt;
 
 pub use metering::{Role, play};
+
+/// Of everything that is ours.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// What lanes are made with.
 #[derive(Clone, Debug)]
@@ -36,11 +40,24 @@ pub enum Size {
     Full,
 }
 
+impl Size {
+    /// What this size has of four.
+    fn of<T>(self, [tiny, quick, standard, full]: [T; 4]) -> T {
+        match self {
+            Size::Tiny => tiny,
+            Size::Quick => quick,
+            Size::Standard => standard,
+            Size::Full => full,
+        }
+    }
+}
+
 /// Every lane, in the order in which they run.
 pub fn all(setup: &Setup) -> Vec<Box<dyn Lane>> {
     vec![
         Box::new(token::TokenLane),
         Box::new(forward::ForwardLane::new(setup.interrupt.clone())),
         Box::new(metering::MeteringLane::new(setup.clone())),
+        Box::new(settlement::SettlementLane::new(setup.clone())),
     ]
 }

@@ -4,15 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{
-    VERSION,
-    payers::Paying,
-    plane::Timed,
-    provider::{Place, Provider},
-};
+use super::{VERSION, payers::Paying, plane::Timed, provider::Provider};
 use crate::{
     lane::{Better, Case, Contender, Measurement},
     lanes::Setup,
+    place::Place,
 };
 
 /// Until what handshakes needed is given back.

@@ -6,11 +6,12 @@ use super::{
     VERSION, feed,
     parties::WINDOW,
     plane::{Offered, Timed},
-    provider::{Place, Provider},
+    provider::Provider,
 };
 use crate::{
     lane::{Better, Case, Contender, Measurement},
     lanes::Setup,
+    place::Place,
 };
 
 /// More than this passes no machine: for how many units a second vouchers are made before.

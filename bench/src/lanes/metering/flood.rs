@@ -29,12 +29,13 @@ use super::{
     payers::Paying,
     plane::Timed,
     process::{Another, Asked, Role},
-    provider::{Place, Provider},
+    provider::Provider,
     quic::{EASY_UNITS_PER_S, units},
 };
 use crate::{
     lane::{Better, Case, Contender, Measurement, process_cpu_s},
     lanes::Setup,
+    place::Place,
 };
 
 const WARM_UP_S: f64 = 60.0;

@@ -25,7 +25,6 @@ mod quic;
 mod recovery;
 mod refuse;
 mod ring;
-mod taken;
 
 use std::time::Duration;
 
@@ -34,11 +33,8 @@ use anyhow::Result;
 pub use self::process::Role;
 use crate::{
     lane::{Case, Lane},
-    lanes::{Setup, Size},
+    lanes::{Setup, Size, VERSION},
 };
-
-/// Of everything that is ours.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The payment path.
 pub struct MeteringLane {
@@ -94,15 +90,6 @@ pub fn play(role: Role) -> Result<()> {
 
 /// How much of everything a size has.
 impl Size {
-    fn of<T>(self, [tiny, quick, standard, full]: [T; 4]) -> T {
-        match self {
-            Size::Tiny => tiny,
-            Size::Quick => quick,
-            Size::Standard => standard,
-            Size::Full => full,
-        }
-    }
-
     /// Between two measurements with the same processes.
     fn rest(self) -> Duration {
         self.of([200, 1_000, 1_000, 2_000].map(Duration::from_millis))

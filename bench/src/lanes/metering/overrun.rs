@@ -10,11 +10,12 @@ use super::{
     parties::{WINDOW, monotonic_ns},
     payers::Paying,
     plane::{Offered, Timed},
-    provider::{Place, Provider},
+    provider::Provider,
 };
 use crate::{
     lane::{Better, Case, Contender, Measurement},
     lanes::Setup,
+    place::Place,
 };
 
 /// 1 Gbit/s.

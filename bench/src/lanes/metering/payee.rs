@@ -25,11 +25,12 @@ use topnet_metering::{
 };
 use topnet_unit::Attachment;
 
+use crate::taken::Taken;
+
 use super::{
     feed::{Feed, Prepared},
     parties::{PAYEE, assignments, channel, identity, offer, served, tips, view},
     process::Asked,
-    taken::Taken,
 };
 
 /// How often the product asks for the newest headers.

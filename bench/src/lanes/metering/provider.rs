@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 use topnet_api::ChannelStatus;
@@ -12,33 +12,10 @@ use super::{
     plane::{Offered, Timed},
     process::{Another, Role},
 };
-use crate::lanes::Setup;
+use crate::{lanes::Setup, place::Place};
 
 /// Longer than any preparation takes.
 const PATIENCE: Duration = Duration::from_secs(180);
-
-/// Where a journal is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Where temporary files outlive a reboot, which is a disk.
-    Disk,
-    /// Where a sync costs nothing.
-    Memory,
-}
-
-impl Place {
-    /// A directory that goes when it is dropped.
-    pub fn directory(self) -> Result<TempDir> {
-        let below = match self {
-            Place::Disk => "/var/tmp",
-            Place::Memory => "/dev/shm",
-        };
-        tempfile::Builder::new()
-            .prefix("topnet-bench-")
-            .tempdir_in(below)
-            .with_context(|| format!("cannot make a directory in {below}"))
-    }
-}
 
 /// All processes of a provider. They end when it is dropped.
 pub struct Provider {

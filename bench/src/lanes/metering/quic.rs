@@ -9,11 +9,12 @@ use super::{
     parties::WINDOW,
     payers::Paying,
     plane::{Offered, Timed},
-    provider::{Phase, Place, Provider},
+    provider::{Phase, Provider},
 };
 use crate::{
     lane::{Better, Case, Contender, Measurement},
     lanes::Setup,
+    place::Place,
 };
 
 const WARM_UP_S: f64 = 60.0;

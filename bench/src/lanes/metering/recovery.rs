@@ -24,12 +24,12 @@ use super::{
     VERSION,
     parties::{ALLOCATION, BOOT, channel, offer, served, signer, slot},
     process::{Another, Asked, Role},
-    provider::Place,
-    taken::{Taken, bytes_below},
 };
 use crate::{
     lane::{Better, Case, Contender, Measurement, process_cpu_s},
     lanes::Setup,
+    place::Place,
+    taken::{Taken, bytes_below},
 };
 
 /// Channels that are written with one commit.

@@ -20,11 +20,11 @@ use super::{
     parties::{BOOT, monotonic_ns, slot},
     payee::attach,
     process::{Another, Asked, Role},
-    provider::Place,
 };
 use crate::{
     lane::{Better, Case, Contender, Latency, Measurement, histogram_ns, process_cpu_s},
     lanes::Setup,
+    place::Place,
 };
 
 /// As many as a data plane's ring has in the other cases.
