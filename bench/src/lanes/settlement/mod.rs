@@ -20,11 +20,12 @@ use topnet_ledger::Transaction;
 
 use self::{
     node::{Driven, Node},
-    parties::{PAYEES, PAYERS, Parties},
+    parties::{PAYEES, PAYERS, Parties, UNITS_BEFORE},
 };
 use crate::{
     lane::{Better, Case, Contender, Lane, Latency, Measurement},
     lanes::{Setup, Size, VERSION},
+    taken::Taken,
 };
 
 /// The chains.
@@ -57,6 +58,14 @@ impl Work {
             Work::Claim(index) => parties.claim(chain, number, index),
             Work::Open => parties.open(chain, number),
             Work::Transfer => parties.transfer(chain, number),
+        }
+    }
+
+    /// Units that one transaction settles.
+    fn units(self) -> u64 {
+        match self {
+            Work::Close(index) | Work::Claim(index) => UNITS_BEFORE + u64::from(index),
+            Work::Open | Work::Transfer => 0,
         }
     }
 
@@ -118,11 +127,51 @@ impl Lane for SettlementLane {
             case("claims", "claims_per_s", Work::Claim(0), &[]),
             case("opens", "opens_per_s", Work::Open, &[]),
             case("transfers", "transfers_per_s", Work::Transfer, &[]),
+            state_case(size, parties),
         ])
     }
 }
 
+/// A state as large as a country's: what it takes to keep, to open, and what it costs each close.
+fn state_case(size: Size, parties: Arc<Parties>) -> Case {
+    let (accounts, channels) = (size.accounts(), size.channels_open());
+    let ours = move || {
+        let count = size.transactions().min(channels);
+        let mut node = Node::start(Arc::clone(&parties), accounts, channels)?;
+        let transactions = made(&parties, &node.id(), Work::Close(0), count)?;
+        let driven = node.drive(&transactions)?;
+        let (resident, disk) = (Taken::now()?.resident_bytes, node.disk_bytes()?);
+        let start_s = node.restart()?.as_secs_f64();
+        let records = (accounts + channels) as f64;
+        Ok(measurement(&driven, Work::Close(0))
+            .with("memory", resident as f64 / records, "bytes per record")
+            .with("disk", disk as f64 / records, "bytes per record")
+            .with("start", start_s, "s"))
+    };
+    Case {
+        name: "settlement/state".to_owned(),
+        metric: "closes_per_s".to_owned(),
+        unit: "1/s".to_owned(),
+        better: Better::Higher,
+        mode: format!(
+            "the closes of settlement/closes over {accounts} accounts and {channels} open \
+             channels; memory is the whole process's, with the transactions that are handed in; \
+             start is until the chain takes part again",
+        ),
+        ours: Contender::new(VERSION, ours),
+        peers: Vec::new(),
+    }
+}
+
 impl Size {
+    fn accounts(self) -> u64 {
+        self.of([20_000, 100_000, 1_000_000, 10_000_000])
+    }
+
+    fn channels_open(self) -> u64 {
+        self.of([1_000, 50_000, 200_000, 1_000_000])
+    }
+
     fn transactions(self) -> u64 {
         self.of([300, 50_000, 200_000, 400_000])
     }
@@ -133,7 +182,7 @@ fn round(parties: Arc<Parties>, work: Work, count: u64) -> Result<Measurement> {
     let mut node = Node::start(Arc::clone(&parties), PAYERS + PAYEES, channels)?;
     let transactions = made(&parties, &node.id(), work, count)?;
     let driven = node.drive(&transactions)?;
-    Ok(measurement(&driven))
+    Ok(measurement(&driven, work))
 }
 
 /// Signs on all CPUs.
@@ -159,9 +208,9 @@ fn made(parties: &Parties, chain: &Hash, work: Work, count: u64) -> Result<Vec<V
     })
 }
 
-fn measurement(driven: &Driven) -> Measurement {
-    let count = driven.transactions as f64;
-    Measurement::new(
+fn measurement(driven: &Driven, work: Work) -> Measurement {
+    let (count, bytes) = (driven.transactions as f64, driven.bytes as f64);
+    let measured = Measurement::new(
         count / driven.elapsed_s,
         driven.transactions,
         driven.taken.cpu_s,
@@ -175,10 +224,17 @@ fn measurement(driven: &Driven) -> Measurement {
         driven.transactions_per_block_max as f64,
         "transactions",
     )
-    .with("bytes", driven.bytes as f64 / count, "bytes")
+    .with("bytes", bytes / count, "bytes")
     .with(
         "disk bytes",
         driven.taken.disk_bytes as f64 / count,
         "bytes",
-    )
+    );
+    let units = count * work.units() as f64;
+    if units == 0.0 {
+        return measured;
+    }
+    measured
+        .with("units settled", units / driven.elapsed_s, "1/s")
+        .with("bytes per million units", bytes / units * 1e6, "bytes")
 }

@@ -23,8 +23,8 @@ pub const ALLOCATION: Amount = Amount::from_ntop(1_000_000_000);
 pub const CLOSING_FEE: Amount = Amount::from_ntop(30_000);
 /// A unit's price, in nTOP: about that of the examples.
 const UNIT_PRICE: Amount = Amount::from_ntop(24_000);
-/// Units before the claimed voucher, which make any claim worth its fee.
-const UNITS_BEFORE: u64 = 4_096;
+/// Units before the claimed voucher, 2 GiB of them: any claim is worth its fee.
+pub const UNITS_BEFORE: u64 = 4_096;
 const CLOSE_WINDOW: u32 = 600;
 const EXPIRY: u64 = 1 << 40;
 
