@@ -11,6 +11,7 @@ mod outage;
 mod paid_download;
 mod payer_closes;
 mod reconcile;
+mod settlement;
 mod unpaid_stops;
 
 use std::{
@@ -39,6 +40,8 @@ pub enum Scenario {
     UnpaidStops,
     /// Every process is killed in the middle of a download.
     Crash,
+    /// The payer closes in mid-download while metering is dead.
+    Settlement,
     /// Everybody tries to get more than is due.
     Cheats,
     /// Whatever can happen to processes and disks, by chance.
@@ -47,10 +50,11 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario, in the order in which `all` runs them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::PaidDownload,
         Self::UnpaidStops,
         Self::Crash,
+        Self::Settlement,
         Self::Cheats,
         Self::Chaos,
     ];
@@ -61,6 +65,7 @@ impl Scenario {
             Self::PaidDownload => "paid-download",
             Self::UnpaidStops => "unpaid-stops",
             Self::Crash => "crash",
+            Self::Settlement => "settlement",
             Self::Cheats => "cheats",
             Self::Chaos => "chaos",
         }
@@ -77,6 +82,9 @@ impl Scenario {
             }
             Self::Crash => {
                 "metering, wallet, data plane, settlement and control are killed in mid-download: not a unit is lost"
+            }
+            Self::Settlement => {
+                "the payer closes in mid-download while metering is dead: what settlement holds is claimed in time"
             }
             Self::Cheats => {
                 "a provider that overstates, a payer that forges or closes, claims that are false: all for nothing"
@@ -134,6 +142,7 @@ pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<
         Scenario::PaidDownload => lab.paid_download(&mut report),
         Scenario::UnpaidStops => lab.unpaid_stops(&mut report),
         Scenario::Crash => lab.crash(&mut report),
+        Scenario::Settlement => lab.settlement(&mut report),
         Scenario::Cheats => lab.cheats(&mut report),
         Scenario::Chaos => lab.chaos(&mut report),
     };
