@@ -79,6 +79,7 @@ fn execute(arguments: Arguments, output: Output) -> Result<(), CliError> {
                 watch::channels(&options, s, output).await
             }
             Command::Channel(command) => channel::execute(&options, command, output).await,
+            Command::Claims => provider::claims(&options, output).await,
             Command::Offers => provider::offers(&options, output).await,
             Command::Account { address, chain } => {
                 provider::account(&options, chain, address, output).await

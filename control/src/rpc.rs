@@ -13,8 +13,8 @@ use jsonrpsee::{proc_macros::rpc, types::ErrorObjectOwned};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, ChainName, ChainReport, ChannelReport, ChannelStatus, ChannelView,
-    CloseProgress, HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport,
-    SessionRequest, SessionStopped, SubmittedTransaction, TransactionStatus,
+    ClaimReport, CloseProgress, HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant,
+    SessionReport, SessionRequest, SessionStopped, SubmittedTransaction, TransactionStatus,
 };
 
 pub use listeners::{ListenError, Listeners};
@@ -116,7 +116,12 @@ pub trait Operator {
         after: Option<ChannelId>,
     ) -> Result<Vec<ChannelStatus>, ErrorObjectOwned>;
 
-    /// One of them.
+    /// Claims that settlement holds and makes in time, in the order of their channels: those behind
+    /// `after`, at most a thousand in an answer.
+    #[method(name = "claims")]
+    async fn claims(&self, after: Option<ChannelId>) -> Result<Vec<ClaimReport>, ErrorObjectOwned>;
+
+    /// A channel that pays this provider.
     #[method(name = "provider_channel")]
     async fn provider_channel(&self, id: ChannelId) -> Result<ChannelReport, ErrorObjectOwned>;
 

@@ -395,6 +395,9 @@ async fn operators_methods_are_not_public_and_not_for_web_pages() {
     let refused = setup.public().status().await.unwrap_err().to_string();
     assert!(refused.contains("Method not found"), "{refused}");
     setup.operator().status().await.unwrap();
+    let refused = setup.public().claims(None).await.unwrap_err().to_string();
+    assert!(refused.contains("Method not found"), "{refused}");
+    assert_eq!(setup.operator().claims(None).await.unwrap(), []);
 
     let body = r#"{"jsonrpc":"2.0","id":1,"method":"status","params":[]}"#;
     let address = setup.listeners().operator_address;

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 use topnet_account::{Address, ChannelId, PublicKey};
-use topnet_api::{Assignments, ChannelStatus, ChannelView, FinalClaim, Latency};
+use topnet_api::{Assignments, ChannelStatus, ChannelView, FinalClaim, HeldClaim, Latency};
 use topnet_books::{ConnectionId, Counters, Greeting, Tips};
 use topnet_channel::{PayeeMessage, PayerMessage, Proved, RefusalCode, SlotUse, Unproved};
 use topnet_unit::Attachment;
@@ -55,6 +55,10 @@ pub enum Event {
     Overview(oneshot::Sender<Overview>),
     /// Channels that the chain should be asked about.
     Active(oneshot::Sender<Vec<ChannelId>>),
+    /// Claims that have grown, so many at most.
+    Claims(usize, oneshot::Sender<Vec<HeldClaim>>),
+    /// Claims that were asked for and did not arrive where they are held.
+    ClaimsLost(Vec<ChannelId>),
     /// Finish a channel; `None` if nobody knows it.
     Finish(ChannelId, oneshot::Sender<Option<FinalClaim>>),
     /// Commit what there is and end.

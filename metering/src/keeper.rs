@@ -275,6 +275,8 @@ impl Keeper {
                 channels.extend(self.books.next_in_rotation(ROTATION_MAX));
                 let _ = answer.send(channels);
             }
+            Event::Claims(count, answer) => drop(answer.send(self.books.take_claims(count))),
+            Event::ClaimsLost(channels) => self.books.handle_claims_lost(&channels),
             Event::Finish(channel, answer) => {
                 // Whoever asks again has given up on an answer before.
                 self.finishing.retain(|(_, answer)| !answer.is_closed());

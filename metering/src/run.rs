@@ -115,6 +115,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         service_chain,
     ));
     tokio::spawn(settlement::watch_channels(handle.clone(), chain.clone()));
+    tokio::spawn(settlement::hand_over_claims(handle.clone(), chain.clone()));
     tokio::spawn(dataplane::follow(
         config.runtime_dir.clone(),
         handle.clone(),

@@ -9,10 +9,11 @@ use tokio::{
 };
 use topnet_account::{Address, ChannelId};
 use topnet_api::{
-    ApiError, ChainName, ChainTip, ChannelView, ConnectError, SettlementClient, SocketName, connect,
+    ApiError, ChainName, ChainTip, ChannelView, ConnectError, HeldClaim, SettlementClient,
+    SocketName, connect,
 };
 use topnet_books::Tips;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::event::{Ended, Event, Handle};
 
@@ -24,6 +25,10 @@ const CHANNELS_INTERVAL: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(200);
 /// The same before it has answered for the first time.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// How often claims that have grown are handed over, and how many at a time. With more channels
+/// in use each has its turn.
+const CLAIMS_INTERVAL: Duration = Duration::from_secs(1);
+const CLAIMS_MAX: usize = 2_000;
 /// Look-ups of unknown channels at once; more wait.
 const LOOK_UPS_MAX: usize = 16;
 
@@ -89,6 +94,13 @@ impl LookUp {
                     "name a service that it has in [metering] service",
                 ))
             })
+    }
+
+    /// Has settlement hold claims; they are on its disk when this returns.
+    async fn hold(&self, claims: Vec<HeldClaim>) -> Result<u64, AskError> {
+        let client = self.client().await?;
+        let answer = client.hold(context::current(), claims).await;
+        Ok(self.heard(answer).await??)
     }
 
     async fn tip(&self, chain: ChainName) -> Result<ChainTip, AskError> {
@@ -158,6 +170,33 @@ async fn tips(
         main_time_ms: chain.tip(ChainName::main()).await?.time_ms,
         block_interval_ms: interval_ms,
     })
+}
+
+/// Hands claims that have grown to settlement, until metering ends: it makes them in time if
+/// metering or its disk is gone.
+pub async fn hand_over_claims(handle: Handle, chain: LookUp) -> Result<(), Ended> {
+    let mut ticks = interval(CLAIMS_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut trouble = false;
+    loop {
+        ticks.tick().await;
+        let claims = handle
+            .ask(|answer| Event::Claims(CLAIMS_MAX, answer))
+            .await?;
+        if claims.is_empty() {
+            continue;
+        }
+        let channels: Vec<ChannelId> = claims.iter().map(|claim| claim.channel).collect();
+        let held = chain.hold(claims).await;
+        if let Err(error) = &held {
+            handle.tell(Event::ClaimsLost(channels)).await?;
+            if !trouble {
+                warn!(%error, "claims cannot be handed over; trying again");
+            }
+            tokio::time::sleep(FIRST_RETRY).await;
+        }
+        trouble = held.is_err();
+    }
 }
 
 /// Tells the keeper what the chain says of the channels in use, until metering ends.

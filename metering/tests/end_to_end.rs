@@ -80,6 +80,14 @@ async fn hundreds_of_units_are_paid_and_claimed_exactly() {
         world.status().await.frozen.is_none()
     })
     .await;
+    // Settlement holds the claim for all of it, whatever happens here from now on.
+    let owed = (150 * MIB + 1).div_ceil(UNIT_BYTES);
+    until("the hand-over", async || {
+        let held = world.chain.held.lock().unwrap();
+        let units = held.get(&CHANNEL).and_then(|held| claim(held).units());
+        units == Some(owed)
+    })
+    .await;
     let shown = world.wallet_status().unwrap();
     assert!(shown.accepted_units > 0 && shown.released_units >= shown.accepted_units);
 

@@ -7,9 +7,10 @@
 //! | follows final blocks into an index that can be made anew at any time | `index`, `follow` |
 //! | brings funds to the service and batches to main | `relay` |
 //! | submits the payee's closes until they are final | `close` |
+//! | holds the best claim of each channel, and makes it in time | `held`, `tower` |
 //! | answers on the process's socket | `service` |
 //!
-//! Everything here but the closes can be made anew from the chains. Whatever is submitted is
+//! Everything here but closes and held claims can be made anew from the chains. Whatever is submitted is
 //! derived from the chains' own state and submitted again until it shows there, so a crash at
 //! any moment costs time and nothing else.
 #![forbid(unsafe_code)]
@@ -18,11 +19,14 @@
 mod close;
 mod describe;
 mod follow;
+mod held;
 mod index;
 mod relay;
 mod service;
 mod start;
+mod tower;
 
+pub use held::HeldError;
 pub use index::IndexError;
 pub use service::Service;
 pub use start::{Inputs, Settlement, StartError};

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BlockRef, ChainName, ChainParameters, ChainTip, ChannelState,
-    ChannelView, ClaimBytes, CloseProgress, ServiceView, Settlement, SubmittedTransaction,
-    TransactionStatus,
+    ChannelView, ClaimBytes, ClaimReport, CloseProgress, HeldClaim, ServiceView, Settlement,
+    SubmittedTransaction, TransactionStatus,
 };
 use topnet_chain::{Chain, Standing};
 use topnet_ledger::{
@@ -27,6 +27,7 @@ use crate::{
     describe::describe,
     index::{Index, TransactionRecord},
     relay::record,
+    tower::Tower,
 };
 
 /// A chain that runs here.
@@ -46,6 +47,7 @@ pub struct Service {
     pub(crate) service: ChainName,
     pub(crate) index: Index,
     pub(crate) closer: Closer,
+    pub(crate) tower: Tower,
     pub(crate) payee: Address,
 }
 
@@ -274,6 +276,19 @@ impl Settlement for Service {
         claim: Option<ClaimBytes>,
     ) -> Result<CloseProgress, ApiError> {
         self.closer.close(id, claim).await
+    }
+
+    async fn hold(self, _: Context, claims: Vec<HeldClaim>) -> Result<u64, ApiError> {
+        self.tower.hold(claims).await
+    }
+
+    async fn claims(
+        self,
+        _: Context,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ClaimReport>, ApiError> {
+        self.catch_up(self.chain(&self.service)?).await?;
+        self.tower.reports(after).await.map_err(unavailable)
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use tokio::{sync::watch, task::JoinSet};
+use topnet_account::Amount;
 use topnet_api::ChainName;
 use topnet_chain::{
     Chain, ChainConfig, ChainEnded, ChainRuntime, EngineVerifier, StartError as ChainError,
@@ -26,9 +27,11 @@ use zeroize::Zeroizing;
 use crate::{
     close::Closer,
     follow::follow,
+    held::{Held, HeldError, Pace},
     index::{Index, IndexError},
     relay::{Batches, Funds, relay},
     service::{RunningChain, Service},
+    tower::Tower,
 };
 
 /// Where this validator would be reached if there were others. A chain alone in its validator
@@ -48,6 +51,10 @@ pub struct Inputs {
     pub validator: SecretKey,
     /// Signs closes.
     pub payee: SecretKey,
+    /// A claim is made at most this long after it was held.
+    pub claim_interval_ms: u64,
+    /// So much unclaimed money is claimed at once; zero leaves it to the interval.
+    pub claim_exposure: Amount,
     /// Transactions that wait for a block at most, per chain.
     pub mempool_transactions_max: usize,
 }
@@ -85,6 +92,9 @@ pub enum StartError {
     /// The index cannot be opened.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// The claims cannot be opened.
+    #[error(transparent)]
+    Held(#[from] HeldError),
 }
 
 /// Why a task ended, and settlement with it.
@@ -94,6 +104,8 @@ pub(crate) enum TaskError {
     Ended(#[from] ChainEnded),
     #[error(transparent)]
     Index(#[from] IndexError),
+    #[error(transparent)]
+    Held(#[from] HeldError),
     #[error("a record of the chain's state cannot be read: {0}; this version is not the chain's")]
     Record(#[from] CodecError),
     #[error("the chain's state has no {what}; its storage is damaged, restore it")]
@@ -114,6 +126,8 @@ impl Inputs {
             service: genesis(&config.service_genesis_file)?,
             validator: key_file::read(&config.validator_key_file, passphrase.as_bytes())?,
             payee: key_file::read(&config.payee_key_file, passphrase.as_bytes())?,
+            claim_interval_ms: config.claim_interval_ms,
+            claim_exposure: Amount::from_ntop(config.claim_exposure_ntop),
             mempool_transactions_max: usize::try_from(config.mempool_transactions_max)
                 .unwrap_or(usize::MAX),
         })
@@ -182,6 +196,22 @@ impl Settlement {
             index: index.clone(),
             signing: Arc::default(),
         };
+        let payout_min = inputs.service.rules.claim_payout_min;
+        let exposure = inputs.claim_exposure;
+        let tower = Tower {
+            chain: service_chain.clone(),
+            name: service.clone(),
+            index: index.clone(),
+            held: Held::open(&inputs.storage_dir.join("claims"))?,
+            closer: closer.clone(),
+            pace: Pace {
+                interval_ms: inputs.claim_interval_ms,
+                // Less than what a claim pays would only be looked at in vain.
+                exposure: (exposure > Amount::ZERO).then(|| exposure.max(payout_min)),
+            },
+            payout_min,
+            alarms: Arc::default(),
+        };
 
         let mut tasks = JoinSet::new();
         let mut chains = BTreeMap::new();
@@ -218,6 +248,7 @@ impl Settlement {
             relay_index,
         ));
         tasks.spawn(closer.clone().run());
+        tasks.spawn(tower.clone().run());
 
         let payee = payee.address();
         let chains = Arc::new(chains);
@@ -227,6 +258,7 @@ impl Settlement {
             service,
             index,
             closer,
+            tower,
             payee,
         };
         Ok(Self {

@@ -9,9 +9,10 @@ use support::{EPOCH_BLOCKS, Provider, balance, other_hash, settle, soon, top, un
 use tokio::io::AsyncWriteExt as _;
 use topnet_account::{Amount, ChannelId};
 use topnet_api::{
-    ChainName, ChannelState, ClaimBytes, CloseProgress, SettlementClient, SocketName,
+    ChainName, ChannelState, ClaimBytes, ClaimStage, CloseProgress, HeldClaim, SettlementClient,
+    SocketName,
 };
-use topnet_channel::Voucher;
+use topnet_channel::{SignedVoucher, Voucher};
 use topnet_ledger::transaction::{Action, CloseByPayer, Message as _, Open, channel_id};
 
 const UNIT_PRICE: Amount = Amount::from_ntop(26_000);
@@ -331,6 +332,92 @@ async fn a_payers_close_is_listed_until_it_is_answered() {
     let (claim, _) = claim(&provider, id);
     closed(&client, id, &claim).await;
     assert_eq!(closing(&client, None).await, []);
+}
+
+/// What is held is claimed after a while, and in time when the payer closes, although neither
+/// metering nor control is there, and whoever held it was killed at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn held_claims_are_made_in_time_although_nobody_asks() {
+    let mut provider = Provider::new();
+    let (main, vpn) = (ChainName::main(), ChainName::vpn());
+    let (payer, payee) = (provider.payer.address(), provider.payee.address());
+    let client = provider.start().await;
+    settle(
+        &client,
+        &main,
+        &provider.order(&provider.main, 0, fund(&provider)),
+    )
+    .await;
+    funded(&client, &provider).await;
+    let opened = provider.order(&provider.service, 0, open(&provider));
+    settle(&client, &vpn, &opened).await;
+    let id = channel_id(&provider.service.hash(), &payer, &payee, 0);
+    let (claim, worth) = claim(&provider, id);
+    let held = |claim: ClaimBytes| vec![HeldClaim { channel: id, claim }];
+    let less = ClaimBytes {
+        index: 0,
+        preimage: SignedVoucher::from_bytes(&claim.voucher)
+            .unwrap()
+            .voucher
+            .root,
+        ..claim.clone()
+    };
+    let forged = ClaimBytes {
+        preimage: [7; 32],
+        ..claim.clone()
+    };
+    let other = HeldClaim {
+        channel: ChannelId([8; 32]),
+        claim: claim.clone(),
+    };
+    for refused in [held(forged), vec![other]] {
+        let refused = client.hold(soon(), refused).await.unwrap().unwrap_err();
+        assert_eq!(refused.code, "claim_malformed");
+    }
+    let hold = async |client: &SettlementClient, claim: &ClaimBytes| {
+        let kept = client.hold(soon(), held(claim.clone())).await;
+        kept.unwrap().unwrap()
+    };
+    assert_eq!(hold(&client, &less).await, 1);
+    provider.kill();
+
+    // By age, and the channel goes on.
+    let client = provider.start().await;
+    let report = async |client: &SettlementClient| {
+        let reports = client.claims(soon(), None).await.unwrap().unwrap();
+        let [report] = &reports[..] else {
+            panic!("{reports:?}");
+        };
+        report.clone()
+    };
+    let settled = until("the claim by age", async || {
+        let report = report(&client).await;
+        (report.stage == ClaimStage::Settled).then_some(report)
+    })
+    .await;
+    assert_eq!((settled.redeemable, settled.paid), (top(1), top(1)));
+    let claimed_in = settled.service_block.unwrap();
+    assert!(settled.transaction.is_some() && settled.main_block.is_some());
+    let view = client.channel(soon(), id).await.unwrap().unwrap();
+    assert_eq!((view.state, view.paid), (ChannelState::Open, top(1)));
+
+    // By the payer's close: what is held now is in before the deadline.
+    assert_eq!(hold(&client, &claim).await, 1);
+    assert_eq!(hold(&client, &less).await, 0, "the better one stays");
+    let close = CloseByPayer { channel: id }.sign(&provider.service.hash(), &provider.payer);
+    settle(&client, &vpn, &close).await;
+    provider.kill();
+    let client = provider.start().await;
+    let settled = until("the claim in time", async || {
+        let report = report(&client).await;
+        (report.stage == ClaimStage::Settled && report.paid == worth).then_some(report)
+    })
+    .await;
+    assert!(settled.service_block.unwrap().height > claimed_in.height);
+    let view = client.channel(soon(), id).await.unwrap().unwrap();
+    assert_eq!(view.paid, worth);
+    assert_eq!(report(&client).await.alarm, None);
+    assert_eq!(client.claims(soon(), Some(id)).await.unwrap().unwrap(), []);
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub use public::{
 };
 pub use settlement::{
     AccountView, BlockRef, ChainName, ChainParameters, ChainTip, ChannelState, ChannelView,
-    CloseProgress, ServiceView, Settlement, SettlementClient, SubmittedTransaction,
-    TransactionStatus,
+    ClaimReport, ClaimStage, CloseProgress, HeldClaim, ServiceView, Settlement, SettlementClient,
+    SubmittedTransaction, TransactionStatus,
 };
 pub use socket::{ConnectError, REQUEST_BYTES_MAX, SocketName, connect, listen, serve_connections};

@@ -179,6 +179,54 @@ pub struct CloseProgress {
     pub refund: Option<Amount>,
 }
 
+/// A claim that is to be made in time, whatever becomes of metering.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldClaim {
+    /// The channel.
+    pub channel: ChannelId,
+    /// The best claim on it so far.
+    pub claim: ClaimBytes,
+}
+
+/// How far a claim has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClaimStage {
+    /// Paid for by the payer, and held here.
+    Accepted,
+    /// Handed to the service chain, and not final.
+    Claiming,
+    /// Paid out on the service chain.
+    Claimed,
+    /// In the payee's balance on the main chain.
+    Settled,
+}
+
+/// What settlement holds of a channel, and how far it has come with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimReport {
+    /// The channel.
+    pub channel: ChannelId,
+    /// How far the claim has come.
+    pub stage: ClaimStage,
+    /// What the best claim is worth in all.
+    pub redeemable: Amount,
+    /// Redeemed so far, fees included.
+    pub paid: Amount,
+    /// When it is claimed at the latest if nothing else happens, milliseconds since 1970.
+    pub due_ms: Option<u64>,
+    /// The last height at which it can be claimed, once the channel is about to end.
+    pub deadline: Option<u64>,
+    /// The transaction that was handed in last.
+    pub transaction: Option<Hash>,
+    /// The service chain's block that it stands in.
+    pub service_block: Option<BlockRef>,
+    /// The main chain's block from which on the payee has the money there.
+    pub main_block: Option<BlockRef>,
+    /// What may cost money if nobody does anything.
+    pub alarm: Option<String>,
+}
+
 /// Settlement's service.
 #[tarpc::service]
 pub trait Settlement {
@@ -215,4 +263,10 @@ pub trait Settlement {
     /// Signs and submits the payee's close with its last claim (`None`: nothing was owed), and
     /// submits it again until it is final. Repeating it gives the progress.
     async fn close(id: ChannelId, claim: Option<ClaimBytes>) -> Result<CloseProgress, ApiError>;
+    /// Keeps claims, on disk when this returns, and makes them in time: those that are worth more
+    /// than what is kept already. Gives how many were.
+    async fn hold(claims: Vec<HeldClaim>) -> Result<u64, ApiError>;
+    /// Claims that are held, in the order of their channels, from behind `after` on; an answer
+    /// that is empty is the last.
+    async fn claims(after: Option<ChannelId>) -> Result<Vec<ClaimReport>, ApiError>;
 }

@@ -23,15 +23,16 @@ pub struct Settlement {
     pub payee_key_file: PathBuf,
     /// File with the key files' passphrase; the environment's `TOPNET_PASSPHRASE` if left out.
     pub passphrase_file: Option<PathBuf>,
-    /// At most this long between the claims of a channel that earns.
-    #[serde(default = "default::u64::<60_000>")]
+    /// What a channel has earned is claimed at most this long after, though it stays open. A
+    /// claim costs a fee, and what is below the chain's `claim_payout_min` waits for more.
+    #[serde(default = "default::u64::<3_600_000>")]
     pub claim_interval_ms: u64,
     /// A channel is claimed as soon as this much is unclaimed, in nTOP; left to
     /// `claim_interval_ms` alone if 0.
-    #[serde(default)]
+    #[serde(default = "default::u64::<10_000_000_000>")]
     pub claim_exposure_ntop: u64,
     /// Transactions that wait for a block at most, per chain.
-    #[serde(default = "default::u32::<16_384>")]
+    #[serde(default = "default::u32::<65_536>")]
     pub mempool_transactions_max: u32,
 }
 

@@ -58,6 +58,8 @@ pub(super) enum Command {
     /// Show or close one channel.
     #[command(subcommand)]
     Channel(ChannelCommand),
+    /// List the claims that settlement holds, and how far each has come.
+    Claims,
     /// List what the provider offers.
     Offers,
     /// Show an account on a chain.

@@ -29,6 +29,21 @@ pub(super) async fn channels(options: &Options, output: Output) -> Result<(), Cl
     Ok(())
 }
 
+pub(super) async fn claims(options: &Options, output: Output) -> Result<(), CliError> {
+    let rpc = Rpc::operator(options)?;
+    let (mut claims, mut after) = (Vec::new(), None);
+    loop {
+        let page = rpc.check(rpc.client.claims(after).await)?;
+        let Some(last) = page.last() else {
+            break;
+        };
+        after = Some(last.channel);
+        claims.extend(page);
+    }
+    output.print(claims.as_slice());
+    Ok(())
+}
+
 pub(super) async fn offers(options: &Options, output: Output) -> Result<(), CliError> {
     let rpc = Rpc::public(options)?;
     output.print(rpc.check(rpc.client.offers().await)?.as_slice());

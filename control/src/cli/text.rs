@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use topnet_account::Amount;
 use topnet_api::{
-    AccountView, ChainReport, ChannelReport, ChannelState, ChannelStatus, ChannelView,
-    CloseProgress, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionStopped,
-    SubmittedTransaction, TransactionStatus,
+    AccountView, ChainReport, ChannelReport, ChannelState, ChannelStatus, ChannelView, ClaimReport,
+    ClaimStage, CloseProgress, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport,
+    SessionStopped, SubmittedTransaction, TransactionStatus,
 };
 
 /// Something that a person can read. Ends with a line break, if it is not empty.
@@ -257,6 +257,31 @@ fn closing(table: Table, progress: &CloseProgress) -> Table {
         .row_if("redeemed", progress.redeemed)
         .row_if("payee's fees", progress.payee_fees)
         .row_if("refund", progress.refund)
+}
+
+impl Text for ClaimReport {
+    fn text(&self) -> String {
+        let stage = match self.stage {
+            ClaimStage::Accepted => "accepted: paid for, and not claimed",
+            ClaimStage::Claiming => "claiming: waits for a block",
+            ClaimStage::Claimed => "claimed on the service's chain",
+            ClaimStage::Settled => "settled on main",
+        };
+        let block = |block: &topnet_api::BlockRef| format!("{} {}", block.height, block.hash);
+        Table::new(self.channel)
+            .row("stage", stage)
+            .row("redeemable", self.redeemable)
+            .row("paid", self.paid)
+            .row_if(
+                "deadline",
+                self.deadline.map(|height| format!("block {height}")),
+            )
+            .row_if("claim", self.transaction)
+            .row_if("service block", self.service_block.as_ref().map(block))
+            .row_if("main block", self.main_block.as_ref().map(block))
+            .row_if("alarm", self.alarm.as_ref())
+            .end()
+    }
 }
 
 impl Text for SessionReport {

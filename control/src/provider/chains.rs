@@ -3,7 +3,7 @@
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, ChainName, ChainParameters, ChainReport, ChainTip, ChannelView,
-    HexBytes, ServiceView, SettlementClient, SubmittedTransaction, TransactionStatus,
+    ClaimReport, HexBytes, ServiceView, SettlementClient, SubmittedTransaction, TransactionStatus,
 };
 
 use super::Provider;
@@ -77,6 +77,14 @@ impl Provider {
         let ask = |client: SettlementClient, context| async move {
             client.closing(context, payee, after).await
         };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// Claims that are held, behind `after` in the order of their channels, as many as settlement
+    /// gives at once.
+    pub async fn claims(&self, after: Option<ChannelId>) -> Result<Vec<ClaimReport>, ApiError> {
+        let ask =
+            |client: SettlementClient, context| async move { client.claims(context, after).await };
         self.processes.settlement.ask(ask).await?
     }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use jsonrpsee::{core::async_trait, types::ErrorObjectOwned};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ChainName, ChainReport, ChannelReport, ChannelStatus, ChannelView, CloseProgress,
-    HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionRequest,
-    SessionStopped, SubmittedTransaction, TransactionStatus,
+    AccountView, ChainName, ChainReport, ChannelReport, ChannelStatus, ChannelView, ClaimReport,
+    CloseProgress, HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport,
+    SessionRequest, SessionStopped, SubmittedTransaction, TransactionStatus,
 };
 
 use super::{OperatorServer, PublicServer, refused};
@@ -110,6 +110,10 @@ impl OperatorServer for Methods {
     ) -> Result<Vec<ChannelStatus>, ErrorObjectOwned> {
         let page = self.0.live_channels(after, PAGE_MAX).await;
         page.map_err(refused)
+    }
+
+    async fn claims(&self, after: Option<ChannelId>) -> Result<Vec<ClaimReport>, ErrorObjectOwned> {
+        self.0.claims(after).await.map_err(refused)
     }
 
     async fn provider_channel(&self, id: ChannelId) -> Result<ChannelReport, ErrorObjectOwned> {

@@ -15,10 +15,10 @@ use tokio::task::JoinHandle;
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
     AccountView, ApiError, Assignments, BlockRef, ChainName, ChainParameters, ChainTip,
-    ChannelState, ChannelStatus, ChannelView, ClaimBytes, CloseProgress, Dataplane,
-    DataplaneStatus, DesiredSessions, FinalClaim, InstallReport, InstalledSession, IoStatus,
-    Latency, Metering, MeteringStatus, ServiceView, Settlement, SocketName, SubmittedTransaction,
-    TransactionStatus, listen, serve_connections,
+    ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport, ClaimStage, CloseProgress,
+    Dataplane, DataplaneStatus, DesiredSessions, FinalClaim, HeldClaim, InstallReport,
+    InstalledSession, IoStatus, Latency, Metering, MeteringStatus, ServiceView, Settlement,
+    SocketName, SubmittedTransaction, TransactionStatus, listen, serve_connections,
 };
 use topnet_channel::SecretKey;
 use topnet_config::Config;
@@ -233,6 +233,33 @@ impl Settlement for World {
             escrow: Amount::from_ntop(5),
             batches: 2,
         })
+    }
+
+    async fn hold(self, _: Context, claims: Vec<HeldClaim>) -> Result<u64, ApiError> {
+        Ok(claims.len() as u64)
+    }
+
+    async fn claims(
+        self,
+        _: Context,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ClaimReport>, ApiError> {
+        let report = |view: &ChannelView| ClaimReport {
+            channel: view.id,
+            stage: ClaimStage::Accepted,
+            redeemable: Amount::from_ntop(9),
+            paid: view.paid,
+            due_ms: Some(1),
+            deadline: None,
+            transaction: None,
+            service_block: None,
+            main_block: None,
+            alarm: Some("nobody has closed it".to_owned()),
+        };
+        let chain = self.chain();
+        let channels = chain.channels.values();
+        let behind = channels.filter(|c| after.is_none_or(|after| c.id > after));
+        Ok(behind.take(PAGE).map(report).collect())
     }
 
     async fn payee(self, _: Context) -> Address {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use topnet_account::{ChannelId, Hash};
-use topnet_api::{ChannelState, ChannelView};
+use topnet_api::{ChannelState, ChannelView, ClaimBytes};
 use topnet_channel::{Meter, Payee, PayeeMessage, PayeeState, RefusalCode, SlotUse};
 use topnet_log::{Frontier, Line, log_root};
 use topnet_unit::{Attachment, BootId, Slot, UnitCount, units_owed};
@@ -55,6 +55,7 @@ pub(super) struct Account {
     pub(super) patience: Patience,
     pub(super) finish: Finish,
     pub(super) acknowledge: Vec<SlotUse>,
+    pub(super) handing: Handing,
     /// Since metering started: units come due only when something counts.
     counted_last: Option<SlotUse>,
     pub(super) touched: bool,
@@ -218,6 +219,15 @@ pub(super) enum Finish {
     Done,
 }
 
+/// How far the channel's claim was handed to whoever makes it if we cannot.
+#[derive(Debug, Default)]
+pub(super) struct Handing {
+    /// Units that the claim was for which was handed over last.
+    units: UnitCount,
+    /// It waits to be handed over.
+    waits: bool,
+}
+
 impl Account {
     pub(super) fn new(payee: Payee, facts: Facts, is_new: bool) -> Self {
         let mut account = Self {
@@ -236,6 +246,7 @@ impl Account {
             patience: Patience::default(),
             finish: Finish::NotAsked,
             acknowledge: Vec::new(),
+            handing: Handing::default(),
             counted_last: None,
             touched: false,
             urgent: false,
@@ -332,6 +343,43 @@ impl Account {
             self.facts_changed = true;
         }
         true
+    }
+
+    /// True if its claim has grown and waits to be handed over from now on.
+    pub(super) fn claim_begins_to_wait(&mut self) -> bool {
+        let grown = self.claimed_units() > self.handing.units;
+        grown && !std::mem::replace(&mut self.handing.waits, true)
+    }
+
+    /// The claim to be handed over now.
+    pub(super) fn take_claim(&mut self) -> Option<ClaimBytes> {
+        self.handing = Handing {
+            units: self.claimed_units(),
+            waits: false,
+        };
+        self.claim_bytes()
+    }
+
+    /// What was taken last has not arrived. True if it waits from now on.
+    pub(super) fn claim_was_lost(&mut self) -> bool {
+        self.handing.units = 0;
+        self.claim_begins_to_wait()
+    }
+
+    /// Units that the claim is for.
+    fn claimed_units(&self) -> UnitCount {
+        let Meter { owed, accepted, .. } = self.payee.meter();
+        owed.min(accepted)
+    }
+
+    /// The claim for exactly what is owed, as it goes to the ledger.
+    pub(super) fn claim_bytes(&self) -> Option<ClaimBytes> {
+        self.payee.claim().map(|claim| ClaimBytes {
+            voucher: claim.voucher.to_bytes().to_vec(),
+            index: claim.index,
+            preimage: claim.preimage,
+            log_root: self.log.root(),
+        })
     }
 
     pub(super) fn note_window(&mut self) {

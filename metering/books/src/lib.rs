@@ -140,6 +140,8 @@ pub struct Books {
     /// Slots of the attached data plane.
     slots: BTreeMap<u32, (ChannelId, SlotUse)>,
     touched: Vec<ChannelId>,
+    /// Channels whose claims wait to be handed over.
+    claims: VecDeque<ChannelId>,
     urgent: bool,
     seen: Vec<u32>,
     /// When units were begun whose records wait for a commit, by the data plane's clock.
@@ -170,6 +172,7 @@ impl Books {
             attached: None,
             slots: BTreeMap::new(),
             touched: Vec::new(),
+            claims: VecDeque::new(),
             urgent: false,
             seen: Vec::new(),
             boundaries: Vec::new(),
@@ -194,6 +197,9 @@ impl Books {
             };
             let mut account = Account::new(payee, facts, false);
             account.log = AccountLog::restore(&channel, log.unwrap_or_default());
+            if account.claim_begins_to_wait() {
+                books.claims.push_back(channel);
+            }
             books.accounts.insert(channel, account);
             books.rotation.push_back(channel);
             books.note_life(channel);
@@ -269,6 +275,9 @@ impl Books {
                 account.payee.handle_durable();
                 account.log.handle_durable(channel);
                 account.note_window();
+                if account.claim_begins_to_wait() {
+                    self.claims.push_back(*channel);
+                }
             }
             account.apply_credit(self.attached.as_ref());
             let all_told =

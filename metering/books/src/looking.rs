@@ -3,11 +3,14 @@
 use std::ops::Bound;
 
 use topnet_account::{Amount, ChannelId, PublicKey};
-use topnet_api::{ChannelStatus, ClaimBytes, FinalClaim};
+use topnet_api::{ChannelStatus, FinalClaim, HeldClaim};
 use topnet_channel::PayeeState;
 use topnet_unit::units_owed;
 
-use crate::{Books, Counters, account::Finish};
+use crate::{
+    Books, Counters,
+    account::{Account, Finish},
+};
 
 impl Books {
     /// Closes a channel's credit for good; [`Output::Finished`] follows. False if nobody knows
@@ -37,13 +40,31 @@ impl Books {
     pub fn final_claim(&self, channel: ChannelId) -> Option<FinalClaim> {
         let status = self.status(channel)?;
         let account = self.accounts.get(&channel)?;
-        let claim = account.payee.claim().map(|claim| ClaimBytes {
-            voucher: claim.voucher.to_bytes().to_vec(),
-            index: claim.index,
-            preimage: claim.preimage,
-            log_root: account.log.root(),
-        });
+        let claim = account.claim_bytes();
         Some(FinalClaim { status, claim })
+    }
+
+    /// Claims that have grown since they were taken last, those that have waited longest first.
+    /// What does not arrive where it is held must be told to
+    /// [`handle_claims_lost`](Self::handle_claims_lost).
+    pub fn take_claims(&mut self, count: usize) -> Vec<HeldClaim> {
+        let count = count.min(self.claims.len());
+        let waiting: Vec<ChannelId> = self.claims.drain(..count).collect();
+        let take = |channel: ChannelId| {
+            let claim = self.accounts.get_mut(&channel)?.take_claim()?;
+            Some(HeldClaim { channel, claim })
+        };
+        waiting.into_iter().filter_map(take).collect()
+    }
+
+    /// Claims that were taken did not arrive: they wait again.
+    pub fn handle_claims_lost(&mut self, channels: &[ChannelId]) {
+        for channel in channels {
+            let account = self.accounts.get_mut(channel);
+            if account.is_some_and(Account::claim_was_lost) {
+                self.claims.push_back(*channel);
+            }
+        }
     }
 
     /// Counts since start.

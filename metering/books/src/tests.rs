@@ -1,5 +1,6 @@
 //! The books against tables of their own: what must be on disk before what may happen.
 
+mod claims;
 mod credit;
 mod freshness;
 mod payers;

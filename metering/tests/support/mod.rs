@@ -2,6 +2,7 @@
 //! process itself, its tables, its journal, its payment port, and a wallet.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::{SocketAddr, UdpSocket},
     path::PathBuf,
@@ -19,10 +20,10 @@ use tokio::{net::UnixListener, sync::oneshot, task};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
     AccountView, ApiError, Assignment, Assignments, BlockRef, ChainName, ChainParameters, ChainTip,
-    ChannelState, ChannelStatus, ChannelView, ClaimBytes, CloseProgress, Dataplane,
-    DataplaneStatus, DesiredSessions, FinalClaim, InstallReport, MeteringClient, MeteringStatus,
-    ServiceView, Settlement, SlotState, SocketName, SubmittedTransaction, TransactionStatus,
-    connect, listen, serve_connections,
+    ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport, CloseProgress, Dataplane,
+    DataplaneStatus, DesiredSessions, FinalClaim, HeldClaim, InstallReport, MeteringClient,
+    MeteringStatus, ServiceView, Settlement, SlotState, SocketName, SubmittedTransaction,
+    TransactionStatus, connect, listen, serve_connections,
 };
 use topnet_channel::{Claim, PayerTerms, SecretKey, SignedVoucher};
 use topnet_unit::{
@@ -62,6 +63,8 @@ pub struct World {
 pub struct Chain {
     /// The newest headers are old, and get no younger.
     pub stalled: AtomicBool,
+    /// The last claim that was handed over, by channel.
+    pub held: Mutex<BTreeMap<ChannelId, ClaimBytes>>,
     pub close_window_blocks: u64,
     pub state: Mutex<ChannelState>,
 }
@@ -91,6 +94,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let chain = Arc::new(Chain {
             stalled: AtomicBool::new(false),
+            held: Mutex::default(),
             close_window_blocks,
             state: Mutex::new(ChannelState::Open),
         });
@@ -540,6 +544,20 @@ impl Settlement for ChainService {
             expiry: u64::MAX,
             state: *self.0.state.lock().unwrap(),
         })
+    }
+
+    async fn hold(self, _: Context, claims: Vec<HeldClaim>) -> Result<u64, ApiError> {
+        let count = claims.len() as u64;
+        if self.0.stalled.load(Ordering::Relaxed) {
+            return Err(not_here());
+        }
+        let mut held = self.0.held.lock().unwrap();
+        held.extend(claims.into_iter().map(|held| (held.channel, held.claim)));
+        Ok(count)
+    }
+
+    async fn claims(self, _: Context, _: Option<ChannelId>) -> Result<Vec<ClaimReport>, ApiError> {
+        Err(not_here())
     }
 
     async fn payee(self, _: Context) -> Address {

@@ -100,7 +100,8 @@ impl Provider {
              service_genesis_file = \"vpn.json\"\n\
              validator_key_file = \"validator.key\"\n\
              payee_key_file = \"payee.key\"\n\
-             passphrase_file = \"passphrase\"\n",
+             passphrase_file = \"passphrase\"\n\
+             claim_interval_ms = 1000\n",
         );
         Self {
             dir,

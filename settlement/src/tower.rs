@@ -1,0 +1,322 @@
+//! Makes the payee's claims in time, whether metering runs or not.
+//!
+//! What metering hands over is held on disk. A claim is made
+//!
+//! | when | what |
+//! |---|---|
+//! | it has been held for the interval, or more than the exposure is unclaimed | a claim; the channel stays open |
+//! | a quarter of the close window has passed and nobody has closed the channel | a claim |
+//! | a quarter of it is left | the payee's close, which also pays what is too little for a claim |
+//!
+//! The first quarter belongs to control, which asks metering for the last claim and closes with it.
+//! A claim needs no signature of the payee, so whoever holds it can make it. Fees are the chain's
+//! and what a claim pays decides how soon it goes; there is nothing to bid.
+//!
+//! Nothing is submitted that is not noted first, and what is noted is submitted again until the
+//! channel's record shows that it was paid. Repeating a claim pays nothing twice.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use topnet_account::{Amount, ChannelId, Hash};
+use topnet_api::{ApiError, BlockRef, ChainName, ClaimReport, ClaimStage, HeldClaim};
+use topnet_chain::{Chain, Standing};
+use topnet_ledger::{
+    Transaction,
+    state::{Account, Channel, ChannelState, account_key, channel_key},
+    transaction::{Body, ClaimBody},
+};
+use tracing::{info, warn};
+
+use crate::{
+    close::{Closer, unavailable},
+    held::{Held, HeldRecord, Pace, check},
+    index::Index,
+    relay::record,
+    start::TaskError,
+};
+
+/// Blocks between two looks at the claims.
+const LOOK_BLOCKS: u64 = 5;
+/// Claims that fall due and are looked at in one go; more wait for the next look.
+const DUE_MAX: usize = 256;
+/// Of the close window, the part that passes before the tower acts, and that is left when it
+/// closes.
+const WINDOW_PARTS: u64 = 4;
+
+/// Holds claims and makes them. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Tower {
+    pub chain: Chain,
+    pub name: ChainName,
+    pub index: Index,
+    pub held: Held,
+    pub closer: Closer,
+    pub pace: Pace,
+    /// The least that a claim pays.
+    pub payout_min: Amount,
+    /// What may cost money if nobody does anything, by channel.
+    pub alarms: Arc<Mutex<BTreeMap<ChannelId, String>>>,
+}
+
+/// How a channel stands that a claim is held for.
+struct Sight {
+    channel: Channel,
+    held: HeldRecord,
+    /// What the claim would still pay.
+    unpaid: Amount,
+}
+
+impl Tower {
+    /// Keeps those of the claims that are worth more than what is held.
+    pub(crate) async fn hold(&self, claims: Vec<HeldClaim>) -> Result<u64, ApiError> {
+        let mut checked = Vec::with_capacity(claims.len());
+        for HeldClaim { channel, claim } in claims {
+            let (_, worth) = check(&channel, &claim).map_err(|fault| {
+                ApiError::new(
+                    "claim_malformed",
+                    format!("the claim on channel {channel}: {fault}"),
+                    "hand over what the channel's payer has paid",
+                )
+            })?;
+            checked.push((channel, claim, worth));
+        }
+        let (held, pace) = (self.held.clone(), self.pace);
+        let kept = tokio::task::spawn_blocking(move || held.hold(&checked, pace, now_ms()));
+        kept.await.map_err(unavailable)?.map_err(unavailable)
+    }
+
+    /// Looks at what is due and at what is about to end, for good.
+    pub(crate) async fn run(self) -> Result<(), TaskError> {
+        loop {
+            self.look().await?;
+            let next = self.chain.tip().height() + LOOK_BLOCKS;
+            self.chain.reached(next).await?;
+        }
+    }
+
+    async fn look(&self) -> Result<(), TaskError> {
+        let mut ending = BTreeMap::new();
+        let mut after = None;
+        loop {
+            let payee = self.closer.payee.address();
+            let page = self.index.closing_of(&payee, after.as_ref())?;
+            let Some(last) = page.last() else {
+                break;
+            };
+            after = Some(*last);
+            for id in page {
+                if let Some(alarm) = self.look_at_ending(&id).await? {
+                    ending.insert(id, alarm);
+                }
+            }
+        }
+        self.note_alarms(ending);
+        for id in self.held.due(now_ms(), DUE_MAX)? {
+            self.look_at_due(&id).await?;
+        }
+        Ok(())
+    }
+
+    /// A channel that is about to end without the payee's doing; gives what may cost money.
+    async fn look_at_ending(&self, id: &ChannelId) -> Result<Option<String>, TaskError> {
+        let Some(sight) = self.sight(id).await? else {
+            return Ok(None);
+        };
+        let ChannelState::Closing { deadline } = sight.channel.state else {
+            return Ok(None);
+        };
+        if sight.unpaid == Amount::ZERO {
+            return Ok(None);
+        }
+        let part = u64::from(sight.channel.close_window) / WINDOW_PARTS;
+        let begun = deadline.saturating_sub(sight.channel.close_window.into());
+        let height = self.chain.tip().height();
+        if height < begun.saturating_add(part) {
+            return Ok(None);
+        }
+        let mut problem = None;
+        if height.saturating_add(part) >= deadline {
+            let closed = self.closer.close(*id, Some(sight.held.claim())).await;
+            problem = closed.err().map(|error| error.to_string());
+        } else if sight.unpaid >= self.payout_min {
+            problem = self.claim(id, &sight).await?;
+        }
+        let problem = problem.map_or_else(String::new, |problem| format!(": {problem}"));
+        let left = deadline.saturating_sub(height);
+        Ok(Some(format!(
+            "{} can be claimed for {left} blocks more{problem}",
+            sight.unpaid
+        )))
+    }
+
+    /// A channel whose claim has waited long enough, or has become large enough.
+    async fn look_at_due(&self, id: &ChannelId) -> Result<(), TaskError> {
+        let later = now_ms().saturating_add(self.pace.interval_ms);
+        let Some(sight) = self.sight(id).await? else {
+            // The chain does not know the channel yet, or the index of ours is behind.
+            return Ok(self.held.change(id, |held| held.due_ms = Some(later))?);
+        };
+        let is_over = sight.channel.state == ChannelState::Closed;
+        let done = is_over || sight.unpaid == Amount::ZERO;
+        if done || sight.unpaid < self.payout_min {
+            let worth = sight.held.redeemable;
+            return Ok(self.held.change(id, |held| {
+                held.paid = sight.channel.paid;
+                // A better one may have come since.
+                if is_over || held.redeemable == worth {
+                    held.due_ms = (!done).then_some(later);
+                }
+            })?);
+        }
+        if let Some(problem) = self.claim(id, &sight).await? {
+            warn!(channel = %id, problem, "a claim is refused; trying again");
+        }
+        Ok(())
+    }
+
+    /// Hands the claim in, unless it waits there already; gives why it is refused.
+    async fn claim(&self, id: &ChannelId, sight: &Sight) -> Result<Option<String>, TaskError> {
+        let bytes = sight.held.claim();
+        let (claim, _) = match check(id, &bytes) {
+            Ok(checked) => checked,
+            Err(fault) => return Ok(Some(fault.to_string())),
+        };
+        let transaction = Transaction {
+            chain: self.chain.genesis(),
+            body: Body::Claim(ClaimBody {
+                signer: sight.channel.signer,
+                claim,
+                log_root: bytes.log_root,
+            }),
+        };
+        let transaction_id = transaction.id();
+        if matches!(self.chain.standing(&transaction_id), Standing::Waiting(_)) {
+            return Ok(None);
+        }
+        self.held
+            .change(id, |held| held.submitted = Some(transaction_id))?;
+        match self.chain.submit(transaction.to_bytes()).await {
+            Ok(_) => {
+                info!(channel = %id, transaction = %transaction_id, unpaid = %sight.unpaid, "claiming");
+                Ok(None)
+            }
+            Err(reason) => Ok(Some(reason.to_string())),
+        }
+    }
+
+    async fn sight(&self, id: &ChannelId) -> Result<Option<Sight>, TaskError> {
+        let Some(held) = self.held.get(id)? else {
+            return Ok(None);
+        };
+        let channel: Option<Channel> = record(&self.chain, channel_key(id)).await?;
+        Ok(channel.map(|channel| {
+            let unpaid = held.redeemable.checked_sub(channel.paid);
+            Sight {
+                unpaid: unpaid.unwrap_or(Amount::ZERO).min(channel.remaining()),
+                channel,
+                held,
+            }
+        }))
+    }
+
+    /// Says what is new.
+    fn note_alarms(&self, now: BTreeMap<ChannelId, String>) {
+        let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
+        for (channel, alarm) in &now {
+            if !alarms.contains_key(channel) {
+                warn!(%channel, alarm, "a channel is about to end, and nobody has closed it");
+            }
+        }
+        *alarms = now;
+    }
+
+    /// How the claims stand, behind `after` in the order of their channels.
+    pub(crate) async fn reports(
+        &self,
+        after: Option<ChannelId>,
+    ) -> Result<Vec<ClaimReport>, TaskError> {
+        let mut reports = Vec::new();
+        for id in self.held.channels(after.as_ref())? {
+            if let Some(sight) = self.sight(&id).await? {
+                reports.push(self.report(id, &sight).await?);
+            }
+        }
+        Ok(reports)
+    }
+
+    async fn report(&self, id: ChannelId, sight: &Sight) -> Result<ClaimReport, TaskError> {
+        let end = self.index.channel(&id)?.and_then(|record| record.end);
+        let by_claim = |transaction: &Hash| self.index.transaction(&self.name, transaction);
+        let (transaction, service_block) = match end {
+            Some(end) => (Some(end.transaction), Some(end.block)),
+            None => {
+                let found = sight.held.submitted.as_ref().map(by_claim).transpose()?;
+                let block = found.flatten().map(|found| found.block);
+                (sight.held.submitted, block)
+            }
+        };
+        let claimed = sight.unpaid == Amount::ZERO;
+        let main_block = match &service_block {
+            Some(block) if claimed => self.settled(&sight.channel, block).await?,
+            _ => None,
+        };
+        let stage = if main_block.is_some() {
+            ClaimStage::Settled
+        } else if claimed {
+            ClaimStage::Claimed
+        } else if matches!(
+            transaction.map(|id| self.chain.standing(&id)),
+            Some(Standing::Waiting(_))
+        ) {
+            ClaimStage::Claiming
+        } else {
+            ClaimStage::Accepted
+        };
+        let alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(ClaimReport {
+            channel: id,
+            stage,
+            redeemable: sight.held.redeemable,
+            paid: sight.channel.paid,
+            due_ms: sight.held.due_ms,
+            deadline: match sight.channel.state {
+                ChannelState::Closing { deadline } => Some(deadline),
+                ChannelState::Open | ChannelState::Closed => None,
+            },
+            transaction,
+            service_block,
+            main_block,
+            // It stands there until the next look.
+            alarm: alarms.get(&id).filter(|_| !claimed).cloned(),
+        })
+    }
+
+    /// The block of main with the payout after `claimed`, if the payee waits for none any more.
+    async fn settled(
+        &self,
+        channel: &Channel,
+        claimed: &BlockRef,
+    ) -> Result<Option<BlockRef>, TaskError> {
+        let Some(batch) = self.index.batch_from(claimed.height)? else {
+            return Ok(None);
+        };
+        if let Some(paid) = self.index.payout_from(&channel.payee, batch.seq)? {
+            return Ok(Some(paid));
+        }
+        let account: Option<Account> = record(&self.chain, account_key(&channel.payee)).await?;
+        let waits = account.is_some_and(|account| account.queued);
+        Ok((!waits).then_some(batch.main_block))
+    }
+}
+
+/// The time of day; it decides when a claim is worth its fee, and no money follows from it.
+fn now_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
