@@ -87,7 +87,11 @@ impl Loaded {
         }
     }
 
+    /// Executes a fill if it is the next one.
     fn fill(&self, executed: &mut Executed, bytes: &[u8], Fill { first, end }: Fill) {
+        executed
+            .writes
+            .insert(filled_key(), Some(end.to_be_bytes().to_vec()));
         for number in first..end {
             let (key, value) = self.record(number);
             executed.writes.insert(key, Some(value));
@@ -98,6 +102,19 @@ impl Loaded {
         });
         executed.included.push(bytes.to_vec());
     }
+}
+
+fn filled_key() -> Key {
+    Key(b"filled".to_vec())
+}
+
+/// Records that are written already.
+fn filled(values: &Values) -> Result<u64, Missing> {
+    let value = values
+        .get(&filled_key())
+        .ok_or_else(|| Missing(vec![filled_key()]))?;
+    let bytes = value.as_deref().and_then(|bytes| bytes.try_into().ok());
+    Ok(bytes.map_or(0, u64::from_be_bytes))
 }
 
 impl Machine for Loaded {
@@ -164,7 +181,9 @@ impl Machine for Loaded {
     }
 
     fn reads(&self, env: &BlockEnv, transactions: &[Vec<u8>]) -> Vec<Key> {
-        self.ledger.reads(env, transactions)
+        let mut keys = self.ledger.reads(env, transactions);
+        keys.push(filled_key());
+        keys
     }
 
     /// The first fill alone, if there is one.
@@ -182,7 +201,10 @@ impl Machine for Loaded {
             return self.ledger.build(env, candidates, values);
         };
         let mut executed = self.ledger.build(env, Vec::new(), values)?;
-        self.fill(&mut executed, bytes, fill);
+        // It waits in the mempool until the block that has it is final.
+        if fill.first == filled(values)? {
+            self.fill(&mut executed, bytes, fill);
+        }
         Ok(executed)
     }
 
