@@ -72,6 +72,9 @@ pub struct Channel {
     pub close_window: u32,
     /// Height from which anybody may close.
     pub expiry: u64,
+    /// Root over the channel's part of the service log, as its payee's close says; zero before.
+    /// A claim's root is not taken over: whoever brings a claim can write what he likes there.
+    pub log_root: Hash,
     /// Where in its life the channel is.
     pub state: ChannelState,
 }
@@ -254,7 +257,10 @@ impl Record for Channel {
             .amount(self.allocation)
             .amount(self.paid)
             .amount(self.closing_fee);
-        writer.u32(self.close_window).u64(self.expiry);
+        writer
+            .u32(self.close_window)
+            .u64(self.expiry)
+            .raw(self.log_root);
         match self.state {
             ChannelState::Open => writer.u8(0),
             ChannelState::Closing { deadline } => writer.u8(1).u64(deadline),
@@ -274,6 +280,7 @@ impl Record for Channel {
                 closing_fee: reader.amount("channel closing_fee")?,
                 close_window: reader.u32("channel close_window")?,
                 expiry: reader.u64("channel expiry")?,
+                log_root: reader.hash("channel log_root")?,
                 state: match reader.u8("channel state")? {
                     0 => ChannelState::Open,
                     1 => ChannelState::Closing {

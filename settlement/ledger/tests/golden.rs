@@ -111,6 +111,7 @@ fn vectors() -> Vec<(String, Vec<u8>)> {
             closing_fee: ntop(3),
             close_window: 4,
             expiry: 5,
+            log_root: Hash([6; 32]),
             state,
         };
         add("channel", &channel.to_bytes());

@@ -645,6 +645,32 @@ fn payees_close_needs_no_balance() {
 
 /// The payer closes, the payee's claim is in time, a stranger finalises: the fees of both ends
 /// come out of what was set aside.
+/// Anybody may bring a claim and write any root beside it; what the payee signs counts.
+#[test]
+fn the_log_root_is_the_payees_word_and_nobody_elses() {
+    let Stage { mut world, channel } = Stage::new();
+    let mut body = claim_worth(PAYER, channel, 20_000);
+    body.log_root = Hash([8; 32]);
+    let claim = world.service.claim(body);
+    world.service.block(&[claim]);
+    let claimed = world.service.channel(&channel);
+    assert_eq!((claimed.paid, claimed.log_root), (ntop(20_000), Hash::ZERO));
+
+    let mut body = claim_worth(PAYER, channel, 30_000);
+    body.log_root = Hash([9; 32]);
+    let close = CloseByPayee {
+        channel,
+        claim: Some(body),
+    };
+    let close = world.service.close_by_payee(PAYEE, close);
+    world.service.block(&[close]);
+    let closed = world.service.channel(&channel);
+    assert_eq!(
+        (closed.paid, closed.log_root),
+        (ntop(30_000), Hash([9; 32]))
+    );
+}
+
 #[test]
 fn payers_close_is_answered_by_a_claim() {
     let Stage { mut world, channel } = Stage::closing();

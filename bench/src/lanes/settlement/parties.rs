@@ -81,6 +81,7 @@ impl Parties {
             closing_fee: CLOSING_FEE,
             close_window: CLOSE_WINDOW,
             expiry: EXPIRY,
+            log_root: Hash::ZERO,
             state: ChannelState::Open,
         };
         (channel_of(number), channel)

@@ -9,7 +9,7 @@
 //! | close by payer, expire | sets the deadline | refused: it is set once | refused |
 //! | finalise | refused: nothing has ended it | ends, above the deadline | refused |
 
-use topnet_account::{Address, Amount, ChannelId};
+use topnet_account::{Address, Amount, ChannelId, Hash};
 
 use super::{
     Step, Stop, order,
@@ -64,6 +64,7 @@ pub(super) fn open(
         closing_fee,
         close_window,
         expiry,
+        log_root: Hash::ZERO,
         state: ChannelState::Open,
     };
     step.write(key, &channel);
@@ -148,6 +149,7 @@ pub(super) fn close_by_payee(
             .ok_or(Refusal::Overflow)?
             .min(payout);
         pay_out(step, &id, &mut channel, body, payout, fee)?;
+        channel.log_root = body.log_root;
     }
     let refund = end(step, &id, &mut channel)?;
     step.tell(Event::Closed {
