@@ -42,7 +42,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-unit",
         ],
     ),
-    ("topnet-chain", &["topnet-account", "topnet-ledger"]),
+    ("topnet-light", &["topnet-account", "topnet-ledger"]),
+    (
+        "topnet-chain",
+        &["topnet-account", "topnet-ledger", "topnet-light"],
+    ),
     // Processes.
     (
         "topnet-dataplane",
@@ -90,6 +94,9 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-channel",
             "topnet-config",
             "topnet-ledger",
+            // The command makes and checks proofs.
+            "topnet-light",
+            "topnet-log",
             "topnet-unit",
             // The command is also the payer's side.
             "topnet-wallet",

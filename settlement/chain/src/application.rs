@@ -18,13 +18,13 @@ use futures::StreamExt as _;
 use tokio::sync::watch;
 use topnet_account::{Address, Hash};
 use topnet_ledger::machine::{BlockEnv, Executed, Key, Missing, Rejection, Values};
+use topnet_light::{
+    Context as ConsensusContext, Header, HeaderFields, StateTarget, hash_of, public_key_of,
+};
 use tracing::{debug, warn};
 
 use crate::{
-    block::{
-        Block, Context as ConsensusContext, Header, HeaderFields, StateTarget, body_root, hash_of,
-        public_key_of,
-    },
+    block::{Block, body_root},
     chain::Tip,
     machine::AnyMachine,
     mempool::{Candidates, Mempool, Room},

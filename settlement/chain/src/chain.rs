@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot, watch};
 use topnet_account::{Hash, PublicKey};
 use topnet_ledger::machine::{Key, Receipt, Rejection, Values};
+use topnet_light::Header;
 
 use crate::{
-    block::Header,
     intake::Intake,
     machine::AnyMachine,
     mempool::{Mempool, Standing},

@@ -4,7 +4,8 @@
 //! [`ChainRuntime`] owns the engine's thread and its storage directory; [`ChainRuntime::launch`]
 //! runs a [`Machine`](topnet_ledger::machine::Machine) on it and gives a [`Chain`], the one
 //! handle to submit, to follow and to read. [`EngineVerifier`] is the engine's cryptography, for
-//! the ledger and for whoever checks another chain's certificates.
+//! the ledger and for whoever checks another chain's certificates; light clients have it from
+//! `topnet-light`, without the engine.
 //!
 //! How a block comes about: the proposer waits until the parent is old enough, takes
 //! candidates from the mempool, lets the machine execute them on the parent's state and puts
@@ -30,11 +31,9 @@ mod receipts;
 #[cfg(not(test))]
 mod runtime;
 mod state;
-mod verifier;
 
-pub use block::Header;
 pub use chain::{Chain, ChainEnded, FinalBlock, FinalityProof, ProvedValue, StateView, Tip};
 pub use mempool::Standing;
 #[cfg(not(test))]
 pub use runtime::{ChainConfig, ChainRuntime, StartError, Validator};
-pub use verifier::EngineVerifier;
+pub use topnet_light::{EngineVerifier, Header};

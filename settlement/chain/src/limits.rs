@@ -4,6 +4,7 @@ use std::{num::NonZeroU64, time::Duration};
 
 use commonware_utils::NZU64;
 use topnet_ledger::machine::NONCES_AHEAD_MAX;
+pub use topnet_light::{VALIDATORS_MAX, VALUE_BYTES_MAX};
 
 /// Longest transaction: a batch of 1,000 outbox entries with its certificate fits.
 pub const TRANSACTION_BYTES_MAX: usize = 256 * 1024;
@@ -11,12 +12,8 @@ pub const TRANSACTION_BYTES_MAX: usize = 256 * 1024;
 pub const BLOCK_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most transactions in a block: with blocks each 100 ms more than two CPUs check.
 pub const BLOCK_TRANSACTIONS_MAX: usize = 16_384;
-/// Longest value of a state key.
-pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
 /// Longest events of one receipt.
 pub const EVENTS_BYTES_MAX: usize = 1024 * 1024;
-/// Most validators of a chain.
-pub const VALIDATORS_MAX: usize = 256;
 
 /// How many transactions may wait, usually.
 pub const MEMPOOL_TRANSACTIONS: usize = 65_536;

@@ -61,11 +61,12 @@ use commonware_utils::{
 use tokio::sync::{mpsc, oneshot, watch};
 use topnet_account::Hash;
 use topnet_ledger::machine::Key;
+use topnet_light::{Proof, StateProof, domain_digest, engine_key_of, hash_of, namespace};
 use tracing::info;
 
 use crate::{
     application::{Application, Parts},
-    block::{Block, domain_digest, engine_key_of, hash_of},
+    block::Block,
     chain::{
         Chain, ChainParts, FinalBlock, FinalityProof, Proved, ProvedValue, Query, StateView, Tip,
     },
@@ -77,7 +78,6 @@ use crate::{
     receipts::Receipts,
     runtime::Validator,
     state::{self, Context, Databases, NoStateSync},
-    verifier::{Proof, StateProof, namespace},
 };
 
 const MAILBOX: NonZeroUsize = NZUsize!(1_024);

@@ -23,10 +23,11 @@ use commonware_cryptography::{Digested, Digestible as _, sha256::Digest};
 use commonware_glue::stateful::Mailbox;
 use commonware_runtime::{Clock as _, Supervisor as _};
 use futures::StreamExt as _;
+use topnet_light::Context as ConsensusContext;
 
 use crate::{
     application::Application,
-    block::{Block, Context as ConsensusContext},
+    block::Block,
     limits::{CLOCK_DRIFT_MAX, HELD_BLOCKS_MAX},
     state::Context,
 };

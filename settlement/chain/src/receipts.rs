@@ -15,9 +15,9 @@ use commonware_storage::{
 use commonware_utils::NZUsize;
 use tokio::sync::Mutex;
 use topnet_ledger::machine::Receipt;
+use topnet_light::{digest_of, hash_of};
 
 use crate::{
-    block::{digest_of, hash_of},
     limits::{ARCHIVE_ITEMS_PER_SECTION, BLOCK_TRANSACTIONS_MAX, EVENTS_BYTES_MAX},
     state::Context,
 };

@@ -16,15 +16,14 @@ use commonware_runtime::{Runner as _, Spawner as _, Supervisor as _, tokio as en
 use tokio::sync::{mpsc, oneshot, watch};
 use topnet_account::{Hash, PublicKey};
 use topnet_ledger::machine::Machine;
+use topnet_light::{committee, public_key_of};
 use tracing::error;
 
 use crate::{
-    block::public_key_of,
     chain::Chain,
     machine::AnyMachine,
     node::{self, NodeConfig},
     state::Context,
-    verifier::committee,
 };
 
 /// One may execute a block while the other answers and votes.

@@ -20,36 +20,26 @@ use commonware_storage::{
     qmdb::{
         Error as DatabaseError,
         any::unordered::variable::Operation,
-        current::{
-            VariableConfig,
-            unordered::{proof::constant::KeyValueProof, variable},
-        },
+        current::{VariableConfig, unordered::variable},
         sync::{self, Request, source},
     },
     translator::EightCap,
 };
 use commonware_utils::{NZU64, NZUsize};
 use topnet_ledger::machine::{Key, Values};
+use topnet_light::{STATUS_BYTES, ValueProof, key_digest};
 
-use crate::{block::domain_digest, limits::VALUE_BYTES_MAX};
+use crate::limits::VALUE_BYTES_MAX;
 
 /// The engine's runtime: tasks, clock, storage, network.
 pub(crate) type Context = commonware_runtime::tokio::Context;
 pub(crate) type Database =
     variable::Db<mmr::Family, Context, Digest, Vec<u8>, Sha256, EightCap, STATUS_BYTES, Sequential>;
-/// Shows that a value is the current one.
-pub(crate) type ValueProof = KeyValueProof<mmr::Family, Digest, STATUS_BYTES>;
 pub(crate) type Databases = Shared<Database>;
 pub(crate) type Batch = <Databases as DatabaseSet<Context>>::Unmerkleized;
 pub(crate) type SealedBatch = <Databases as DatabaseSet<Context>>::Merkleized;
 pub(crate) type DatabaseConfig = <Databases as DatabaseSet<Context>>::Config;
 
-const KEY_DOMAIN: &[u8] = b"topnet/state-key/1";
-/// Bytes of status bits that are hashed together, for 256 updates. More make proofs longer, fewer
-/// take more memory.
-const STATUS_BYTES: usize = 32;
-/// Hashes in a proof, at most: a log of 2^63 updates has fewer.
-pub(crate) const PROOF_HASHES_MAX: usize = 128;
 const BUFFER_BYTES: NonZeroUsize = NZUsize!(64 * 1024);
 
 /// Where and how a chain's state is stored.
@@ -136,11 +126,6 @@ pub(crate) async fn prove(
     }
 }
 
-/// True if `value` stands under `key` in the state with this root.
-pub(crate) fn is_proved(key: &Key, value: Vec<u8>, proof: &ValueProof, root: &Digest) -> bool {
-    Database::verify_key_value_proof(key_digest(key), value, proof, root)
-}
-
 async fn height_of(database: &Database) -> u64 {
     let metadata = database
         .get_metadata()
@@ -162,10 +147,6 @@ pub(crate) async fn read(databases: &Databases, keys: &[Key]) -> (u64, Vec<Optio
         .await
         .expect("the chain's state can be read");
     (height, values)
-}
-
-fn key_digest(key: &Key) -> Digest {
-    domain_digest(KEY_DOMAIN, &[&key.0])
 }
 
 /// A source of state that has none. A validator that falls behind replays blocks, which

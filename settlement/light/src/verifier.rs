@@ -20,9 +20,9 @@ use topnet_account::{Hash, PublicKey};
 use topnet_ledger::machine::{FinalHeader, Key, Signed, Verifier};
 
 use crate::{
-    block::{Header, digest_of, engine_key_of},
-    limits::{VALIDATORS_MAX, VALUE_BYTES_MAX},
-    state::{PROOF_HASHES_MAX, ValueProof, is_proved},
+    VALIDATORS_MAX, VALUE_BYTES_MAX,
+    header::{Header, digest_of, engine_key_of},
+    value::{PROOF_HASHES_MAX, ValueProof, is_proved},
 };
 
 const CONSENSUS_DOMAIN: &[u8] = b"topnet/consensus/1";
@@ -36,8 +36,10 @@ const KEYS_MAX: usize = 8_192;
 
 /// A header and the certificate that it is final.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Proof {
+pub struct Proof {
+    /// The header.
     pub header: Header,
+    /// The certificate.
     pub finalization: Finalization<Scheme, Digest>,
 }
 
@@ -68,9 +70,12 @@ impl Read for Proof {
 
 /// A value of a chain's state, the way from it to a state root, and the proof that the header
 /// with that root is final.
-pub(crate) struct StateProof {
+pub struct StateProof {
+    /// The block whose state it is.
     pub block: Proof,
+    /// The value.
     pub value: Vec<u8>,
+    /// From the value up to the header's state root.
     pub proof: ValueProof,
 }
 
@@ -102,13 +107,13 @@ impl Read for StateProof {
 }
 
 /// What consensus votes are signed under: a vote counts on one chain only.
-pub(crate) fn namespace(chain: &Hash) -> Vec<u8> {
+pub fn namespace(chain: &Hash) -> Vec<u8> {
     [CONSENSUS_DOMAIN, chain.as_ref()].concat()
 }
 
 /// A validator set as the engine orders it; `None` if it is empty, too large, names a key
 /// twice, or has bytes that are no key.
-pub(crate) fn committee(validators: &[PublicKey]) -> Option<Set<EngineKey>> {
+pub fn committee(validators: &[PublicKey]) -> Option<Set<EngineKey>> {
     if validators.is_empty() || validators.len() > VALIDATORS_MAX {
         return None;
     }
@@ -230,7 +235,7 @@ impl EngineVerifier {
     }
 
     /// The value that `proof` shows to stand under `key` in a chain's state, and the final header
-    /// of the block whose state it is; see [`Chain::prove_value`](crate::Chain::prove_value).
+    /// of the block whose state it is.
     pub fn prove_value(
         &self,
         chain: &Hash,

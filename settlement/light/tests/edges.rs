@@ -8,9 +8,9 @@
 use curve25519_dalek::{EdwardsPoint, Scalar, constants::EIGHT_TORSION};
 use sha2::{Digest as _, Sha512};
 use topnet_account::{PublicKey, Signature};
-use topnet_chain::EngineVerifier;
 use topnet_channel::{SecretKey, verify};
 use topnet_ledger::machine::{Signed, Verifier as _};
+use topnet_light::EngineVerifier;
 
 /// The order of the base point, little-endian.
 const ORDER: [u8; 32] = [
