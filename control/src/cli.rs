@@ -11,6 +11,7 @@ mod error;
 mod init;
 mod output;
 mod passphrase;
+mod proof;
 mod provider;
 mod run;
 mod session;
@@ -79,6 +80,11 @@ fn execute(arguments: Arguments, output: Output) -> Result<(), CliError> {
                 watch::channels(&options, s, output).await
             }
             Command::Channel(command) => channel::execute(&options, command, output).await,
+            Command::Genesis { chain } => proof::genesis(&options, chain, output).await,
+            Command::Prove { out, subject } => {
+                proof::prove(&options, subject, out.as_deref(), output).await
+            }
+            Command::Verify { file, genesis } => proof::verify(&file, &genesis, output),
             Command::Claims => provider::claims(&options, output).await,
             Command::Offers => provider::offers(&options, output).await,
             Command::Account { address, chain } => {

@@ -14,7 +14,8 @@ use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, ChainName, ChainReport, ChannelReport, ChannelStatus, ChannelView,
     ClaimReport, CloseProgress, HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant,
-    SessionReport, SessionRequest, SessionStopped, SubmittedTransaction, TransactionStatus,
+    SessionReport, SessionRequest, SessionStopped, StateProof, StateSubject, SubmittedTransaction,
+    TransactionStatus,
 };
 
 pub use listeners::{ListenError, Listeners};
@@ -77,6 +78,19 @@ pub trait Public {
     /// A service as the main chain knows it.
     #[method(name = "service")]
     async fn service(&self, chain: ChainName) -> Result<ServiceView, ErrorObjectOwned>;
+
+    /// Proves what stands in a chain's state, for whoever knows the chain's validators.
+    #[method(name = "prove")]
+    async fn prove(
+        &self,
+        chain: ChainName,
+        subject: StateSubject,
+    ) -> Result<StateProof, ErrorObjectOwned>;
+
+    /// What a chain starts from: its rules and validators, as its genesis file says it. Its hash is
+    /// the chain's id.
+    #[method(name = "genesis")]
+    async fn genesis(&self, chain: ChainName) -> Result<serde_json::Value, ErrorObjectOwned>;
 
     /// Starts a session, with the consent of the channel's signer key.
     #[method(name = "session_start")]

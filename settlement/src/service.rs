@@ -7,17 +7,18 @@ use tokio::sync::watch;
 use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BlockRef, ChainName, ChainParameters, ChainTip, ChannelState,
-    ChannelView, ClaimBytes, ClaimReport, CloseProgress, HeldClaim, ServiceView, Settlement,
-    SubmittedTransaction, TransactionStatus,
+    ChannelView, ClaimBytes, ClaimReport, CloseProgress, HeldClaim, HexBytes, ServiceView,
+    Settlement, StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
 use topnet_chain::{Chain, Standing};
 use topnet_ledger::{
     Genesis,
     event::decode_events,
+    genesis::Role,
     machine::Rejection,
     state::{
         self, Account, Channel, Record as _, Service as ServiceRecord, account_key, channel_key,
-        service_key,
+        outbox_entry_key, service_key,
     },
     transaction::transaction_id,
 };
@@ -276,6 +277,51 @@ impl Settlement for Service {
         claim: Option<ClaimBytes>,
     ) -> Result<CloseProgress, ApiError> {
         self.closer.close(id, claim).await
+    }
+
+    async fn prove(
+        self,
+        _: Context,
+        chain: ChainName,
+        subject: StateSubject,
+    ) -> Result<StateProof, ApiError> {
+        let running = self.chain(&chain)?;
+        let key = match (&subject, &running.genesis.role) {
+            (StateSubject::Account(address), _) => account_key(address),
+            (StateSubject::Channel(id), Role::Service { .. }) => channel_key(id),
+            (StateSubject::Batch(seq), Role::Service { main }) => {
+                outbox_entry_key(&main.genesis, *seq)
+            }
+            (StateSubject::Service(id), Role::Main { .. }) => service_key(id),
+            (StateSubject::Channel(_) | StateSubject::Batch(_), Role::Main { .. })
+            | (StateSubject::Service(_), Role::Service { .. }) => {
+                return Err(ApiError::new(
+                    "subject_elsewhere",
+                    format!("chain `{chain}` keeps no such thing"),
+                    "channels and batches are on a service's chain, services on main",
+                ));
+            }
+        };
+        let proved = running.chain.prove_value(&key).await.map_err(unavailable)?;
+        let proved = proved.ok_or_else(|| {
+            ApiError::new(
+                "state_absent",
+                format!("nothing of that name stands in the state of `{chain}`"),
+                "check the name; an account without money or orders is not kept",
+            )
+        })?;
+        Ok(StateProof {
+            chain,
+            genesis: running.chain.genesis(),
+            height: proved.height,
+            subject,
+            proof: HexBytes(proved.bytes),
+        })
+    }
+
+    async fn genesis(self, _: Context, chain: ChainName) -> Result<String, ApiError> {
+        let genesis = &self.chain(&chain)?.genesis;
+        serde_json::to_string(&**genesis).map_err(unavailable)
     }
 
     async fn hold(self, _: Context, claims: Vec<HeldClaim>) -> Result<u64, ApiError> {

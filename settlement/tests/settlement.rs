@@ -10,10 +10,20 @@ use tokio::io::AsyncWriteExt as _;
 use topnet_account::{Amount, ChannelId};
 use topnet_api::{
     ChainName, ChannelState, ClaimBytes, ClaimStage, CloseProgress, HeldClaim, SettlementClient,
-    SocketName,
+    SocketName, StateSubject,
 };
+use topnet_chain::EngineVerifier;
 use topnet_channel::{SignedVoucher, Voucher};
-use topnet_ledger::transaction::{Action, CloseByPayer, Message as _, Open, channel_id};
+use topnet_ledger::{
+    Genesis,
+    machine::Key,
+    outbox::{Batch, OutboxEntry as _},
+    state::{
+        Account, Channel, Record as _, Service, account_key, channel_key, outbox_entry_key,
+        service_key,
+    },
+    transaction::{Action, CloseByPayer, Message as _, Open, channel_id},
+};
 
 const UNIT_PRICE: Amount = Amount::from_ntop(26_000);
 const TOKENS: u16 = 200;
@@ -129,6 +139,58 @@ async fn reconcile(
     assert!(service.batches >= 1);
 }
 
+/// What both chains' states say can be checked by whoever has their genesis.
+async fn prove(client: &SettlementClient, provider: &Provider, channel: ChannelId, worth: Amount) {
+    let shown = async |genesis: &Genesis, subject: StateSubject, key: Key| {
+        let name = ChainName(genesis.name.clone());
+        let proof = client.prove(soon(), name, subject.clone()).await.unwrap();
+        let proof = proof.unwrap();
+        assert_eq!((proof.genesis, &proof.subject), (genesis.hash(), &subject));
+        let text = client.genesis(soon(), proof.chain).await.unwrap().unwrap();
+        let given: Genesis = serde_json::from_str(&text).unwrap();
+        assert_eq!(given.hash(), genesis.hash());
+        let checked =
+            EngineVerifier.prove_value(&given.hash(), &given.validators, &key, &proof.proof.0);
+        let (header, value) = checked.unwrap();
+        assert_eq!(header.height(), proof.height);
+        value
+    };
+    let (main, service) = (&provider.main, &provider.service);
+    let subject = StateSubject::Channel(channel);
+    let value = shown(service, subject.clone(), channel_key(&channel)).await;
+    let closed = Channel::from_bytes(&value).unwrap();
+    assert_eq!(closed.paid, worth);
+    assert_eq!(
+        closed.log_root,
+        topnet_account::Hash([3; 32]),
+        "the payee's close says so"
+    );
+    let payee = provider.payee.address();
+    let value = shown(main, StateSubject::Account(payee), account_key(&payee)).await;
+    assert!(Account::from_bytes(&value).unwrap().balance > Amount::ZERO);
+    let value = shown(
+        service,
+        StateSubject::Batch(0),
+        outbox_entry_key(&main.hash(), 0),
+    )
+    .await;
+    assert_eq!(Batch::from_bytes(&value).unwrap().height, EPOCH_BLOCKS);
+    let id = service.hash();
+    let value = shown(main, StateSubject::Service(id), service_key(&id)).await;
+    assert!(Service::from_bytes(&value).unwrap().inbox.next >= 1);
+
+    let refused = async |chain: ChainName, subject| {
+        let answer = client.prove(soon(), chain, subject).await.unwrap();
+        answer.unwrap_err().code
+    };
+    assert_eq!(
+        refused(ChainName::main(), subject).await,
+        "subject_elsewhere"
+    );
+    let nobody = StateSubject::Channel(ChannelId([9; 32]));
+    assert_eq!(refused(ChainName::vpn(), nobody).await, "state_absent");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn money_goes_to_the_service_through_a_channel_and_home() {
     let mut provider = Provider::new();
@@ -185,6 +247,8 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
     reconcile(&client, &provider, &progress, worth).await;
     let view = client.channel(soon(), channel).await.unwrap().unwrap();
     assert_eq!((view.state, view.paid), (ChannelState::Closed, worth));
+
+    prove(&client, &provider, channel, worth).await;
 
     // What is not there, is said to be not there.
     let unknown = other_hash();

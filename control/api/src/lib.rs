@@ -35,6 +35,6 @@ pub use public::{
 pub use settlement::{
     AccountView, BlockRef, ChainName, ChainParameters, ChainTip, ChannelState, ChannelView,
     ClaimReport, ClaimStage, CloseProgress, HeldClaim, ServiceView, Settlement, SettlementClient,
-    SubmittedTransaction, TransactionStatus,
+    StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
 pub use socket::{ConnectError, REQUEST_BYTES_MAX, SocketName, connect, listen, serve_connections};

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 
-use crate::{ApiError, ClaimBytes};
+use crate::{ApiError, ClaimBytes, HexBytes};
 
 /// Which chain: `main`, or a service's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -179,6 +179,35 @@ pub struct CloseProgress {
     pub refund: Option<Amount>,
 }
 
+/// What can be proved of a chain's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateSubject {
+    /// An account.
+    Account(Address),
+    /// A channel; on its service's chain.
+    Channel(ChannelId),
+    /// A batch to main by its number; on the service's chain that cut it.
+    Batch(u64),
+    /// A service as main knows it, by the hash of its genesis; on main.
+    Service(Hash),
+}
+
+/// That something stands in the state of a chain, for whoever knows the chain's validators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateProof {
+    /// The chain's name.
+    pub chain: ChainName,
+    /// Hash of the chain's genesis.
+    pub genesis: Hash,
+    /// Height of the block whose state it is.
+    pub height: u64,
+    /// What is proved.
+    pub subject: StateSubject,
+    /// Header and certificate of the block, the value, and its way up to the state root.
+    pub proof: HexBytes,
+}
+
 /// A claim that is to be made in time, whatever becomes of metering.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldClaim {
@@ -269,4 +298,9 @@ pub trait Settlement {
     /// Claims that are held, in the order of their channels, from behind `after` on; an answer
     /// that is empty is the last.
     async fn claims(after: Option<ChannelId>) -> Result<Vec<ClaimReport>, ApiError>;
+    /// Proves what stands in a chain's state. What does not stand there is refused as
+    /// `state_absent`; its absence cannot be proved.
+    async fn prove(chain: ChainName, subject: StateSubject) -> Result<StateProof, ApiError>;
+    /// What a chain starts from, as its genesis file says it.
+    async fn genesis(chain: ChainName) -> Result<String, ApiError>;
 }

@@ -78,6 +78,27 @@ pub(super) enum Command {
         /// Only this one.
         chain: Option<ChainName>,
     },
+    /// Print what a chain starts from: its genesis file.
+    Genesis {
+        /// The chain.
+        chain: ChainName,
+    },
+    /// Get a proof of what stands in a chain's state, for whoever does not trust the provider.
+    Prove {
+        /// Where to write it; printed if left out.
+        #[arg(long, value_name = "FILE", global = true)]
+        out: Option<PathBuf>,
+        #[command(subcommand)]
+        subject: ProveSubject,
+    },
+    /// Check a proof with the chain's genesis alone. Needs no provider.
+    Verify {
+        /// The proof.
+        file: PathBuf,
+        /// The chain's genesis file: who its validators are.
+        #[arg(long, value_name = "FILE")]
+        genesis: PathBuf,
+    },
     /// Show a service as the main chain knows it.
     Service {
         /// The service's chain.
@@ -90,6 +111,51 @@ pub(super) enum Command {
     /// Hold money, open channels and pay.
     #[command(subcommand)]
     Wallet(WalletCommand),
+}
+
+/// What is to be proved.
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum ProveSubject {
+    /// An account on a chain.
+    Account {
+        /// Its address.
+        address: Address,
+        /// The chain.
+        #[arg(long, default_value = "main")]
+        chain: ChainName,
+    },
+    /// A channel.
+    Channel {
+        /// Its id.
+        id: ChannelId,
+        /// The service's chain.
+        #[arg(long, default_value = "vpn")]
+        chain: ChainName,
+    },
+    /// A batch that a service's chain has cut for main.
+    Batch {
+        /// Its number, from 0.
+        number: u64,
+        /// The service's chain.
+        #[arg(long, default_value = "vpn")]
+        chain: ChainName,
+    },
+    /// Who used a unit of a closed channel and when: a line of this provider's service log.
+    Unit {
+        /// The channel.
+        channel: ChannelId,
+        /// Which unit, counted from 1.
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        unit: u64,
+        /// The service's chain.
+        #[arg(long, default_value = "vpn")]
+        chain: ChainName,
+    },
+    /// A service as the main chain knows it.
+    Service {
+        /// Hash of its genesis; `topnet chain` shows it.
+        genesis: Hash,
+    },
 }
 
 /// Whether to look once or on and on.

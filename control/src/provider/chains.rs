@@ -3,7 +3,8 @@
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, ChainName, ChainParameters, ChainReport, ChainTip, ChannelView,
-    ClaimReport, HexBytes, ServiceView, SettlementClient, SubmittedTransaction, TransactionStatus,
+    ClaimReport, HexBytes, ServiceView, SettlementClient, StateProof, StateSubject,
+    SubmittedTransaction, TransactionStatus,
 };
 
 use super::Provider;
@@ -76,6 +77,28 @@ impl Provider {
     ) -> Result<Vec<ChannelView>, ApiError> {
         let ask = |client: SettlementClient, context| async move {
             client.closing(context, payee, after).await
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// Proves what stands in a chain's state.
+    pub async fn prove(
+        &self,
+        chain: ChainName,
+        subject: StateSubject,
+    ) -> Result<StateProof, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let (chain, subject) = (chain.clone(), subject.clone());
+            async move { client.prove(context, chain, subject).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// What a chain starts from, as its genesis file says it.
+    pub async fn genesis(&self, chain: ChainName) -> Result<String, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.genesis(context, chain).await }
         };
         self.processes.settlement.ask(ask).await?
     }

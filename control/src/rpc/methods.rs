@@ -5,9 +5,10 @@ use std::sync::Arc;
 use jsonrpsee::{core::async_trait, types::ErrorObjectOwned};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ChainName, ChainReport, ChannelReport, ChannelStatus, ChannelView, ClaimReport,
-    CloseProgress, HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport,
-    SessionRequest, SessionStopped, SubmittedTransaction, TransactionStatus,
+    AccountView, ApiError, ChainName, ChainReport, ChannelReport, ChannelStatus, ChannelView,
+    ClaimReport, CloseProgress, HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant,
+    SessionReport, SessionRequest, SessionStopped, StateProof, StateSubject, SubmittedTransaction,
+    TransactionStatus,
 };
 
 use super::{OperatorServer, PublicServer, refused};
@@ -73,6 +74,22 @@ impl PublicServer for Methods {
 
     async fn service(&self, chain: ChainName) -> Result<ServiceView, ErrorObjectOwned> {
         self.0.service(chain).await.map_err(refused)
+    }
+
+    async fn prove(
+        &self,
+        chain: ChainName,
+        subject: StateSubject,
+    ) -> Result<StateProof, ErrorObjectOwned> {
+        self.0.prove(chain, subject).await.map_err(refused)
+    }
+
+    async fn genesis(&self, chain: ChainName) -> Result<serde_json::Value, ErrorObjectOwned> {
+        let genesis = self.0.genesis(chain).await.map_err(refused)?;
+        serde_json::from_str(&genesis).map_err(|error| {
+            let mend = "settlement and control are of different versions: start the same";
+            refused(ApiError::new("process_failed", error.to_string(), mend))
+        })
     }
 
     async fn session_start(

@@ -16,9 +16,10 @@ use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
     AccountView, ApiError, Assignments, BlockRef, ChainName, ChainParameters, ChainTip,
     ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport, ClaimStage, CloseProgress,
-    Dataplane, DataplaneStatus, DesiredSessions, FinalClaim, HeldClaim, InstallReport,
+    Dataplane, DataplaneStatus, DesiredSessions, FinalClaim, HeldClaim, HexBytes, InstallReport,
     InstalledSession, IoStatus, Latency, Metering, MeteringStatus, ServiceView, Settlement,
-    SocketName, SubmittedTransaction, TransactionStatus, listen, serve_connections,
+    SocketName, StateProof, StateSubject, SubmittedTransaction, TransactionStatus, listen,
+    serve_connections,
 };
 use topnet_channel::SecretKey;
 use topnet_config::Config;
@@ -233,6 +234,25 @@ impl Settlement for World {
             escrow: Amount::from_ntop(5),
             batches: 2,
         })
+    }
+
+    async fn prove(
+        self,
+        _: Context,
+        chain: ChainName,
+        subject: StateSubject,
+    ) -> Result<StateProof, ApiError> {
+        Ok(StateProof {
+            chain,
+            genesis: Hash([3; 32]),
+            height: 7,
+            subject,
+            proof: HexBytes(vec![1, 2]),
+        })
+    }
+
+    async fn genesis(self, _: Context, chain: ChainName) -> Result<String, ApiError> {
+        Ok(format!(r#"{{"name":"{chain}"}}"#))
     }
 
     async fn hold(self, _: Context, claims: Vec<HeldClaim>) -> Result<u64, ApiError> {

@@ -22,8 +22,8 @@ use topnet_api::{
     AccountView, ApiError, Assignment, Assignments, BlockRef, ChainName, ChainParameters, ChainTip,
     ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport, CloseProgress, Dataplane,
     DataplaneStatus, DesiredSessions, FinalClaim, HeldClaim, InstallReport, MeteringClient,
-    MeteringStatus, ServiceView, Settlement, SlotState, SocketName, SubmittedTransaction,
-    TransactionStatus, connect, listen, serve_connections,
+    MeteringStatus, ServiceView, Settlement, SlotState, SocketName, StateProof, StateSubject,
+    SubmittedTransaction, TransactionStatus, connect, listen, serve_connections,
 };
 use topnet_channel::{Claim, PayerTerms, SecretKey, SignedVoucher};
 use topnet_unit::{
@@ -544,6 +544,19 @@ impl Settlement for ChainService {
             expiry: u64::MAX,
             state: *self.0.state.lock().unwrap(),
         })
+    }
+
+    async fn prove(
+        self,
+        _: Context,
+        _: ChainName,
+        _: StateSubject,
+    ) -> Result<StateProof, ApiError> {
+        Err(not_here())
+    }
+
+    async fn genesis(self, _: Context, _: ChainName) -> Result<String, ApiError> {
+        Err(not_here())
     }
 
     async fn hold(self, _: Context, claims: Vec<HeldClaim>) -> Result<u64, ApiError> {

@@ -60,6 +60,17 @@ impl Topnet {
         command
     }
 
+    /// The same command as another user.
+    #[must_use]
+    pub fn run_by(&self, user: User) -> Topnet {
+        Topnet {
+            program: self.program.clone(),
+            config: self.config.clone(),
+            user,
+            lifetime: self.lifetime,
+        }
+    }
+
     /// Asks with `--json` and reads the answer.
     pub fn ask<T: DeserializeOwned>(
         &self,

@@ -1,6 +1,6 @@
 //! A payer that closes in mid-download while metering is dead.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::{
     product::CLOSE_WINDOW_BLOCKS,
     report::{Cheat, Report},
+    users,
 };
 
 use super::{
@@ -77,7 +78,57 @@ impl Lab<'_> {
             refused: claimed < closed && closed <= deadline,
         });
         self.wait_settled(&channel.id)?;
+        self.prove(&channel.id, report.units.owed)?;
         Ok(channel)
+    }
+
+    /// Whoever trusts nobody but the validators sees the channel's end and its last unit's line.
+    fn prove(&self, channel: &str, owed: u64) -> Result<()> {
+        self.say("proving the channel and its last unit to somebody who trusts nobody here");
+        let interrupt = self.options.interrupt;
+        let provider = &self.topology.provider;
+        // Nobody else may read the service log.
+        let topnet = self.provider.topnet.run_by(users::METERING);
+        let ask = |words: &[&str]| -> Result<Value> { topnet.ask(provider, interrupt, words) };
+        let genesis = self.run_dir.join("provider/genesis/vpn.json");
+        let genesis = genesis.to_str().context("a path that is not UTF-8")?;
+        let file = self.run_dir.join("proof.json");
+        let path = file.to_str().context("a path that is not UTF-8")?;
+        let last = owed.to_string();
+        for subject in [vec!["channel", channel], vec!["unit", channel, &last]] {
+            let proof = ask(&[&["prove"][..], &subject].concat())?;
+            fs::write(&file, proof.to_string())?;
+            let shown = ask(&["verify", path, "--genesis", genesis])?;
+            let value = match subject[0] {
+                "unit" => {
+                    ensure!(
+                        number(&shown["units"]) == Some(owed),
+                        "the line is about other units: {shown}"
+                    );
+                    shown["channel"]["value"].clone()
+                }
+                _ => shown["value"].clone(),
+            };
+            ensure!(value["state"] == "closed", "not closed: {value}");
+            // One digit of the proof is another.
+            let forged = match proof.to_string().rfind("0x") {
+                Some(at) => {
+                    let mut text = proof.to_string();
+                    let digit = if &text[at + 9..=at + 9] == "0" {
+                        "1"
+                    } else {
+                        "0"
+                    };
+                    text.replace_range(at + 9..=at + 9, digit);
+                    text
+                }
+                None => anyhow::bail!("a proof without bytes"),
+            };
+            fs::write(&file, forged)?;
+            let believed = ask(&["verify", path, "--genesis", genesis]);
+            ensure!(believed.is_err(), "a forged proof is believed");
+        }
+        Ok(())
     }
 
     /// What settlement holds of a channel.
