@@ -159,17 +159,18 @@ impl Desk {
         if admitted.is_empty() {
             return Ok(());
         }
-        let likely: Vec<Vec<u8>> = admitted
-            .iter()
-            .map(|admitted| transactions[admitted.place].clone())
-            .collect();
         let env = BlockEnv {
             chain: self.chain,
             height: 0,
             // Who will propose is not known.
             proposer: Address([0; 32]),
         };
-        let mut state = self.read(self.machine.reads(&env, &likely))?;
+        let common = self.machine.reads(&env, &[]);
+        let own = admitted
+            .iter_mut()
+            .flat_map(|admitted| std::mem::take(&mut admitted.admission.reads));
+        let keys: BTreeSet<Key> = common.into_iter().chain(own).collect();
+        let mut state = self.read(keys.into_iter().collect())?;
         loop {
             let mut missing = BTreeSet::new();
             for admitted in admitted.iter_mut().filter(|one| one.priority.is_none()) {

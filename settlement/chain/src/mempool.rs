@@ -476,6 +476,7 @@ mod tests {
                 id: Hash(id),
                 sender,
                 nonce,
+                reads: Vec::new(),
             },
             bytes,
         )
@@ -580,6 +581,7 @@ mod tests {
                 id: Hash(id),
                 sender,
                 nonce: 0,
+                reads: Vec::new(),
             };
             pool.insert(&admission, 1, long.clone()).unwrap();
         }
@@ -655,6 +657,7 @@ mod tests {
                 id: Hash([byte; 32]),
                 sender,
                 nonce: 0,
+                reads: Vec::new(),
             }
         };
         let places = (MEMPOOL_BYTES_MAX / TRANSACTION_BYTES_MAX) as u8;

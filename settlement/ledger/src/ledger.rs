@@ -10,7 +10,7 @@ use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use crate::{
     codec::Writer,
     conservation::{MainTotals, ServiceTotals, Totals},
-    execute::{Block, Context, Stop, check_place, known_reads, weigh},
+    execute::{Block, Context, Stop, check_place, known_reads, own_reads, weigh},
     genesis::{Counterpart, Genesis, GenesisError, Role},
     machine::{
         Admission, BlockEnv, Executed, Key, Machine, Missing, Rejection, Signed, Values, Verifier,
@@ -19,6 +19,7 @@ use crate::{
     refusal::Refusal,
     state::{self, Account, Heads, MainLink, PayoutQueue, Record, Service},
     transaction::{Body, Consent, Transaction, transaction_id},
+    walks::Walks,
 };
 
 const LANE_DOMAIN: &[u8] = b"topnet/lane/1";
@@ -29,6 +30,7 @@ pub struct Ledger<V> {
     genesis: Arc<Genesis>,
     chain: Hash,
     verifier: V,
+    walks: Walks,
 }
 
 impl<V: Verifier> Ledger<V> {
@@ -40,6 +42,7 @@ impl<V: Verifier> Ledger<V> {
             genesis: Arc::new(genesis),
             chain,
             verifier,
+            walks: Walks::default(),
         })
     }
 
@@ -95,7 +98,7 @@ impl<V: Verifier> Ledger<V> {
             Body::CloseByPayee(close) => close.message.claim.as_ref(),
             _ => None,
         };
-        if claim.is_some_and(|claim| claim.claim.redeemable().is_none()) {
+        if claim.is_some_and(|claim| self.walks.redeemable(&claim.claim).is_none()) {
             return Err(Refusal::TokenFalse);
         }
         match (&transaction.body, &self.genesis.role) {
@@ -167,6 +170,7 @@ impl<V: Verifier> Ledger<V> {
             chain: &self.chain,
             env,
             prove: &prove,
+            worth: &|claim| self.walks.redeemable(claim),
             values,
         })
     }
@@ -412,6 +416,7 @@ fn admission(transaction: &Transaction, bytes: &[u8]) -> Admission {
         id: transaction_id(bytes),
         sender,
         nonce,
+        reads: own_reads(transaction),
     }
 }
 

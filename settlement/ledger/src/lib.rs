@@ -27,6 +27,7 @@ pub mod outbox;
 mod refusal;
 pub mod state;
 pub mod transaction;
+mod walks;
 
 pub use codec::CodecError;
 pub use genesis::Genesis;

@@ -93,6 +93,8 @@ pub struct Admission {
     /// The sender's nonce: transactions of one sender are proposed in its order. Transactions of
     /// a channel have 0, so that the one that is worth most waits alone.
     pub nonce: u64,
+    /// Keys that weighing it will surely need, beside those that every block does.
+    pub reads: Vec<Key>,
 }
 
 /// A deterministic state machine under consensus.

@@ -32,7 +32,7 @@ const BATCH_MIN: usize = 4;
 /// are smaller, and its threads several already.
 const PART_MIN: usize = 2_048;
 /// Keys that a thread remembers, at most.
-const KEYS_MAX: usize = 8_192;
+const KEYS_MAX: usize = 16_384;
 
 /// A header and the certificate that it is final.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -145,6 +145,7 @@ impl Machine for Loaded {
                 id: transaction_id(bytes),
                 sender: Some(Address([FILL; 32])),
                 nonce: fill.first,
+                reads: Vec::new(),
             }),
         }
     }

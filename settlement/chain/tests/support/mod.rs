@@ -169,6 +169,7 @@ impl Machine for Adder {
             id: add.id(),
             sender: Some(Address([add.account; 32])),
             nonce: add.nonce,
+            reads: Vec::new(),
         })
     }
 

@@ -113,7 +113,7 @@ pub(super) fn claim(step: &mut Step<'_>, body: &ClaimBody) -> Result<(), Stop> {
     // What is missing is asked for before the hashes are walked, which may be many.
     step.need([state::account_key(&channel.payee)])?;
     let rules = &step.context().genesis.rules;
-    let mut payout = payable(&channel, body)?;
+    let mut payout = payable(step, &channel, body)?;
     let mut fee = rules
         .fees
         .claim_with(body.claim.index)
@@ -142,7 +142,7 @@ pub(super) fn close_by_payee(
         if body.channel() != id {
             return Err(Refusal::ClaimOfOtherChannel.into());
         }
-        let payout = payable(&channel, body)?;
+        let payout = payable(step, &channel, body)?;
         let fees = &step.context().genesis.rules.fees;
         let fee = fees
             .close_with(body.claim.index)
@@ -211,12 +211,12 @@ pub(super) fn finalise(step: &mut Step<'_>, id: &ChannelId) -> Result<(), Stop> 
 
 /// What a claim would pay: its worth less what was paid before, at most what remains.
 /// Cheap checks come before the hashes.
-fn payable(channel: &Channel, body: &ClaimBody) -> Result<Amount, Refusal> {
+fn payable(step: &Step<'_>, channel: &Channel, body: &ClaimBody) -> Result<Amount, Refusal> {
     must_not_be_closed(channel)?;
     if body.signer != channel.signer {
         return Err(Refusal::NotTheSigner);
     }
-    let worth = body.claim.redeemable().ok_or(Refusal::TokenFalse)?;
+    let worth = (step.context().worth)(&body.claim).ok_or(Refusal::TokenFalse)?;
     let unpaid = worth.checked_sub(channel.paid).unwrap_or(Amount::ZERO);
     Ok(unpaid.min(channel.remaining()))
 }

@@ -11,7 +11,8 @@ mod weigh;
 
 use std::collections::BTreeSet;
 
-use topnet_account::{Hash, PublicKey};
+use topnet_account::{Amount, Hash, PublicKey};
+use topnet_channel::Claim;
 
 pub(crate) use self::{
     step::{Step, Stop},
@@ -38,6 +39,8 @@ pub(crate) struct Context<'a> {
     pub(crate) chain: &'a Hash,
     pub(crate) env: &'a BlockEnv,
     pub(crate) prove: Prove<'a>,
+    /// What a claim is worth in all, if its token is its voucher's.
+    pub(crate) worth: &'a dyn Fn(&Claim) -> Option<Amount>,
     /// The state before the block.
     pub(crate) values: &'a Values,
 }
@@ -209,51 +212,52 @@ pub(crate) fn known_reads<'a>(
         keys.extend([state::main_link_key(), state::payout_queue_key()]);
     }
     for transaction in transactions {
-        let chain = &transaction.chain;
-        match &transaction.body {
-            Body::Credit(import) => {
-                keys.extend(
-                    import
-                        .entries
-                        .iter()
-                        .map(|f| state::account_key(&f.beneficiary)),
-                );
-            }
-            Body::Batch(import) => {
-                keys.insert(state::service_key(&import.source));
-                let payouts = import.entries.iter().flat_map(|batch| &batch.payouts);
-                keys.extend(payouts.map(|payout| state::account_key(&payout.account)));
-            }
-            Body::Order(order) => {
-                let sender = order.account();
-                keys.insert(state::account_key(&sender));
-                match &order.message.action {
-                    Action::Transfer { to, .. } => keys.insert(state::account_key(to)),
-                    Action::Fund { service, .. } => keys.insert(state::service_key(service)),
-                    Action::Withdraw { .. } => false,
-                    Action::Open(open) => {
-                        let nonce = order.message.nonce;
-                        keys.insert(order::channel_key(chain, &sender, open, nonce))
-                    }
-                    Action::TopUp { channel, .. } => keys.insert(state::channel_key(channel)),
-                };
-            }
-            Body::Claim(claim) => {
-                keys.insert(state::channel_key(&claim.channel()));
-            }
-            Body::CloseByPayee(close) => {
-                keys.insert(state::channel_key(&close.message.channel));
-                keys.insert(state::account_key(&close.account()));
-            }
-            Body::CloseByPayer(close) => {
-                keys.insert(state::channel_key(&close.message.channel));
-            }
-            Body::Expire(channel) | Body::Finalise(channel) => {
-                keys.insert(state::channel_key(channel));
-            }
-        }
+        keys.extend(own_reads(transaction));
     }
     keys.into_iter().collect()
+}
+
+/// Keys that a block surely needs for the sake of this transaction.
+pub(crate) fn own_reads(transaction: &Transaction) -> Vec<Key> {
+    match &transaction.body {
+        Body::Credit(import) => {
+            let entries = import.entries.iter();
+            entries
+                .map(|fund| state::account_key(&fund.beneficiary))
+                .collect()
+        }
+        Body::Batch(import) => {
+            let payouts = import.entries.iter().flat_map(|batch| &batch.payouts);
+            let accounts = payouts.map(|payout| state::account_key(&payout.account));
+            std::iter::once(state::service_key(&import.source))
+                .chain(accounts)
+                .collect()
+        }
+        Body::Order(order) => {
+            let sender = order.account();
+            let other = match &order.message.action {
+                Action::Transfer { to, .. } => Some(state::account_key(to)),
+                Action::Fund { service, .. } => Some(state::service_key(service)),
+                Action::Withdraw { .. } => None,
+                Action::Open(open) => {
+                    let nonce = order.message.nonce;
+                    let chain = &transaction.chain;
+                    Some(order::channel_key(chain, &sender, open, nonce))
+                }
+                Action::TopUp { channel, .. } => Some(state::channel_key(channel)),
+            };
+            std::iter::once(state::account_key(&sender))
+                .chain(other)
+                .collect()
+        }
+        Body::Claim(claim) => vec![state::channel_key(&claim.channel())],
+        Body::CloseByPayee(close) => vec![
+            state::channel_key(&close.message.channel),
+            state::account_key(&close.account()),
+        ],
+        Body::CloseByPayer(close) => vec![state::channel_key(&close.message.channel)],
+        Body::Expire(channel) | Body::Finalise(channel) => vec![state::channel_key(channel)],
+    }
 }
 
 /// The outboxes as they stand; there is always such a record.

@@ -341,6 +341,7 @@ mod tests {
                 proposer: poor,
             },
             prove: &|_, _, _| None,
+            worth: &|_| None,
             values: &values,
         };
         type Moves = fn(&mut Step<'_>, Address, Address, Amount) -> Result<(), Stop>;
