@@ -86,6 +86,10 @@ fn execute(arguments: Arguments, output: Output) -> Result<(), CliError> {
             }
             Command::Verify { file, genesis } => proof::verify(&file, &genesis, output),
             Command::Claims => provider::claims(&options, output).await,
+            Command::Earnings { since } => provider::earnings(&options, since, output).await,
+            Command::Block { height, chain } => {
+                provider::block(&options, chain, height, output).await
+            }
             Command::Offers => provider::offers(&options, output).await,
             Command::Account { address, chain } => {
                 provider::account(&options, chain, address, output).await

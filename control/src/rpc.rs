@@ -8,14 +8,15 @@
 
 mod listeners;
 mod methods;
+mod subscriptions;
 
-use jsonrpsee::{proc_macros::rpc, types::ErrorObjectOwned};
+use jsonrpsee::{core::SubscriptionResult, proc_macros::rpc, types::ErrorObjectOwned};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ApiError, ChainName, ChainReport, ChannelReport, ChannelStatus, ChannelView,
-    ClaimReport, CloseProgress, HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant,
-    SessionReport, SessionRequest, SessionStopped, StateProof, StateSubject, SubmittedTransaction,
-    TransactionStatus,
+    AccountView, ApiError, BlockView, ChainName, ChainReport, ChainTip, ChannelReport,
+    ChannelStatus, ChannelView, ClaimReport, CloseProgress, DayEarnings, HexBytes, Offer,
+    PaidClaim, ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionRequest,
+    SessionStopped, StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
 
 pub use listeners::{ListenError, Listeners};
@@ -79,6 +80,27 @@ pub trait Public {
     #[method(name = "service")]
     async fn service(&self, chain: ChainName) -> Result<ServiceView, ErrorObjectOwned>;
 
+    /// The final block at a height, with what its transactions did.
+    #[method(name = "block")]
+    async fn block(&self, chain: ChainName, height: u64) -> Result<BlockView, ErrorObjectOwned>;
+
+    /// Claims that were paid on a channel, in the order of their blocks, from the one at
+    /// `from_height` on, at most a thousand in an answer.
+    #[method(name = "paid_claims")]
+    async fn paid_claims(
+        &self,
+        id: ChannelId,
+        from_height: Option<u64>,
+    ) -> Result<Vec<PaidClaim>, ErrorObjectOwned>;
+
+    /// Each new final block of a chain. Whoever falls behind is told of the newest.
+    #[subscription(name = "subscribe_blocks" => "block_final", unsubscribe = "unsubscribe_blocks", item = ChainTip)]
+    async fn subscribe_blocks(&self, chain: ChainName) -> SubscriptionResult;
+
+    /// A channel whenever its chain says something else of it, and at once.
+    #[subscription(name = "subscribe_channel" => "channel_changed", unsubscribe = "unsubscribe_channel", item = ChannelView)]
+    async fn subscribe_channel(&self, id: ChannelId) -> SubscriptionResult;
+
     /// Proves what stands in a chain's state, for whoever knows the chain's validators.
     #[method(name = "prove")]
     async fn prove(
@@ -134,6 +156,11 @@ pub trait Operator {
     /// `after`, at most a thousand in an answer.
     #[method(name = "claims")]
     async fn claims(&self, after: Option<ChannelId>) -> Result<Vec<ClaimReport>, ErrorObjectOwned>;
+
+    /// What claims brought this provider, by day (UTC) and chain, from the day that `from_ms` is
+    /// in, at most a thousand in an answer.
+    #[method(name = "earnings")]
+    async fn earnings(&self, from_ms: Option<u64>) -> Result<Vec<DayEarnings>, ErrorObjectOwned>;
 
     /// A channel that pays this provider.
     #[method(name = "provider_channel")]

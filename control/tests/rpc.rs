@@ -16,7 +16,7 @@ use tokio::{
 use topnet_account::{Address, Amount, ChannelId, Hash, Signature};
 use topnet_api::{
     ChainName, ChannelState, ChannelView, ClaimBytes, HexBytes, Offer, SessionAction,
-    SessionRequest, SocketName, WireguardPublicKey,
+    SessionRequest, SocketName, StateSubject, WireguardPublicKey,
 };
 use topnet_control::{
     provider::Provider,
@@ -79,6 +79,45 @@ async fn questions_about_chains_are_passed_on() {
         "channel_unknown"
     );
     assert_eq!(rpc.service(ChainName::vpn()).await.unwrap().batches, 2);
+    let block = rpc.block(ChainName::vpn(), 5).await.unwrap();
+    assert_eq!((block.block.height, block.transactions.len()), (5, 1));
+    assert_eq!(rpc.paid_claims(id, None).await.unwrap().len(), 1);
+    assert_eq!(rpc.paid_claims(id, Some(1_000)).await.unwrap(), []);
+    let subject = StateSubject::Channel(id);
+    let proof = rpc.prove(ChainName::vpn(), subject.clone()).await.unwrap();
+    assert_eq!((proof.height, proof.subject), (7, subject));
+    assert_eq!(rpc.genesis(ChainName::vpn()).await.unwrap()["name"], "vpn");
+    let earned = setup.operator().earnings(None).await.unwrap();
+    assert_eq!(earned[0].units, 3);
+}
+
+/// Whoever subscribes is told at once, and of what comes; what is not there is refused.
+#[tokio::test]
+async fn blocks_and_channels_are_told_to_whoever_subscribed() {
+    let setup = Setup::start().await;
+    let id = setup.world.put(channel(9));
+    let url = format!("ws://{}", setup.listeners().public_address);
+    let rpc = WsClientBuilder::new().build(url).await.unwrap();
+    let mut blocks = rpc.subscribe_blocks(ChainName::vpn()).await.unwrap();
+    let mut heights = Vec::new();
+    for _ in 0..3 {
+        heights.push(blocks.next().await.unwrap().unwrap().block.height);
+    }
+    assert!(heights.is_sorted_by(|a, b| a < b), "{heights:?}");
+    let mut views = rpc.subscribe_channel(id).await.unwrap();
+    assert_eq!(views.next().await.unwrap().unwrap(), channel(9));
+    let closing = ChannelView {
+        state: ChannelState::Closing { deadline: 99 },
+        ..channel(9)
+    };
+    setup.world.put(closing.clone());
+    assert_eq!(views.next().await.unwrap().unwrap(), closing);
+    let refused = rpc.subscribe_channel(ChannelId([1; 32])).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("there is no channel"),
+        "{refused}"
+    );
+    blocks.unsubscribe().await.unwrap();
 }
 
 #[tokio::test]

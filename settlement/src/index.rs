@@ -1,5 +1,5 @@
 //! What the chains' state does not answer by itself: transactions by id, channels by who pays
-//! and who is paid, which block of main settled a close.
+//! and who is paid, claims that were paid, earnings by day, which block of main settled a close.
 //!
 //! Made of final blocks alone. Each block and the cursor behind it are written at once, so a
 //! crash leaves the index at some earlier block, from where it goes on. An index of another
@@ -17,22 +17,27 @@ use rocksdb::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use topnet_account::{Address, Amount, ChannelId, Hash};
-use topnet_api::{BlockRef, ChainName, HexBytes};
+use topnet_api::{BlockRef, ChainName, DayEarnings, HexBytes, PaidClaim};
 use topnet_chain::FinalBlock;
 use topnet_ledger::event::{Event, decode_events};
 
 mod record;
 
-pub(crate) use record::{BatchRecord, ChannelEnd, ChannelRecord, CloseRecord, TransactionRecord};
-use record::{cursor_key, outbox_key, party_key, payout_key, transaction_key};
+pub(crate) use record::{
+    BatchRecord, ChannelEnd, ChannelRecord, CloseRecord, DayRecord, TransactionRecord,
+};
+use record::{
+    claimed_key, cursor_key, day_key, outbox_key, party_key, payout_key, transaction_key,
+};
 
 /// A key and its value, as stored.
 type Entry = (Box<[u8]>, Box<[u8]>);
 
 /// Raised whenever the format below changes.
-const VERSION: u32 = 2;
-/// Channels of one party in one answer, at most.
-pub(crate) const CHANNELS_MAX: usize = 1_000;
+const VERSION: u32 = 3;
+/// Channels of one party, claims on a channel or days of a payee in one answer, at most.
+pub(crate) const PAGE_MAX: usize = 1_000;
+const DAY_MS: u64 = 86_400_000;
 
 const META: &str = "meta";
 const TRANSACTIONS: &str = "transactions";
@@ -42,13 +47,15 @@ const CLOSING: &str = "closing";
 const BATCHES: &str = "batches";
 const PAYOUTS: &str = "payouts";
 const OUTBOXES: &str = "outboxes";
+const CLAIMED: &str = "claimed";
+const DAYS: &str = "days";
 const CLOSES: &str = "closes";
 /// The cursor is noted at least once in so many blocks.
 const CURSOR_BLOCKS: u64 = 64;
 /// Key of the version and the chains that an index was made for.
 const IDENTITY: &[u8] = b"identity";
 /// All that is made of blocks.
-const DERIVED: [&str; 8] = [
+const DERIVED: [&str; 10] = [
     META,
     TRANSACTIONS,
     CHANNELS,
@@ -57,6 +64,8 @@ const DERIVED: [&str; 8] = [
     BATCHES,
     PAYOUTS,
     OUTBOXES,
+    CLAIMED,
+    DAYS,
 ];
 
 /// The index cannot be used.
@@ -144,22 +153,31 @@ impl Index {
             hash: block.hash,
         };
         let mut batch = self.batch();
-        let mut channels = HashMap::new();
+        let mut changes = Changes {
+            place,
+            day_ms: block.header.time_ms() / DAY_MS * DAY_MS,
+            channels: HashMap::new(),
+            days: HashMap::new(),
+            claims: 0,
+        };
         for receipt in &block.receipts {
             let record = TransactionRecord {
-                block: place.clone(),
+                block: changes.place.clone(),
                 events: HexBytes(receipt.events.clone()),
             };
             batch.put(TRANSACTIONS, &transaction_key(chain, &receipt.id), &record)?;
             for event in self.events(TRANSACTIONS, &receipt.events)? {
-                self.take(&mut batch, &mut channels, &place, &receipt.id, &event)?;
+                self.take(&mut batch, &mut changes, &receipt.id, &event)?;
             }
         }
         for event in self.events(META, &block.block_events)? {
-            self.take(&mut batch, &mut channels, &place, &Hash::ZERO, &event)?;
+            self.take(&mut batch, &mut changes, &Hash::ZERO, &event)?;
         }
-        for (id, record) in channels {
+        for (id, record) in changes.channels {
             batch.put(CHANNELS, id.as_ref(), &record)?;
+        }
+        for (payee, record) in changes.days {
+            batch.put(DAYS, &day_key(&payee, changes.day_ms, chain), &record)?;
         }
         let outbox_key = outbox_key(chain, &block.header.outbox());
         let outbox_known = self.bytes(OUTBOXES, &outbox_key)?.is_some();
@@ -185,8 +203,7 @@ impl Index {
     fn take(
         &self,
         batch: &mut Batch<'_>,
-        channels: &mut HashMap<ChannelId, ChannelRecord>,
-        place: &BlockRef,
+        changes: &mut Changes,
         transaction: &Hash,
         event: &Event,
     ) -> Result<(), IndexError> {
@@ -203,20 +220,33 @@ impl Index {
                     payer,
                     payee,
                     payee_fees,
+                    units: 0,
                     end: None,
                 };
-                channels.insert(*channel, record);
+                changes.channels.insert(*channel, record);
                 for party in [payer, payee] {
                     batch.put_bytes(PARTIES, &party_key(&party, channel), &[]);
                 }
             }
-            Event::Claimed { channel, fee, .. } => {
-                if let Some(record) = self.known(channels, channel)? {
-                    record.payee_fees = record
-                        .payee_fees
-                        .checked_add(*fee)
-                        .ok_or_else(|| self.unreadable(CHANNELS, "fees overflow"))?;
-                }
+            Event::Claimed {
+                channel,
+                units,
+                payout,
+                paid,
+                fee,
+                log_root,
+                ..
+            } => {
+                let claim = PaidClaim {
+                    transaction: *transaction,
+                    block: changes.place.clone(),
+                    units: *units,
+                    payout: *payout,
+                    fee: *fee,
+                    paid: *paid,
+                    log_root: *log_root,
+                };
+                self.take_claim(batch, changes, channel, &claim)?;
             }
             Event::Closed {
                 channel,
@@ -229,30 +259,30 @@ impl Index {
                 refund,
                 ..
             } => {
-                if let Some(record) = self.known(channels, channel)? {
+                if let Some(record) = self.known(&mut changes.channels, channel)? {
                     batch.delete(CLOSING, &party_key(&record.payee, channel));
                     record.end = Some(ChannelEnd {
                         transaction: *transaction,
-                        block: place.clone(),
+                        block: changes.place.clone(),
                         paid: *paid,
                         refund: *refund,
                     });
                 }
             }
             Event::Closing { channel, .. } => {
-                if let Some(record) = self.known(channels, channel)? {
+                if let Some(record) = self.known(&mut changes.channels, channel)? {
                     batch.put_bytes(CLOSING, &party_key(&record.payee, channel), &[]);
                 }
             }
             Event::BatchAccepted { seq, height, .. } => {
                 let record = BatchRecord {
                     seq: *seq,
-                    main_block: place.clone(),
+                    main_block: changes.place.clone(),
                 };
                 batch.put(BATCHES, &height.to_be_bytes(), &record)?;
             }
             Event::PaidOut { seq, account, .. } => {
-                batch.put(PAYOUTS, &payout_key(account, *seq), place)?;
+                batch.put(PAYOUTS, &payout_key(account, *seq), &changes.place)?;
             }
             Event::Transferred { .. }
             | Event::Funded { .. }
@@ -261,6 +291,44 @@ impl Index {
             | Event::ToppedUp { .. }
             | Event::BatchCut { .. } => {}
         }
+        Ok(())
+    }
+
+    fn take_claim(
+        &self,
+        batch: &mut Batch<'_>,
+        changes: &mut Changes,
+        channel: &ChannelId,
+        claim: &PaidClaim,
+    ) -> Result<(), IndexError> {
+        let overflow = || self.unreadable(CHANNELS, "claims overflow");
+        let Some(record) = self.known(&mut changes.channels, channel)? else {
+            return Ok(());
+        };
+        let (payee, units_before) = (record.payee, record.units);
+        record.units = units_before.max(claim.units);
+        let fees = record.payee_fees.checked_add(claim.fee);
+        record.payee_fees = fees.ok_or_else(overflow)?;
+        let key = claimed_key(channel, claim.block.height, changes.claims);
+        batch.put(CLAIMED, &key, claim)?;
+        changes.claims += 1;
+        if claim.payout == Amount::ZERO {
+            return Ok(());
+        }
+        let mut day = match changes.days.get(&payee) {
+            Some(day) => *day,
+            None => {
+                let key = day_key(&payee, changes.day_ms, &claim.block.chain);
+                self.get(DAYS, &key)?.unwrap_or_default()
+            }
+        };
+        day.claims += 1;
+        day.units = day
+            .units
+            .saturating_add(claim.units.saturating_sub(units_before));
+        day.payout = day.payout.checked_add(claim.payout).ok_or_else(overflow)?;
+        day.fees = day.fees.checked_add(claim.fee).ok_or_else(overflow)?;
+        changes.days.insert(payee, day);
         Ok(())
     }
 
@@ -290,7 +358,7 @@ impl Index {
     }
 
     /// Channels that `party` pays or is paid by, in the order of their ids, from behind `after`
-    /// on, at most [`CHANNELS_MAX`].
+    /// on, at most [`PAGE_MAX`].
     pub(crate) fn channels_of(
         &self,
         party: &Address,
@@ -325,7 +393,48 @@ impl Index {
         self.scan(table, &from, party.as_bytes())
             .map(|item| id(&item?.0))
             .filter(|id| !matches!((id, after), (Ok(id), Some(after)) if id == after))
-            .take(CHANNELS_MAX)
+            .take(PAGE_MAX)
+            .collect()
+    }
+
+    /// Claims that were paid on a channel, from the block at `height` on, at most [`PAGE_MAX`].
+    pub(crate) fn paid_claims(
+        &self,
+        channel: &ChannelId,
+        height: u64,
+    ) -> Result<Vec<PaidClaim>, IndexError> {
+        self.scan(CLAIMED, &claimed_key(channel, height, 0), channel.as_ref())
+            .take(PAGE_MAX)
+            .map(|item| self.decode(CLAIMED, &item?.1))
+            .collect()
+    }
+
+    /// What a payee earned by day, from the day that `from_ms` is in, at most [`PAGE_MAX`].
+    pub(crate) fn earnings(
+        &self,
+        payee: &Address,
+        from_ms: u64,
+    ) -> Result<Vec<DayEarnings>, IndexError> {
+        let first = day_key(payee, from_ms / DAY_MS * DAY_MS, &ChainName(String::new()));
+        let earnings = |(key, value): Entry| {
+            let malformed = || self.unreadable(DAYS, "a key of another shape");
+            let rest = key.get(Address::SIZE..).ok_or_else(malformed)?;
+            let (day, chain) = rest.split_at_checked(8).ok_or_else(malformed)?;
+            let day = day.try_into().map_err(|_| malformed())?;
+            let chain = String::from_utf8(chain.to_vec()).map_err(|_| malformed())?;
+            let record: DayRecord = self.decode(DAYS, &value)?;
+            Ok(DayEarnings {
+                day_ms: u64::from_be_bytes(day),
+                chain: ChainName(chain),
+                claims: record.claims,
+                units: record.units,
+                payout: record.payout,
+                fees: record.fees,
+            })
+        };
+        self.scan(DAYS, &first, payee.as_bytes())
+            .take(PAGE_MAX)
+            .map(|item| earnings(item?))
             .collect()
     }
 
@@ -465,6 +574,17 @@ impl Index {
             problem: problem.to_string(),
         }
     }
+}
+
+/// What a block changes of what is kept by channel and by payee.
+struct Changes {
+    place: BlockRef,
+    /// When the block's day began.
+    day_ms: u64,
+    channels: HashMap<ChannelId, ChannelRecord>,
+    days: HashMap<Address, DayRecord>,
+    /// Claims so far.
+    claims: u32,
 }
 
 /// Writes that happen all or none.

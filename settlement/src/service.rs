@@ -1,21 +1,22 @@
 //! Answers the other processes.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tarpc::context::Context;
 use tokio::sync::watch;
 use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ApiError, BlockRef, ChainName, ChainParameters, ChainTip, ChannelState,
-    ChannelView, ClaimBytes, ClaimReport, CloseProgress, HeldClaim, HexBytes, ServiceView,
-    Settlement, StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
+    AccountView, ApiError, BlockRef, BlockView, ChainName, ChainParameters, ChainTip, ChannelState,
+    ChannelView, ClaimBytes, ClaimReport, CloseProgress, DayEarnings, ExecutedTransaction,
+    HeldClaim, HexBytes, PaidClaim, ServiceView, Settlement, StateProof, StateSubject,
+    SubmittedTransaction, TransactionStatus,
 };
-use topnet_chain::{Chain, Standing};
+use topnet_chain::{Chain, FinalBlock, Standing};
 use topnet_ledger::{
-    Genesis,
+    CodecError, Genesis,
     event::decode_events,
     genesis::Role,
-    machine::Rejection,
+    machine::{Receipt, Rejection},
     state::{
         self, Account, Channel, Record as _, Service as ServiceRecord, account_key, channel_key,
         outbox_entry_key, service_key,
@@ -30,6 +31,9 @@ use crate::{
     relay::record,
     tower::Tower,
 };
+
+/// Longest wait for a block that is newer than one that the asker has.
+const TIP_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// A chain that runs here.
 #[derive(Clone)]
@@ -279,6 +283,53 @@ impl Settlement for Service {
         self.closer.close(id, claim).await
     }
 
+    async fn block(self, _: Context, chain: ChainName, height: u64) -> Result<BlockView, ApiError> {
+        let running = self.chain(&chain)?;
+        let found = running.chain.block_at(height).await.map_err(unavailable)?;
+        let found = found.ok_or_else(|| {
+            let tip = running.chain.tip().height();
+            ApiError::new(
+                "block_unknown",
+                format!("chain `{chain}` has no final block {height}; the newest is {tip}"),
+                "name one up to the newest",
+            )
+        })?;
+        block_view(chain, &found).map_err(unavailable)
+    }
+
+    async fn tip_above(
+        self,
+        context: Context,
+        chain: ChainName,
+        height: u64,
+    ) -> Result<ChainTip, ApiError> {
+        let running = self.chain(&chain)?;
+        let above = running.chain.reached(height.saturating_add(1));
+        // Whoever waits asks again; a chain that stands still must not keep him.
+        let _ = tokio::time::timeout(TIP_WAIT_MAX, above).await;
+        self.tip(context, chain).await
+    }
+
+    async fn paid_claims(
+        self,
+        _: Context,
+        id: ChannelId,
+        height: u64,
+    ) -> Result<Vec<PaidClaim>, ApiError> {
+        self.catch_up(self.chain(&self.service)?).await?;
+        self.index.paid_claims(&id, height).map_err(unavailable)
+    }
+
+    async fn earnings(
+        self,
+        _: Context,
+        payee: Address,
+        from_ms: u64,
+    ) -> Result<Vec<DayEarnings>, ApiError> {
+        self.catch_up(self.chain(&self.service)?).await?;
+        self.index.earnings(&payee, from_ms).map_err(unavailable)
+    }
+
     async fn prove(
         self,
         _: Context,
@@ -336,6 +387,41 @@ impl Settlement for Service {
         self.catch_up(self.chain(&self.service)?).await?;
         self.tower.reports(after).await.map_err(unavailable)
     }
+}
+
+fn block_view(chain: ChainName, block: &FinalBlock) -> Result<BlockView, CodecError> {
+    let lines = |events: &[u8]| -> Result<Vec<String>, CodecError> {
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(decode_events(events)?.iter().map(describe).collect())
+    };
+    let executed = |receipt: &Receipt| {
+        Ok(ExecutedTransaction {
+            id: receipt.id,
+            events: lines(&receipt.events)?,
+        })
+    };
+    let header = &block.header;
+    Ok(BlockView {
+        block: BlockRef {
+            chain,
+            height: header.height(),
+            hash: block.hash,
+        },
+        parent: header.parent(),
+        time_ms: header.time_ms(),
+        proposer: header.proposer(),
+        body_root: header.body_root(),
+        state_root: header.state_root(),
+        outbox: header.outbox(),
+        transactions: block
+            .receipts
+            .iter()
+            .map(executed)
+            .collect::<Result<_, CodecError>>()?,
+        events: lines(&block.block_events)?,
+    })
 }
 
 fn parameters(name: &ChainName, genesis: &Genesis) -> ChainParameters {

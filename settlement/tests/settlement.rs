@@ -9,8 +9,8 @@ use support::{EPOCH_BLOCKS, Provider, balance, other_hash, settle, soon, top, un
 use tokio::io::AsyncWriteExt as _;
 use topnet_account::{Amount, ChannelId};
 use topnet_api::{
-    ChainName, ChannelState, ClaimBytes, ClaimStage, CloseProgress, HeldClaim, SettlementClient,
-    SocketName, StateSubject,
+    ChainName, ChannelState, ClaimBytes, ClaimStage, CloseProgress, DayEarnings, HeldClaim,
+    SettlementClient, SocketName, StateSubject,
 };
 use topnet_chain::EngineVerifier;
 use topnet_channel::{SignedVoucher, Voucher};
@@ -302,12 +302,34 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
     stream.write_all(&[0xff; 4_096]).await.unwrap();
     assert_eq!(client.payee(soon()).await.unwrap(), payee);
 
+    // Blocks are shown with what they did; who waits for the next one has it.
+    let shown = client.block(soon(), vpn.clone(), block.height).await;
+    let shown = shown.unwrap().unwrap();
+    assert_eq!(shown.block, block);
+    assert_eq!(shown.transactions.len(), 1);
+    assert_eq!(shown.transactions[0].id, opening.id());
+    assert_eq!(shown.transactions[0].events, events);
+    let above = client.block(soon(), vpn.clone(), u64::MAX).await.unwrap();
+    assert_eq!(above.unwrap_err().code, "block_unknown");
+    let tip = client.tip(soon(), vpn.clone()).await.unwrap().unwrap();
+    let next = client
+        .tip_above(soon(), vpn.clone(), tip.block.height)
+        .await;
+    assert!(next.unwrap().unwrap().block.height > tip.block.height);
+
     // The index is made anew from the chains.
+    let earned = client.earnings(soon(), payee, 0).await.unwrap().unwrap();
+    assert_eq!(earned.len(), 1);
+    assert_eq!(earned[0].payout, worth);
     provider.kill();
     fs::remove_dir_all(provider.storage_dir().join("index")).unwrap();
     let client = provider.start().await;
     let (again, _) = settle(&client, &vpn, &opening).await;
     assert_eq!(again, block);
+    assert_eq!(
+        client.earnings(soon(), payee, 0).await.unwrap().unwrap(),
+        earned
+    );
     assert_eq!(
         client
             .channels(soon(), payee, None)
@@ -481,6 +503,42 @@ async fn held_claims_are_made_in_time_although_nobody_asks() {
     let view = client.channel(soon(), id).await.unwrap().unwrap();
     assert_eq!(view.paid, worth);
     assert_eq!(report(&client).await.alarm, None);
+
+    // Both are on record, and so is the day.
+    let paid = client.paid_claims(soon(), id, 0).await.unwrap().unwrap();
+    let [by_age, in_time] = &paid[..] else {
+        panic!("{paid:?}");
+    };
+    assert_eq!(
+        (by_age.payout, by_age.paid, by_age.units),
+        (top(1), top(1), 1_000)
+    );
+    assert_eq!(by_age.block, claimed_in);
+    assert_eq!(
+        (in_time.paid, in_time.units),
+        (worth, 1_000 + u64::from(TOKENS))
+    );
+    let above = claimed_in.height + 1;
+    let later = client.paid_claims(soon(), id, above).await.unwrap();
+    assert_eq!(later.unwrap(), std::slice::from_ref(in_time));
+    let days = client.earnings(soon(), payee, 0).await.unwrap().unwrap();
+    let sum = |of: fn(&DayEarnings) -> u64| days.iter().map(of).sum::<u64>();
+    assert_eq!(sum(|day| day.payout.ntop()), worth.ntop());
+    assert_eq!(sum(|day| day.units), 1_000 + u64::from(TOKENS));
+    assert_eq!(sum(|day| day.claims), 2);
+    assert_eq!(
+        sum(|day| day.fees.ntop()),
+        by_age.fee.ntop() + in_time.fee.ntop()
+    );
+    let after = days.last().unwrap().day_ms + 86_400_000;
+    assert_eq!(
+        client
+            .earnings(soon(), payee, after)
+            .await
+            .unwrap()
+            .unwrap(),
+        []
+    );
     assert_eq!(client.claims(soon(), Some(id)).await.unwrap().unwrap(), []);
 }
 

@@ -33,8 +33,9 @@ pub use public::{
     SessionRequest, SessionStopped, WireguardConfig, WireguardKeyError, WireguardPublicKey,
 };
 pub use settlement::{
-    AccountView, BlockRef, ChainName, ChainParameters, ChainTip, ChannelState, ChannelView,
-    ClaimReport, ClaimStage, CloseProgress, HeldClaim, ServiceView, Settlement, SettlementClient,
-    StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
+    AccountView, BlockRef, BlockView, ChainName, ChainParameters, ChainTip, ChannelState,
+    ChannelView, ClaimReport, ClaimStage, CloseProgress, DayEarnings, ExecutedTransaction,
+    HeldClaim, PaidClaim, ServiceView, Settlement, SettlementClient, StateProof, StateSubject,
+    SubmittedTransaction, TransactionStatus,
 };
 pub use socket::{ConnectError, REQUEST_BYTES_MAX, SocketName, connect, listen, serve_connections};

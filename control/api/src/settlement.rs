@@ -179,6 +179,75 @@ pub struct CloseProgress {
     pub refund: Option<Amount>,
 }
 
+/// A final block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockView {
+    /// Which.
+    #[serde(flatten)]
+    pub block: BlockRef,
+    /// The block before it.
+    pub parent: Hash,
+    /// The proposer's clock, milliseconds since 1970.
+    pub time_ms: u64,
+    /// Who is paid the proposer's half of the fees.
+    pub proposer: Address,
+    /// Commits to the transactions.
+    pub body_root: Hash,
+    /// Root of the state after it.
+    pub state_root: Hash,
+    /// What other chains check.
+    pub outbox: Hash,
+    /// Its transactions in the order of execution, with what each did, one line an event.
+    pub transactions: Vec<ExecutedTransaction>,
+    /// What the block did by itself, one line an event.
+    pub events: Vec<String>,
+}
+
+/// A transaction in a block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecutedTransaction {
+    /// Its id.
+    pub id: Hash,
+    /// What it did, one line an event.
+    pub events: Vec<String>,
+}
+
+/// A claim that was paid out, a close's included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PaidClaim {
+    /// The transaction.
+    pub transaction: Hash,
+    /// The block that it stands in.
+    pub block: BlockRef,
+    /// Units that it claims in all.
+    pub units: u64,
+    /// Paid by it, the fee included.
+    pub payout: Amount,
+    /// Out of the payout.
+    pub fee: Amount,
+    /// Paid on the channel up to and with it.
+    pub paid: Amount,
+    /// Root of the service log that it names; only that of a payee's close is anybody's word.
+    pub log_root: Hash,
+}
+
+/// What claims brought a payee on one day (UTC, by the blocks' clock).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DayEarnings {
+    /// When the day began, milliseconds since 1970.
+    pub day_ms: u64,
+    /// The service's chain.
+    pub chain: ChainName,
+    /// Claims, closes included.
+    pub claims: u64,
+    /// Units that they claimed beyond those before.
+    pub units: u64,
+    /// Paid out, fees included.
+    pub payout: Amount,
+    /// The payee's fees.
+    pub fees: Amount,
+}
+
 /// What can be proved of a chain's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -303,4 +372,14 @@ pub trait Settlement {
     async fn prove(chain: ChainName, subject: StateSubject) -> Result<StateProof, ApiError>;
     /// What a chain starts from, as its genesis file says it.
     async fn genesis(chain: ChainName) -> Result<String, ApiError>;
+    /// The final block at a height.
+    async fn block(chain: ChainName, height: u64) -> Result<BlockView, ApiError>;
+    /// The newest final block, as soon as it is above `height`; after some seconds whatever it is.
+    async fn tip_above(chain: ChainName, height: u64) -> Result<ChainTip, ApiError>;
+    /// Claims that were paid on a channel, from the block at `height` on; an answer that is empty
+    /// is the last.
+    async fn paid_claims(id: ChannelId, height: u64) -> Result<Vec<PaidClaim>, ApiError>;
+    /// What a payee earned, by day, from the day that `from_ms` is in; an answer that is empty is
+    /// the last.
+    async fn earnings(payee: Address, from_ms: u64) -> Result<Vec<DayEarnings>, ApiError>;
 }

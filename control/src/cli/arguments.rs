@@ -60,6 +60,20 @@ pub(super) enum Command {
     Channel(ChannelCommand),
     /// List the claims that settlement holds, and how far each has come.
     Claims,
+    /// Show what claims brought the provider, by day.
+    Earnings {
+        /// From that day on: `30d`, `2026-11-25`; from the first if left out.
+        #[arg(long, value_name = "TIME")]
+        since: Option<Since>,
+    },
+    /// Show a final block, and what its transactions did.
+    Block {
+        /// Its height.
+        height: u64,
+        /// The chain.
+        #[arg(long, default_value = "main")]
+        chain: ChainName,
+    },
     /// List what the provider offers.
     Offers,
     /// Show an account on a chain.

@@ -1,13 +1,16 @@
 //! What a provider's RPC tells.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use topnet_account::Address;
-use topnet_api::ChainName;
+use topnet_api::{ChainName, DayEarnings};
 
 use super::{
     arguments::{Options, TxCommand},
     client::Rpc,
     error::CliError,
     output::Output,
+    since::Since,
 };
 use crate::rpc::{OperatorClient, PublicClient};
 
@@ -41,6 +44,47 @@ pub(super) async fn claims(options: &Options, output: Output) -> Result<(), CliE
         claims.extend(page);
     }
     output.print(claims.as_slice());
+    Ok(())
+}
+
+pub(super) async fn earnings(
+    options: &Options,
+    since: Option<Since>,
+    output: Output,
+) -> Result<(), CliError> {
+    let rpc = Rpc::operator(options)?;
+    let mut from_ms = since.map_or(0, |since| since.before(now_ms()));
+    let mut days: Vec<DayEarnings> = Vec::new();
+    loop {
+        let page = rpc.check(rpc.client.earnings(Some(from_ms)).await)?;
+        // A page may end within a day that several chains have a part in.
+        let known = |day: &DayEarnings| days.iter().rev().any(|other| other == day);
+        let new: Vec<DayEarnings> = page.into_iter().filter(|day| !known(day)).collect();
+        let Some(last) = new.last() else {
+            break;
+        };
+        from_ms = last.day_ms;
+        days.extend(new);
+    }
+    output.print(days.as_slice());
+    Ok(())
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(super) async fn block(
+    options: &Options,
+    chain: ChainName,
+    height: u64,
+    output: Output,
+) -> Result<(), CliError> {
+    let rpc = Rpc::public(options)?;
+    output.print(&rpc.check(rpc.client.block(chain, height).await)?);
     Ok(())
 }
 

@@ -1,12 +1,16 @@
 //! Results as people read them.
 
-use std::fmt::Write;
+use std::{
+    fmt::Write,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use topnet_account::Amount;
 use topnet_api::{
-    AccountView, ChainReport, ChannelReport, ChannelState, ChannelStatus, ChannelView, ClaimReport,
-    ClaimStage, CloseProgress, Offer, ProviderStatus, ServiceView, SessionGrant, SessionReport,
-    SessionStopped, SubmittedTransaction, TransactionStatus,
+    AccountView, BlockRef, BlockView, ChainReport, ChannelReport, ChannelState, ChannelStatus,
+    ChannelView, ClaimReport, ClaimStage, CloseProgress, DayEarnings, Offer, ProviderStatus,
+    ServiceView, SessionGrant, SessionReport, SessionStopped, SubmittedTransaction,
+    TransactionStatus,
 };
 
 /// Something that a person can read. Ends with a line break, if it is not empty.
@@ -257,6 +261,45 @@ fn closing(table: Table, progress: &CloseProgress) -> Table {
         .row_if("redeemed", progress.redeemed)
         .row_if("payee's fees", progress.payee_fees)
         .row_if("refund", progress.refund)
+}
+
+impl Text for DayEarnings {
+    fn text(&self) -> String {
+        let day = UNIX_EPOCH + Duration::from_millis(self.day_ms);
+        let day = humantime::format_rfc3339_seconds(day).to_string();
+        let day = day.split('T').next().unwrap_or_default();
+        Table::new(format_args!("{day} on {}", self.chain))
+            .row("paid", self.payout)
+            .row("fees", self.fees)
+            .row("units", self.units)
+            .row("claims", self.claims)
+            .end()
+    }
+}
+
+impl Text for BlockView {
+    fn text(&self) -> String {
+        let BlockRef {
+            chain,
+            height,
+            hash,
+        } = &self.block;
+        let mut table = Table::new(format_args!("block {height} of {chain}"))
+            .row("hash", hash)
+            .row("parent", self.parent)
+            .row("time", format_args!("{} ms since 1970", self.time_ms))
+            .row("proposer", self.proposer)
+            .row("state root", self.state_root);
+        for transaction in &self.transactions {
+            table = table.row("transaction", transaction.id);
+            let events = transaction.events.iter();
+            table = events.fold(table, |table, event| table.row("", event));
+        }
+        let events = self.events.iter();
+        events
+            .fold(table, |table, event| table.row("did", event))
+            .end()
+    }
 }
 
 impl Text for ClaimReport {

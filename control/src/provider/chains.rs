@@ -2,9 +2,9 @@
 
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ApiError, ChainName, ChainParameters, ChainReport, ChainTip, ChannelView,
-    ClaimReport, HexBytes, ServiceView, SettlementClient, StateProof, StateSubject,
-    SubmittedTransaction, TransactionStatus,
+    AccountView, ApiError, BlockView, ChainName, ChainParameters, ChainReport, ChainTip,
+    ChannelView, ClaimReport, DayEarnings, HexBytes, PaidClaim, ServiceView, SettlementClient,
+    StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
 
 use super::Provider;
@@ -77,6 +77,45 @@ impl Provider {
     ) -> Result<Vec<ChannelView>, ApiError> {
         let ask = |client: SettlementClient, context| async move {
             client.closing(context, payee, after).await
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// The final block at a height.
+    pub async fn block(&self, chain: ChainName, height: u64) -> Result<BlockView, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.block(context, chain, height).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// The newest final block, as soon as it is above `height`; after some seconds whatever it is.
+    pub async fn tip_above(&self, chain: ChainName, height: u64) -> Result<ChainTip, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.tip_above(context, chain, height).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// Claims that were paid on a channel, from the block at `height` on.
+    pub async fn paid_claims(
+        &self,
+        id: ChannelId,
+        height: u64,
+    ) -> Result<Vec<PaidClaim>, ApiError> {
+        let ask = |client: SettlementClient, context| async move {
+            client.paid_claims(context, id, height).await
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// What this provider earned, by day, from the day that `from_ms` is in.
+    pub async fn earnings(&self, from_ms: u64) -> Result<Vec<DayEarnings>, ApiError> {
+        let payee = self.payee().await?;
+        let ask = |client: SettlementClient, context| async move {
+            client.earnings(context, payee, from_ms).await
         };
         self.processes.settlement.ask(ask).await?
     }
@@ -165,7 +204,7 @@ impl Provider {
         Ok(payee)
     }
 
-    pub(super) async fn tip(&self, chain: ChainName) -> Result<ChainTip, ApiError> {
+    pub(crate) async fn tip(&self, chain: ChainName) -> Result<ChainTip, ApiError> {
         let ask = |client: SettlementClient, context| {
             let chain = chain.clone();
             async move { client.tip(context, chain).await }

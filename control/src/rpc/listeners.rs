@@ -27,6 +27,8 @@ use crate::{
 const BATCH_MAX: u32 = 32;
 /// Whoever connects says something within this time.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Subscriptions of one connection.
+const SUBSCRIPTIONS_MAX: u32 = 16;
 /// Largest answer.
 const ANSWER_BYTES_MAX: u32 = 16 << 20;
 /// Both listeners, answering.
@@ -133,7 +135,7 @@ fn limits(control: &Control) -> ServerConfig {
         .max_request_body_size(control.request_bytes_max)
         .max_response_body_size(ANSWER_BYTES_MAX)
         .max_connections(control.connections_max)
-        .max_subscriptions_per_connection(0)
+        .max_subscriptions_per_connection(SUBSCRIPTIONS_MAX)
         .set_batch_request_config(BatchRequestConfig::Limit(BATCH_MAX))
         .set_first_request_timeout(Some(FIRST_REQUEST_TIMEOUT))
         .enable_ws_ping(PingConfig::new())

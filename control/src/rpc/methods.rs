@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
-use jsonrpsee::{core::async_trait, types::ErrorObjectOwned};
+use jsonrpsee::{
+    PendingSubscriptionSink,
+    core::{SubscriptionResult, async_trait},
+    types::ErrorObjectOwned,
+};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ApiError, ChainName, ChainReport, ChannelReport, ChannelStatus, ChannelView,
-    ClaimReport, CloseProgress, HexBytes, Offer, ProviderStatus, ServiceView, SessionGrant,
-    SessionReport, SessionRequest, SessionStopped, StateProof, StateSubject, SubmittedTransaction,
-    TransactionStatus,
+    AccountView, ApiError, BlockView, ChainName, ChainReport, ChannelReport, ChannelStatus,
+    ChannelView, ClaimReport, CloseProgress, DayEarnings, HexBytes, Offer, PaidClaim,
+    ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionRequest, SessionStopped,
+    StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
 
-use super::{OperatorServer, PublicServer, refused};
+use super::{OperatorServer, PublicServer, refused, subscriptions};
 use crate::provider::Provider;
 
 /// Channels in one answer.
@@ -76,6 +80,35 @@ impl PublicServer for Methods {
         self.0.service(chain).await.map_err(refused)
     }
 
+    async fn block(&self, chain: ChainName, height: u64) -> Result<BlockView, ErrorObjectOwned> {
+        self.0.block(chain, height).await.map_err(refused)
+    }
+
+    async fn paid_claims(
+        &self,
+        id: ChannelId,
+        from_height: Option<u64>,
+    ) -> Result<Vec<PaidClaim>, ErrorObjectOwned> {
+        let claims = self.0.paid_claims(id, from_height.unwrap_or(0)).await;
+        claims.map_err(refused)
+    }
+
+    async fn subscribe_blocks(
+        &self,
+        pending: PendingSubscriptionSink,
+        chain: ChainName,
+    ) -> SubscriptionResult {
+        subscriptions::blocks(&self.0, pending, chain).await
+    }
+
+    async fn subscribe_channel(
+        &self,
+        pending: PendingSubscriptionSink,
+        id: ChannelId,
+    ) -> SubscriptionResult {
+        subscriptions::channel(&self.0, pending, id).await
+    }
+
     async fn prove(
         &self,
         chain: ChainName,
@@ -131,6 +164,11 @@ impl OperatorServer for Methods {
 
     async fn claims(&self, after: Option<ChannelId>) -> Result<Vec<ClaimReport>, ErrorObjectOwned> {
         self.0.claims(after).await.map_err(refused)
+    }
+
+    async fn earnings(&self, from_ms: Option<u64>) -> Result<Vec<DayEarnings>, ErrorObjectOwned> {
+        let earnings = self.0.earnings(from_ms.unwrap_or(0)).await;
+        earnings.map_err(refused)
     }
 
     async fn provider_channel(&self, id: ChannelId) -> Result<ChannelReport, ErrorObjectOwned> {

@@ -14,12 +14,12 @@ use tarpc::context::Context;
 use tokio::task::JoinHandle;
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
-    AccountView, ApiError, Assignments, BlockRef, ChainName, ChainParameters, ChainTip,
+    AccountView, ApiError, Assignments, BlockRef, BlockView, ChainName, ChainParameters, ChainTip,
     ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport, ClaimStage, CloseProgress,
-    Dataplane, DataplaneStatus, DesiredSessions, FinalClaim, HeldClaim, HexBytes, InstallReport,
-    InstalledSession, IoStatus, Latency, Metering, MeteringStatus, ServiceView, Settlement,
-    SocketName, StateProof, StateSubject, SubmittedTransaction, TransactionStatus, listen,
-    serve_connections,
+    Dataplane, DataplaneStatus, DayEarnings, DesiredSessions, ExecutedTransaction, FinalClaim,
+    HeldClaim, HexBytes, InstallReport, InstalledSession, IoStatus, Latency, Metering,
+    MeteringStatus, PaidClaim, ServiceView, Settlement, SocketName, StateProof, StateSubject,
+    SubmittedTransaction, TransactionStatus, listen, serve_connections,
 };
 use topnet_channel::SecretKey;
 use topnet_config::Config;
@@ -113,7 +113,7 @@ impl World {
         id
     }
 
-    fn block(&self, chain: ChainName) -> BlockRef {
+    fn tip_block(&self, chain: ChainName) -> BlockRef {
         BlockRef {
             chain,
             height: self.chain().height,
@@ -145,7 +145,7 @@ impl Settlement for World {
     }
 
     async fn tip(self, _: Context, chain: ChainName) -> Result<ChainTip, ApiError> {
-        let block = self.block(chain);
+        let block = self.tip_block(chain);
         Ok(ChainTip {
             block,
             state_root: Hash([4; 32]),
@@ -169,7 +169,7 @@ impl Settlement for World {
         chain: ChainName,
         id: Hash,
     ) -> Result<TransactionStatus, ApiError> {
-        let block = Some(self.block(chain));
+        let block = Some(self.tip_block(chain));
         Ok(TransactionStatus {
             id,
             block,
@@ -236,6 +236,82 @@ impl Settlement for World {
         })
     }
 
+    async fn block(self, _: Context, chain: ChainName, height: u64) -> Result<BlockView, ApiError> {
+        let block = BlockRef {
+            height,
+            ..self.tip_block(chain)
+        };
+        Ok(BlockView {
+            block,
+            parent: Hash([5; 32]),
+            time_ms: 1_000,
+            proposer: payee(),
+            body_root: Hash::ZERO,
+            state_root: Hash([4; 32]),
+            outbox: Hash::ZERO,
+            transactions: vec![ExecutedTransaction {
+                id: Hash([7; 32]),
+                events: vec!["transferred".to_owned()],
+            }],
+            events: Vec::new(),
+        })
+    }
+
+    async fn tip_above(
+        self,
+        _: Context,
+        chain: ChainName,
+        height: u64,
+    ) -> Result<ChainTip, ApiError> {
+        let block = BlockRef {
+            height: height + 1,
+            ..self.tip_block(chain)
+        };
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        Ok(ChainTip {
+            block,
+            state_root: Hash([4; 32]),
+            time_ms: 1_000,
+        })
+    }
+
+    async fn paid_claims(
+        self,
+        _: Context,
+        _: ChannelId,
+        height: u64,
+    ) -> Result<Vec<PaidClaim>, ApiError> {
+        let block = self.tip_block(ChainName::vpn());
+        let claim = PaidClaim {
+            transaction: Hash([7; 32]),
+            units: 3,
+            payout: Amount::from_ntop(9),
+            fee: Amount::from_ntop(1),
+            paid: Amount::from_ntop(9),
+            log_root: Hash::ZERO,
+            block,
+        };
+        let found = claim.block.height >= height;
+        Ok(found.then_some(claim).into_iter().collect())
+    }
+
+    async fn earnings(
+        self,
+        _: Context,
+        _: Address,
+        from_ms: u64,
+    ) -> Result<Vec<DayEarnings>, ApiError> {
+        let day = DayEarnings {
+            day_ms: 86_400_000,
+            chain: ChainName::vpn(),
+            claims: 1,
+            units: 3,
+            payout: Amount::from_ntop(9),
+            fees: Amount::from_ntop(1),
+        };
+        Ok((day.day_ms >= from_ms).then_some(day).into_iter().collect())
+    }
+
     async fn prove(
         self,
         _: Context,
@@ -292,7 +368,10 @@ impl Settlement for World {
         id: ChannelId,
         claim: Option<ClaimBytes>,
     ) -> Result<CloseProgress, ApiError> {
-        let (service, main) = (self.block(ChainName::vpn()), self.block(ChainName::main()));
+        let (service, main) = (
+            self.tip_block(ChainName::vpn()),
+            self.tip_block(ChainName::main()),
+        );
         let mut chain = self.chain();
         chain.closes.push((id, claim));
         if chain.closed_by_others {

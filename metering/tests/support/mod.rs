@@ -19,11 +19,12 @@ use tarpc::context::{self, Context};
 use tokio::{net::UnixListener, sync::oneshot, task};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
-    AccountView, ApiError, Assignment, Assignments, BlockRef, ChainName, ChainParameters, ChainTip,
-    ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport, CloseProgress, Dataplane,
-    DataplaneStatus, DesiredSessions, FinalClaim, HeldClaim, InstallReport, MeteringClient,
-    MeteringStatus, ServiceView, Settlement, SlotState, SocketName, StateProof, StateSubject,
-    SubmittedTransaction, TransactionStatus, connect, listen, serve_connections,
+    AccountView, ApiError, Assignment, Assignments, BlockRef, BlockView, ChainName,
+    ChainParameters, ChainTip, ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport,
+    CloseProgress, Dataplane, DataplaneStatus, DayEarnings, DesiredSessions, FinalClaim, HeldClaim,
+    InstallReport, MeteringClient, MeteringStatus, PaidClaim, ServiceView, Settlement, SlotState,
+    SocketName, StateProof, StateSubject, SubmittedTransaction, TransactionStatus, connect, listen,
+    serve_connections,
 };
 use topnet_channel::{Claim, PayerTerms, SecretKey, SignedVoucher};
 use topnet_unit::{
@@ -544,6 +545,27 @@ impl Settlement for ChainService {
             expiry: u64::MAX,
             state: *self.0.state.lock().unwrap(),
         })
+    }
+
+    async fn block(self, _: Context, _: ChainName, _: u64) -> Result<BlockView, ApiError> {
+        Err(not_here())
+    }
+
+    async fn tip_above(self, _: Context, _: ChainName, _: u64) -> Result<ChainTip, ApiError> {
+        Err(not_here())
+    }
+
+    async fn paid_claims(
+        self,
+        _: Context,
+        _: ChannelId,
+        _: u64,
+    ) -> Result<Vec<PaidClaim>, ApiError> {
+        Err(not_here())
+    }
+
+    async fn earnings(self, _: Context, _: Address, _: u64) -> Result<Vec<DayEarnings>, ApiError> {
+        Err(not_here())
     }
 
     async fn prove(

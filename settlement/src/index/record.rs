@@ -18,6 +18,8 @@ pub(crate) struct ChannelRecord {
     pub payee: Address,
     /// Of all claims, the payee's close included.
     pub payee_fees: Amount,
+    /// Units that the claims so far were for.
+    pub units: u64,
     pub end: Option<ChannelEnd>,
 }
 
@@ -45,6 +47,35 @@ pub(crate) struct CloseRecord {
     pub transaction: HexBytes,
     /// Why it can never stand, once that is known.
     pub refused: Option<String>,
+}
+
+/// What claims brought a payee on one day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DayRecord {
+    pub claims: u64,
+    pub units: u64,
+    pub payout: Amount,
+    pub fees: Amount,
+}
+
+/// By channel, then in the order of blocks, then of the block's claims on it.
+pub(super) fn claimed_key(channel: &ChannelId, height: u64, place: u32) -> Vec<u8> {
+    [
+        channel.as_ref(),
+        &height.to_be_bytes()[..],
+        &place.to_be_bytes(),
+    ]
+    .concat()
+}
+
+/// By payee, then by day, then by chain.
+pub(super) fn day_key(payee: &Address, day_ms: u64, chain: &ChainName) -> Vec<u8> {
+    [
+        &payee.as_bytes()[..],
+        &day_ms.to_be_bytes(),
+        chain.0.as_bytes(),
+    ]
+    .concat()
 }
 
 pub(super) fn cursor_key(chain: &ChainName) -> Vec<u8> {
