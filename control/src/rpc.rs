@@ -97,7 +97,7 @@ pub trait Public {
     #[subscription(name = "subscribe_blocks" => "block_final", unsubscribe = "unsubscribe_blocks", item = ChainTip)]
     async fn subscribe_blocks(&self, chain: ChainName) -> SubscriptionResult;
 
-    /// A channel whenever its chain says something else of it, and at once.
+    /// A channel at once, and within a second whenever its chain says something else of it.
     #[subscription(name = "subscribe_channel" => "channel_changed", unsubscribe = "unsubscribe_channel", item = ChannelView)]
     async fn subscribe_channel(&self, id: ChannelId) -> SubscriptionResult;
 

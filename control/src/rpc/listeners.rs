@@ -73,7 +73,7 @@ impl Listeners {
         if !control.operator_listen.ip().is_loopback() {
             return Err(ListenError::NotLoopback(control.operator_listen));
         }
-        let methods = Methods(Arc::clone(provider));
+        let methods = Methods(Arc::clone(provider), Arc::default());
         let public = PublicServer::into_rpc(methods.clone());
         let mut operator = OperatorServer::into_rpc(methods);
         operator

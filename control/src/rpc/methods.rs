@@ -15,7 +15,7 @@ use topnet_api::{
     StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
 
-use super::{OperatorServer, PublicServer, refused, subscriptions};
+use super::{OperatorServer, PublicServer, refused, subscriptions::Subscriptions};
 use crate::provider::Provider;
 
 /// Channels in one answer.
@@ -23,7 +23,7 @@ const PAGE_MAX: usize = 1000;
 
 /// Answers both kinds of method.
 #[derive(Clone, Debug)]
-pub(super) struct Methods(pub(super) Arc<Provider>);
+pub(super) struct Methods(pub(super) Arc<Provider>, pub(super) Arc<Subscriptions>);
 
 #[async_trait]
 impl PublicServer for Methods {
@@ -98,7 +98,7 @@ impl PublicServer for Methods {
         pending: PendingSubscriptionSink,
         chain: ChainName,
     ) -> SubscriptionResult {
-        subscriptions::blocks(&self.0, pending, chain).await
+        self.1.blocks(&self.0, pending, chain).await
     }
 
     async fn subscribe_channel(
@@ -106,7 +106,7 @@ impl PublicServer for Methods {
         pending: PendingSubscriptionSink,
         id: ChannelId,
     ) -> SubscriptionResult {
-        subscriptions::channel(&self.0, pending, id).await
+        self.1.channel(&self.0, pending, id).await
     }
 
     async fn prove(

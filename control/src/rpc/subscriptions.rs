@@ -1,90 +1,165 @@
 //! What is told to whoever subscribed, as long as the connection lasts.
 //!
-//! Nothing queues up: whoever reads slowly is told of the newest and not of all. How many
-//! subscriptions a connection may have, and how many connections there are, the listeners say.
+//! Strangers may subscribe, so it costs little: all subscribers to a chain's blocks share one
+//! question to settlement, a channel is looked at once a second, and there are only so many
+//! subscriptions at once. Nothing queues up: whoever reads slowly is told of the newest and not of
+//! all.
 
-use std::time::Duration;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jsonrpsee::{PendingSubscriptionSink, SubscriptionSink, core::SubscriptionResult};
 use serde::Serialize;
+use tokio::{
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
+    time::{MissedTickBehavior, interval},
+};
 use topnet_account::ChannelId;
-use topnet_api::{ApiError, ChainName};
+use topnet_api::{ApiError, ChainName, ChainTip};
 
 use super::refused;
 use crate::provider::Provider;
 
+/// Subscriptions at once, of all connections.
+const SUBSCRIPTIONS_MAX: usize = 1_024;
 /// Between attempts to hear of a settlement that does not answer.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often a channel is looked at.
+const CHANNEL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Each new final block of a chain.
-pub(super) async fn blocks(
-    provider: &Provider,
-    pending: PendingSubscriptionSink,
-    chain: ChainName,
-) -> SubscriptionResult {
-    // What does not exist is refused, not waited for.
-    let tip = match provider.tip(chain.clone()).await {
-        Ok(tip) => tip,
-        Err(error) => return refuse(pending, error).await,
-    };
-    let sink = pending.accept().await?;
-    let mut height = tip.block.height;
-    if !tell(&sink, &tip).await {
-        return Ok(());
-    }
-    while !sink.is_closed() {
-        match provider.tip_above(chain.clone(), height).await {
-            Ok(tip) if tip.block.height > height => {
-                height = tip.block.height;
-                if !tell(&sink, &tip).await {
-                    break;
-                }
-            }
-            Ok(_) => {}
-            // It comes back; the subscriber's own chain view grows old meanwhile, and he sees that.
-            Err(_) => tokio::time::sleep(RETRY).await,
-        }
-    }
-    Ok(())
+/// What subscriptions share.
+#[derive(Debug)]
+pub(super) struct Subscriptions {
+    places: Arc<Semaphore>,
+    /// The newest final block of each chain that somebody follows.
+    tips: Mutex<HashMap<ChainName, watch::Receiver<ChainTip>>>,
 }
 
-/// A channel at once, and whenever it has changed.
-pub(super) async fn channel(
-    provider: &Provider,
-    pending: PendingSubscriptionSink,
-    id: ChannelId,
-) -> SubscriptionResult {
-    let mut view = match provider.channel(id).await {
-        Ok(view) => view,
-        Err(error) => return refuse(pending, error).await,
-    };
-    let sink = pending.accept().await?;
-    let chain = view.chain.clone();
-    let mut height = 0;
-    if !tell(&sink, &view).await {
-        return Ok(());
+impl Default for Subscriptions {
+    fn default() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(SUBSCRIPTIONS_MAX)),
+            tips: Mutex::default(),
+        }
     }
-    while !sink.is_closed() {
-        let seen = async {
-            height = provider
-                .tip_above(chain.clone(), height)
-                .await?
-                .block
-                .height;
-            provider.channel(id).await
+}
+
+impl Subscriptions {
+    /// Each new final block of a chain.
+    pub(super) async fn blocks(
+        &self,
+        provider: &Arc<Provider>,
+        pending: PendingSubscriptionSink,
+        chain: ChainName,
+    ) -> SubscriptionResult {
+        let subscribed = async {
+            let place = self.place()?;
+            Ok((place, self.tips(provider, chain.clone()).await?))
         };
-        match seen.await {
-            Ok(now) if now != view => {
+        let (_place, mut tips) = match subscribed.await {
+            Ok(subscribed) => subscribed,
+            Err(error) => return refuse(pending, error).await,
+        };
+        let sink = pending.accept().await?;
+        loop {
+            let tip = tips.borrow_and_update().clone();
+            if !tell(&sink, &tip).await {
+                return Ok(());
+            }
+            tokio::select! {
+                changed = tips.changed() => if changed.is_err() {
+                    // Whoever told them had just found that nobody listens.
+                    match self.tips(provider, chain.clone()).await {
+                        Ok(others) => tips = others,
+                        Err(_) => return Ok(()),
+                    }
+                },
+                () = sink.closed() => return Ok(()),
+            }
+        }
+    }
+
+    /// A channel at once, and whenever it has changed.
+    pub(super) async fn channel(
+        &self,
+        provider: &Arc<Provider>,
+        pending: PendingSubscriptionSink,
+        id: ChannelId,
+    ) -> SubscriptionResult {
+        let subscribed = async {
+            let place = self.place()?;
+            Ok((place, provider.channel(id).await?))
+        };
+        let (_place, mut view) = match subscribed.await {
+            Ok(subscribed) => subscribed,
+            Err(error) => return refuse(pending, error).await,
+        };
+        let sink = pending.accept().await?;
+        let mut ticks = interval(CHANNEL_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if !tell(&sink, &view).await {
+            return Ok(());
+        }
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = sink.closed() => return Ok(()),
+            }
+            // A settlement that does not answer comes back.
+            if let Ok(now) = provider.channel(id).await
+                && now != view
+            {
                 view = now;
                 if !tell(&sink, &view).await {
-                    break;
+                    return Ok(());
                 }
             }
+        }
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            ApiError::new(
+                "subscriptions_max",
+                format!("{SUBSCRIPTIONS_MAX} subscriptions are taken"),
+                "try again later, or ask now and then instead",
+            )
+        })
+    }
+
+    /// A chain's tips, as long as somebody follows them.
+    async fn tips(
+        &self,
+        provider: &Arc<Provider>,
+        chain: ChainName,
+    ) -> Result<watch::Receiver<ChainTip>, ApiError> {
+        let mut followed = self.tips.lock().await;
+        // A follower ends when nobody listens, and leaves its last word behind.
+        followed.retain(|_, tips| tips.has_changed().is_ok());
+        if let Some(tips) = followed.get(&chain) {
+            return Ok(tips.clone());
+        }
+        // What does not exist is refused, not waited for.
+        let tip = provider.tip(chain.clone()).await?;
+        let (teller, tips) = watch::channel(tip);
+        followed.insert(chain.clone(), tips.clone());
+        tokio::spawn(follow(Arc::clone(provider), chain, teller));
+        Ok(tips)
+    }
+}
+
+async fn follow(provider: Arc<Provider>, chain: ChainName, teller: watch::Sender<ChainTip>) {
+    // One listener is the table of those that are followed.
+    while teller.receiver_count() > 1 {
+        let height = teller.borrow().block.height;
+        match provider.tip_above(chain.clone(), height).await {
+            Ok(tip) if tip.block.height > height => {
+                teller.send_replace(tip);
+            }
             Ok(_) => {}
+            // It comes back; the subscribers see that their view grows old.
             Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
-    Ok(())
 }
 
 async fn refuse(pending: PendingSubscriptionSink, error: ApiError) -> SubscriptionResult {
