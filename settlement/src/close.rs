@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
-use topnet_account::{Address, ChannelId};
+use topnet_account::{Address, Amount, ChannelId};
 use topnet_api::{ApiError, BlockRef, ChainName, ClaimBytes, CloseProgress, HexBytes};
 use topnet_chain::{Chain, ChainEnded, Standing};
 use topnet_channel::{Claim, SecretKey, SignedVoucher};
@@ -14,6 +14,7 @@ use topnet_ledger::{
 use tracing::{info, warn};
 
 use crate::{
+    held::{Held, check},
     index::{ChannelEnd, CloseRecord, Index},
     relay::record,
     start::TaskError,
@@ -29,6 +30,7 @@ pub(crate) struct Closer {
     pub name: ChainName,
     pub payee: Arc<SecretKey>,
     pub index: Index,
+    pub held: Held,
     /// One close is signed at a time, so that a channel never has two.
     pub signing: Arc<Mutex<()>>,
 }
@@ -65,7 +67,8 @@ impl Closer {
                 "look at the channel for what was paid",
             ));
         }
-        let claim = claim
+        let claim = self
+            .best(&id, &channel, claim)?
             .map(|claim| claim_body(&channel, &claim))
             .transpose()?;
         let close = CloseByPayee { channel: id, claim };
@@ -88,6 +91,35 @@ impl Closer {
             }
         }
         self.progress(&id, &kept).await
+    }
+
+    /// The claim that was brought, or the one that is held if that is worth more: a metering that
+    /// has lost its journal does not know what it had.
+    fn best(
+        &self,
+        id: &ChannelId,
+        channel: &Channel,
+        claim: Option<ClaimBytes>,
+    ) -> Result<Option<ClaimBytes>, ApiError> {
+        let Some(held) = self.held.get(id).map_err(unavailable)? else {
+            return Ok(claim);
+        };
+        let worth = match &claim {
+            Some(brought) => match check(id, brought) {
+                Ok((_, worth)) => worth,
+                // Whoever brought it is told so when it is submitted.
+                Err(_) => return Ok(claim),
+            },
+            None => Amount::ZERO,
+        };
+        let bytes = held.claim();
+        // One that the chain would refuse must not stand in the way of the close.
+        let stands = check(id, &bytes).is_ok_and(|(held, _)| held.is_signed_by(&channel.signer));
+        if held.redeemable <= worth || !stands {
+            return Ok(claim);
+        }
+        warn!(channel = %id, held = %held.redeemable, brought = %worth, "more is held than was brought; closing with that");
+        Ok(Some(bytes))
     }
 
     /// Submits again what is kept and not final, for good.

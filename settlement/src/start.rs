@@ -188,12 +188,14 @@ impl Settlement {
                 (service.clone(), service_chain.genesis()),
             ],
         )?;
+        let held = Held::open(&inputs.storage_dir.join("claims"))?;
         let payee = Arc::new(inputs.payee);
         let closer = Closer {
             chain: service_chain.clone(),
             name: service.clone(),
             payee: Arc::clone(&payee),
             index: index.clone(),
+            held: held.clone(),
             signing: Arc::default(),
         };
         let payout_min = inputs.service.rules.claim_payout_min;
@@ -202,7 +204,7 @@ impl Settlement {
             chain: service_chain.clone(),
             name: service.clone(),
             index: index.clone(),
-            held: Held::open(&inputs.storage_dir.join("claims"))?,
+            held,
             closer: closer.clone(),
             pace: Pace {
                 interval_ms: inputs.claim_interval_ms,

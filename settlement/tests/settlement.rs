@@ -542,6 +542,34 @@ async fn held_claims_are_made_in_time_although_nobody_asks() {
     assert_eq!(client.claims(soon(), Some(id)).await.unwrap().unwrap(), []);
 }
 
+/// Metering without its journal knows of no claim; the close has what settlement holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_without_a_claim_takes_the_one_that_is_held() {
+    let mut provider = Provider::new();
+    let (main, vpn) = (ChainName::main(), ChainName::vpn());
+    let (payer, payee) = (provider.payer.address(), provider.payee.address());
+    let client = provider.start().await;
+    settle(
+        &client,
+        &main,
+        &provider.order(&provider.main, 0, fund(&provider)),
+    )
+    .await;
+    funded(&client, &provider).await;
+    let opened = provider.order(&provider.service, 0, open(&provider));
+    settle(&client, &vpn, &opened).await;
+    let channel = channel_id(&provider.service.hash(), &payer, &payee, 0);
+    let (claim, worth) = claim(&provider, channel);
+    let held = vec![HeldClaim { channel, claim }];
+    assert_eq!(client.hold(soon(), held).await.unwrap(), Ok(1));
+    let closed = until("the close", async || {
+        let progress = client.close(soon(), channel, None).await.unwrap().unwrap();
+        progress.main_block.is_some().then_some(progress)
+    })
+    .await;
+    reconcile(&client, &provider, &closed, worth).await;
+}
+
 #[test]
 fn what_cannot_start_names_the_file_and_the_mend() {
     let provider = Provider::new();
