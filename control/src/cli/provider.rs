@@ -1,7 +1,5 @@
 //! What a provider's RPC tells.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use topnet_account::Address;
 use topnet_api::{ChainName, DayEarnings};
 
@@ -10,7 +8,7 @@ use super::{
     client::Rpc,
     error::CliError,
     output::Output,
-    since::Since,
+    since::{Since, now_ms},
 };
 use crate::rpc::{OperatorClient, PublicClient};
 
@@ -68,13 +66,6 @@ pub(super) async fn earnings(
     }
     output.print(days.as_slice());
     Ok(())
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 pub(super) async fn block(

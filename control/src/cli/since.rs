@@ -1,6 +1,20 @@
 //! `--since`: a day, a moment, or a while ago.
 
-use std::str::FromStr;
+use std::{
+    str::FromStr,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// A moment, in milliseconds since 1970.
+pub(crate) fn ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Now, in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    ms(SystemTime::now())
+}
 
 const DAY_MS: u64 = 86_400_000;
 

@@ -1,10 +1,6 @@
 //! `topnet wallet statement` and `verify-receipt`: what was paid, and the proof.
 
-use std::{
-    fs,
-    path::Path,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{fs, path::Path};
 
 use serde::Deserialize;
 use topnet_account::ChannelId;
@@ -20,6 +16,7 @@ use crate::cli::{
     arguments::{StatementFormat, WalletStatement},
     error::CliError,
     output::Output,
+    since::{ms, now_ms},
     text::{Table, Text, bytes},
 };
 
@@ -101,15 +98,6 @@ fn of_files(
 
 pub(super) fn history_error(error: HistoryError) -> CliError {
     CliError::new("history", error.to_string(), "see [wallet] state_dir")
-}
-
-fn now_ms() -> u64 {
-    ms(SystemTime::now())
-}
-
-fn ms(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Checks a receipt, or all receipts of a statement in JSON. Needs no wallet and no provider.
