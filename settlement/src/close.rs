@@ -6,7 +6,7 @@ use tokio::sync::Mutex;
 use topnet_account::{Address, Amount, ChannelId};
 use topnet_api::{ApiError, BlockRef, ChainName, ClaimBytes, CloseProgress, HexBytes};
 use topnet_chain::{Chain, ChainEnded, Standing};
-use topnet_channel::{Claim, SecretKey, SignedVoucher};
+use topnet_channel::SecretKey;
 use topnet_ledger::{
     state::{Account, Channel, ChannelState, account_key, channel_key},
     transaction::{ClaimBody, CloseByPayee, Message as _},
@@ -14,7 +14,7 @@ use topnet_ledger::{
 use tracing::{info, warn};
 
 use crate::{
-    held::{Held, check},
+    held::{ClaimFault, Held, check, decode},
     index::{ChannelEnd, CloseRecord, Index},
     relay::record,
     start::TaskError,
@@ -69,8 +69,9 @@ impl Closer {
         }
         let claim = self
             .best(&id, &channel, claim)?
-            .map(|claim| claim_body(&channel, &claim))
-            .transpose()?;
+            .map(|claim| claim_body(&id, &channel, &claim))
+            .transpose()
+            .map_err(|fault| malformed(&id, fault))?;
         let close = CloseByPayee { channel: id, claim };
         let transaction = close.sign(&self.chain.genesis(), &self.payee);
         let kept = CloseRecord {
@@ -241,25 +242,26 @@ impl Closer {
     }
 }
 
-fn claim_body(channel: &Channel, bytes: &ClaimBytes) -> Result<ClaimBody, ApiError> {
-    let voucher = SignedVoucher::from_bytes(&bytes.voucher).map_err(|error| {
-        let mend = "send what metering gave as the channel's last claim";
-        ApiError::new(
-            "claim_malformed",
-            format!("the claim's voucher: {error}"),
-            mend,
-        )
-    })?;
-    let claim = Claim {
-        voucher,
-        index: bytes.index,
-        preimage: bytes.preimage,
-    };
+/// A claim on a channel as it stands in a transaction.
+pub(crate) fn claim_body(
+    id: &ChannelId,
+    channel: &Channel,
+    bytes: &ClaimBytes,
+) -> Result<ClaimBody, ClaimFault> {
     Ok(ClaimBody {
         signer: channel.signer,
-        claim,
+        claim: decode(id, bytes)?,
         log_root: bytes.log_root,
     })
+}
+
+/// What whoever brought a claim is told of it.
+pub(crate) fn malformed(id: &ChannelId, fault: ClaimFault) -> ApiError {
+    ApiError::new(
+        "claim_malformed",
+        format!("the claim on channel {id}: {fault}"),
+        "bring what metering gave as the channel's claim",
+    )
 }
 
 /// Refusals that say nothing about the transaction.

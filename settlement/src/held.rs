@@ -94,20 +94,25 @@ pub(crate) struct Held {
     changing: Arc<Mutex<()>>,
 }
 
-/// The claim in the ledger's terms, and its worth, if it can stand.
-pub(crate) fn check(
-    channel: &ChannelId,
-    bytes: &ClaimBytes,
-) -> Result<(Claim, Amount), ClaimFault> {
+/// The claim in the ledger's terms.
+pub(crate) fn decode(channel: &ChannelId, bytes: &ClaimBytes) -> Result<Claim, ClaimFault> {
     let voucher = SignedVoucher::from_bytes(&bytes.voucher)?;
     if voucher.voucher.channel != *channel {
         return Err(ClaimFault::OtherChannel);
     }
-    let claim = Claim {
+    Ok(Claim {
         voucher,
         index: bytes.index,
         preimage: bytes.preimage,
-    };
+    })
+}
+
+/// The same, and what it is worth. Its signature is not looked at.
+pub(crate) fn check(
+    channel: &ChannelId,
+    bytes: &ClaimBytes,
+) -> Result<(Claim, Amount), ClaimFault> {
+    let claim = decode(channel, bytes)?;
     let worth = claim.redeemable().ok_or(ClaimFault::Token)?;
     Ok((claim, worth))
 }

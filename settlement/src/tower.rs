@@ -27,12 +27,12 @@ use topnet_chain::{Chain, Standing};
 use topnet_ledger::{
     Transaction,
     state::{Account, Channel, ChannelState, account_key, channel_key},
-    transaction::{Body, ClaimBody},
+    transaction::Body,
 };
 use tracing::{info, warn};
 
 use crate::{
-    close::{Closer, unavailable},
+    close::{Closer, claim_body, malformed, unavailable},
     held::{Held, HeldRecord, Pace, check},
     index::Index,
     relay::record,
@@ -75,13 +75,7 @@ impl Tower {
     pub(crate) async fn hold(&self, claims: Vec<HeldClaim>) -> Result<u64, ApiError> {
         let mut checked = Vec::with_capacity(claims.len());
         for HeldClaim { channel, claim } in claims {
-            let (_, worth) = check(&channel, &claim).map_err(|fault| {
-                ApiError::new(
-                    "claim_malformed",
-                    format!("the claim on channel {channel}: {fault}"),
-                    "hand over what the channel's payer has paid",
-                )
-            })?;
+            let (_, worth) = check(&channel, &claim).map_err(|fault| malformed(&channel, fault))?;
             checked.push((channel, claim, worth));
         }
         let (held, pace) = (self.held.clone(), self.pace);
@@ -180,18 +174,13 @@ impl Tower {
 
     /// Hands the claim in, unless it waits there already; gives why it is refused.
     async fn claim(&self, id: &ChannelId, sight: &Sight) -> Result<Option<String>, TaskError> {
-        let bytes = sight.held.claim();
-        let (claim, _) = match check(id, &bytes) {
-            Ok(checked) => checked,
+        let body = match claim_body(id, &sight.channel, &sight.held.claim()) {
+            Ok(body) => body,
             Err(fault) => return Ok(Some(fault.to_string())),
         };
         let transaction = Transaction {
             chain: self.chain.genesis(),
-            body: Body::Claim(ClaimBody {
-                signer: sight.channel.signer,
-                claim,
-                log_root: bytes.log_root,
-            }),
+            body: Body::Claim(body),
         };
         let transaction_id = transaction.id();
         if matches!(self.chain.standing(&transaction_id), Standing::Waiting(_)) {

@@ -80,6 +80,17 @@ async fn funded(client: &SettlementClient, provider: &Provider) {
     .await;
 }
 
+/// Funds the payer and opens a channel to the payee.
+async fn opened(client: &SettlementClient, provider: &Provider) -> ChannelId {
+    let funding = provider.order(&provider.main, 0, fund(provider));
+    settle(client, &ChainName::main(), &funding).await;
+    funded(client, provider).await;
+    let opening = provider.order(&provider.service, 0, open(provider));
+    settle(client, &ChainName::vpn(), &opening).await;
+    let (payer, payee) = (provider.payer.address(), provider.payee.address());
+    channel_id(&provider.service.hash(), &payer, &payee, 0)
+}
+
 async fn closed(
     client: &SettlementClient,
     channel: ChannelId,
@@ -389,19 +400,10 @@ async fn a_kill_at_any_step_costs_time_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_payers_close_is_listed_until_it_is_answered() {
     let mut provider = Provider::new();
-    let (main, vpn) = (ChainName::main(), ChainName::vpn());
-    let (payer, payee) = (provider.payer.address(), provider.payee.address());
+    let vpn = ChainName::vpn();
+    let payee = provider.payee.address();
     let client = provider.start().await;
-    settle(
-        &client,
-        &main,
-        &provider.order(&provider.main, 0, fund(&provider)),
-    )
-    .await;
-    funded(&client, &provider).await;
-    let opened = provider.order(&provider.service, 0, open(&provider));
-    settle(&client, &vpn, &opened).await;
-    let id = channel_id(&provider.service.hash(), &payer, &payee, 0);
+    let id = opened(&client, &provider).await;
     let closing = async |client: &SettlementClient, after| {
         let views = client.closing(soon(), payee, after).await.unwrap().unwrap();
         views.into_iter().map(|view| view.id).collect::<Vec<_>>()
@@ -425,19 +427,10 @@ async fn a_payers_close_is_listed_until_it_is_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn held_claims_are_made_in_time_although_nobody_asks() {
     let mut provider = Provider::new();
-    let (main, vpn) = (ChainName::main(), ChainName::vpn());
-    let (payer, payee) = (provider.payer.address(), provider.payee.address());
+    let vpn = ChainName::vpn();
+    let payee = provider.payee.address();
     let client = provider.start().await;
-    settle(
-        &client,
-        &main,
-        &provider.order(&provider.main, 0, fund(&provider)),
-    )
-    .await;
-    funded(&client, &provider).await;
-    let opened = provider.order(&provider.service, 0, open(&provider));
-    settle(&client, &vpn, &opened).await;
-    let id = channel_id(&provider.service.hash(), &payer, &payee, 0);
+    let id = opened(&client, &provider).await;
     let (claim, worth) = claim(&provider, id);
     let held = |claim: ClaimBytes| vec![HeldClaim { channel: id, claim }];
     let less = ClaimBytes {
@@ -546,19 +539,8 @@ async fn held_claims_are_made_in_time_although_nobody_asks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_close_without_a_claim_takes_the_one_that_is_held() {
     let mut provider = Provider::new();
-    let (main, vpn) = (ChainName::main(), ChainName::vpn());
-    let (payer, payee) = (provider.payer.address(), provider.payee.address());
     let client = provider.start().await;
-    settle(
-        &client,
-        &main,
-        &provider.order(&provider.main, 0, fund(&provider)),
-    )
-    .await;
-    funded(&client, &provider).await;
-    let opened = provider.order(&provider.service, 0, open(&provider));
-    settle(&client, &vpn, &opened).await;
-    let channel = channel_id(&provider.service.hash(), &payer, &payee, 0);
+    let channel = opened(&client, &provider).await;
     let (claim, worth) = claim(&provider, channel);
     let held = vec![HeldClaim { channel, claim }];
     assert_eq!(client.hold(soon(), held).await.unwrap(), Ok(1));
