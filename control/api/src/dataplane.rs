@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use topnet_account::ChannelId;
 
@@ -86,7 +87,7 @@ pub struct Assignments {
 }
 
 /// How packets come in and go out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IoStatus {
     /// `af_xdp`.
     pub backend: String,
@@ -99,7 +100,7 @@ pub struct IoStatus {
 }
 
 /// Packets dropped for one reason.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DropCount {
     /// Stable, snake_case.
     pub reason: String,

@@ -1,9 +1,10 @@
 //! The one error that a request to another process can be answered with.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A refused request: a code for programs, what is wrong, and the mend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{what} ({code}); {mend}")]
 pub struct ApiError {
     /// Stable, snake_case.

@@ -1,12 +1,13 @@
 //! What metering is asked: how channels stand, and the last claim of one.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use topnet_account::{Amount, ChannelId, Hash, PublicKey};
 
 use crate::ApiError;
 
 /// How one channel stands with the payee.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChannelStatus {
     /// The channel.
     pub channel: ChannelId,
@@ -63,7 +64,7 @@ pub struct ClaimBytes {
 }
 
 /// What an operator sees of metering.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MeteringStatus {
     /// The key that the payment connection proves; it is in the offer.
     pub identity: PublicKey,
@@ -98,7 +99,7 @@ pub struct MeteringStatus {
 }
 
 /// Percentiles since start, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Latency {
     /// Half took no longer.
     pub p50: u64,

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use topnet_account::{Address, ChannelId};
 
@@ -11,15 +12,15 @@ use crate::{
 };
 
 /// The provider at a glance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProviderStatus {
-    /// The account that channels pay to; `None` while settlement does not answer.
+    /// The account that channels pay to; nothing while settlement does not answer.
     pub payee: Option<Address>,
     /// Every process, whether it answers and what is wrong if not.
     pub processes: Vec<ProcessReport>,
-    /// The data plane's input and output, drops and records; `None` while it does not answer.
+    /// The data plane's input and output, drops and records; nothing while it does not answer.
     pub dataplane: Option<DataplaneReport>,
-    /// `None` while it does not answer.
+    /// How metering stands; nothing while it does not answer.
     pub metering: Option<MeteringStatus>,
     /// Empty while settlement does not answer.
     pub chains: Vec<ChainReport>,
@@ -34,7 +35,7 @@ pub struct ProviderStatus {
 }
 
 /// One process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProcessReport {
     /// `dataplane`, `metering`, `settlement`, `control`.
     pub process: String,
@@ -45,7 +46,7 @@ pub struct ProcessReport {
 }
 
 /// The data plane without its sessions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataplaneReport {
     /// Random name of this run.
     pub boot: String,
@@ -62,7 +63,7 @@ pub struct DataplaneReport {
 }
 
 /// One session: what control wants and what the data plane has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionReport {
     /// Its name.
     pub session: SessionId,
@@ -72,12 +73,12 @@ pub struct SessionReport {
     pub inner_address: Ipv4Addr,
     /// Why the data plane has not installed it, if so.
     pub refused: Option<ApiError>,
-    /// What the data plane counts; `None` while it is not installed there.
+    /// What the data plane counts; nothing while it is not installed there.
     pub traffic: Option<SessionTraffic>,
 }
 
 /// What the data plane knows of a session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionTraffic {
     /// Where its packets came from last.
     pub endpoint: Option<SocketAddrV4>,
@@ -98,16 +99,16 @@ pub struct SessionTraffic {
 }
 
 /// One channel as chain, metering and control see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChannelReport {
     /// The channel.
     pub channel: ChannelId,
-    /// On its chain; `None` if settlement does not answer or does not know it.
+    /// On its chain; nothing if settlement does not answer or does not know it.
     pub chain: Option<ChannelView>,
-    /// With the payee; `None` if it never paid.
+    /// With the payee; nothing if it never paid.
     pub metering: Option<ChannelStatus>,
     /// Its sessions.
     pub sessions: Vec<SessionId>,
-    /// How far its close is; `None` if none was asked for.
+    /// How far its close is; nothing if none was asked for.
     pub close: Option<CloseProgress>,
 }

@@ -10,13 +10,14 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey, Signature};
 
 use crate::{ChainName, ChainParameters};
 
 /// What a provider offers, and everything that a client must know to take it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Offer {
     /// What the provider calls itself.
     pub name: String,
@@ -49,7 +50,7 @@ pub struct Offer {
 }
 
 /// Where payments go, and to whom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PaymentEndpoint {
     /// UDP address of the QUIC listener.
     pub address: SocketAddr,
@@ -71,7 +72,7 @@ pub enum SessionAction {
 ///
 /// Signed bytes: length of the domain (1 byte) ‖ `topnet/session/1` ‖ action (1: start = 1,
 /// stop = 2) ‖ channel (32) ‖ WireGuard public key (32) ‖ nonce (8, little-endian).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SessionRequest {
     /// The channel that pays.
@@ -124,7 +125,9 @@ impl SessionRequest {
 
 /// A session's name: its WireGuard key, which only one session can have. It stays the same
 /// whatever slot the channel has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct SessionId(pub WireguardPublicKey);
 
@@ -143,7 +146,7 @@ impl FromStr for SessionId {
 }
 
 /// A session that may have service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionGrant {
     /// Its name.
     pub session: SessionId,
@@ -158,7 +161,7 @@ pub struct SessionGrant {
 }
 
 /// A session that has no service any more.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionStopped {
     /// Its name.
     pub session: SessionId,
@@ -167,7 +170,7 @@ pub struct SessionStopped {
 }
 
 /// A WireGuard client's configuration, but for its private key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WireguardConfig {
     /// The gateway's key.
     pub server_public_key: WireguardPublicKey,
@@ -222,8 +225,16 @@ impl WireguardConfig {
 }
 
 /// A Curve25519 public key; text form base64, as `wg` shows it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WireguardPublicKey(pub [u8; 32]);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
+#[schemars(example = WireguardPublicKey([0; 32]))]
+pub struct WireguardPublicKey(
+    // 32 bytes leave two bits of the last character unused, which are zero.
+    #[schemars(
+        with = "String",
+        regex(pattern = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$")
+    )]
+    pub [u8; 32],
+);
 
 /// Text that is not a WireGuard key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -267,8 +278,11 @@ impl<'de> Deserialize<'de> for WireguardPublicKey {
 }
 
 /// Transaction bytes in JSON: 0x and hex.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HexBytes(pub Vec<u8>);
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(example = HexBytes(vec![0, 0xab]))]
+pub struct HexBytes(
+    #[schemars(with = "String", regex(pattern = "^0x([0-9a-f]{2})*$"))] pub Vec<u8>,
+);
 
 impl fmt::Display for HexBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -312,7 +326,7 @@ impl<'de> Deserialize<'de> for HexBytes {
 }
 
 /// A chain and where it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChainReport {
     /// What it is.
     #[serde(flatten)]

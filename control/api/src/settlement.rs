@@ -2,14 +2,18 @@
 
 use std::{fmt, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 
 use crate::{ApiError, ClaimBytes, HexBytes};
 
 /// Which chain: `main`, or a service's.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
+#[schemars(example = ChainName::main())]
 pub struct ChainName(pub String);
 
 impl ChainName {
@@ -39,7 +43,7 @@ impl FromStr for ChainName {
 }
 
 /// A place in a chain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BlockRef {
     /// The chain.
     pub chain: ChainName,
@@ -50,7 +54,7 @@ pub struct BlockRef {
 }
 
 /// What every signer and payer must know of a chain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChainParameters {
     /// The chain.
     pub chain: ChainName,
@@ -69,7 +73,7 @@ pub struct ChainParameters {
 }
 
 /// A chain's newest final block.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChainTip {
     /// The block.
     pub block: BlockRef,
@@ -80,7 +84,7 @@ pub struct ChainTip {
 }
 
 /// An account.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AccountView {
     /// Whose.
     pub address: Address,
@@ -91,7 +95,7 @@ pub struct AccountView {
 }
 
 /// Where a channel is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum ChannelState {
     /// Pays.
@@ -106,7 +110,7 @@ pub enum ChannelState {
 }
 
 /// A channel on its service chain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChannelView {
     /// The channel.
     pub id: ChannelId,
@@ -132,7 +136,7 @@ pub struct ChannelView {
 }
 
 /// A service as the main chain knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceView {
     /// The service chain.
     pub chain: ChainName,
@@ -143,25 +147,25 @@ pub struct ServiceView {
 }
 
 /// A transaction that the mempool took.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SubmittedTransaction {
     /// Its id.
     pub id: Hash,
 }
 
 /// What became of a transaction.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TransactionStatus {
     /// Its id.
     pub id: Hash,
-    /// The final block that it stands in; `None` while it waits.
+    /// The final block that it stands in; nothing while it waits.
     pub block: Option<BlockRef>,
     /// What it did, one line an event.
     pub events: Vec<String>,
 }
 
 /// How far a payee's close has come: accrued → submitted → closed → batched → settled.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CloseProgress {
     /// The channel.
     pub channel: ChannelId,
@@ -180,7 +184,7 @@ pub struct CloseProgress {
 }
 
 /// A final block.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BlockView {
     /// Which.
     #[serde(flatten)]
@@ -204,7 +208,7 @@ pub struct BlockView {
 }
 
 /// A transaction in a block.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecutedTransaction {
     /// Its id.
     pub id: Hash,
@@ -213,7 +217,7 @@ pub struct ExecutedTransaction {
 }
 
 /// A claim that was paid out, a close's included.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PaidClaim {
     /// The transaction.
     pub transaction: Hash,
@@ -232,7 +236,7 @@ pub struct PaidClaim {
 }
 
 /// What claims brought a payee on one day (UTC, by the blocks' clock).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DayEarnings {
     /// When the day began, milliseconds since 1970.
     pub day_ms: u64,
@@ -249,7 +253,7 @@ pub struct DayEarnings {
 }
 
 /// What can be proved of a chain's state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StateSubject {
     /// An account.
@@ -263,7 +267,7 @@ pub enum StateSubject {
 }
 
 /// That something stands in the state of a chain, for whoever knows the chain's validators.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StateProof {
     /// The chain's name.
     pub chain: ChainName,
@@ -287,7 +291,9 @@ pub struct HeldClaim {
 }
 
 /// How far a claim has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum ClaimStage {
     /// Paid for by the payer, and held here.
@@ -301,7 +307,7 @@ pub enum ClaimStage {
 }
 
 /// What settlement holds of a channel, and how far it has come with it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClaimReport {
     /// The channel.
     pub channel: ChannelId,

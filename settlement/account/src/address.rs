@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use bech32::{Bech32m, Hrp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest, Sha256};
 
@@ -12,8 +13,12 @@ const HUMAN_PART: Hrp = Hrp::parse_unchecked("top");
 const DOMAIN: &[u8] = b"topnet/address/1";
 
 /// SHA-256 over a domain tag and an account's public key; text form `top1…` (BIP-350).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Address(pub [u8; 32]);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
+#[schemars(example = Address([0; 32]))]
+pub struct Address(
+    // The alphabet of bech32: 52 characters for the digest and six for the checksum.
+    #[schemars(with = "String", regex(pattern = "^top1[02-9ac-hj-np-z]{58}$"))] pub [u8; 32],
+);
 
 /// Text that is not an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

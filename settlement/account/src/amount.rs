@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// nTOP in one TOP.
@@ -9,8 +10,9 @@ pub const NTOP_PER_TOP: u64 = 1_000_000_000;
 
 /// An amount of nTOP (10⁻⁹ TOP). All arithmetic is checked; JSON carries it as a
 /// decimal string of nTOP, because a JavaScript number cannot hold a `u64`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Amount(u64);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
+#[schemars(example = Amount(1_500_000_000))]
+pub struct Amount(#[schemars(with = "String", regex(pattern = "^(0|[1-9][0-9]{0,19})$"))] u64);
 
 /// An amount that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Text that is not the hex of such a value.
@@ -16,8 +17,15 @@ pub struct HexError {
 macro_rules! byte_string {
     ($(#[$doc:meta])* $name:ident, $size:literal, $what:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(pub [u8; $size]);
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
+        #[schemars(example = $name([0; $size]))]
+        pub struct $name(
+            #[schemars(
+                with = "String",
+                regex(pattern = concat!("^0x([0-9a-f]{2}){", $size, "}$"))
+            )]
+            pub [u8; $size],
+        );
 
         impl $name {
             /// Length in bytes.
