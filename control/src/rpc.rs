@@ -4,13 +4,15 @@
 //! and takes no request that a web page sends. The public listener has the public methods alone.
 //!
 //! An error's `message` says what is wrong; its `data` is an [`ApiError`]: a stable code, what,
-//! and the mend. `control/README.md` lists the methods with their values.
+//! and the mend. `rpc.discover` says what there is, in full; `control/README.md` has the list.
 
 mod listeners;
 mod methods;
+mod openrpc;
 mod subscriptions;
 
 use jsonrpsee::{core::SubscriptionResult, proc_macros::rpc, types::ErrorObjectOwned};
+use serde_json::{Map, Value};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BlockView, ChainName, ChainReport, ChainTip, ChannelReport,
@@ -20,156 +22,169 @@ use topnet_api::{
 };
 
 pub use listeners::{ListenError, Listeners};
+pub use methods::MethodTables;
+use openrpc::described;
 
 /// JSON-RPC's code of every error that has an [`ApiError`] as its data.
 pub const REFUSED: i32 = -32_000;
 
-/// What anybody may ask.
-#[rpc(server, client)]
-pub trait Public {
-    /// What this provider offers.
-    #[method(name = "offers")]
-    async fn offers(&self) -> Result<Vec<Offer>, ErrorObjectOwned>;
+described! {
+    fn describe_public;
 
-    /// The chains that this provider answers for, with their tips.
-    #[method(name = "chains")]
-    async fn chains(&self) -> Result<Vec<ChainReport>, ErrorObjectOwned>;
+    /// What anybody may ask.
+    #[rpc(server, client)]
+    pub trait Public {
+        /// What this provider offers.
+        #[method(name = "offers")]
+        async fn offers(&self) -> Result<Vec<Offer>, ErrorObjectOwned>;
 
-    /// One of them.
-    #[method(name = "chain")]
-    async fn chain(&self, chain: ChainName) -> Result<ChainReport, ErrorObjectOwned>;
+        /// The chains that this provider answers for, with their tips.
+        #[method(name = "chains")]
+        async fn chains(&self) -> Result<Vec<ChainReport>, ErrorObjectOwned>;
 
-    /// Hands a signed transaction to a chain.
-    #[method(name = "submit")]
-    async fn submit(
-        &self,
-        chain: ChainName,
-        transaction: HexBytes,
-    ) -> Result<SubmittedTransaction, ErrorObjectOwned>;
+        /// A chain that this provider answers for, with its tip.
+        #[method(name = "chain")]
+        async fn chain(&self, chain: ChainName) -> Result<ChainReport, ErrorObjectOwned>;
 
-    /// What became of a transaction.
-    #[method(name = "transaction")]
-    async fn transaction(
-        &self,
-        chain: ChainName,
-        id: Hash,
-    ) -> Result<TransactionStatus, ErrorObjectOwned>;
+        /// Hands a signed transaction to a chain.
+        #[method(name = "submit")]
+        async fn submit(
+            &self,
+            chain: ChainName,
+            transaction: HexBytes,
+        ) -> Result<SubmittedTransaction, ErrorObjectOwned>;
 
-    /// An account as of a chain's newest final block.
-    #[method(name = "account")]
-    async fn account(
-        &self,
-        chain: ChainName,
-        address: Address,
-    ) -> Result<AccountView, ErrorObjectOwned>;
+        /// What became of a transaction.
+        #[method(name = "transaction")]
+        async fn transaction(
+            &self,
+            chain: ChainName,
+            id: Hash,
+        ) -> Result<TransactionStatus, ErrorObjectOwned>;
 
-    /// A channel as of its chain's newest final block.
-    #[method(name = "channel")]
-    async fn channel(&self, id: ChannelId) -> Result<ChannelView, ErrorObjectOwned>;
+        /// An account as of a chain's newest final block.
+        #[method(name = "account")]
+        async fn account(
+            &self,
+            chain: ChainName,
+            address: Address,
+        ) -> Result<AccountView, ErrorObjectOwned>;
 
-    /// The channels that an account pays or is paid by, in the order of their ids: those behind
-    /// `after`, at most a thousand in an answer.
-    #[method(name = "channels")]
-    async fn channels(
-        &self,
-        party: Address,
-        after: Option<ChannelId>,
-    ) -> Result<Vec<ChannelView>, ErrorObjectOwned>;
+        /// A channel as of its chain's newest final block.
+        #[method(name = "channel")]
+        async fn channel(&self, id: ChannelId) -> Result<ChannelView, ErrorObjectOwned>;
 
-    /// A service as the main chain knows it.
-    #[method(name = "service")]
-    async fn service(&self, chain: ChainName) -> Result<ServiceView, ErrorObjectOwned>;
+        /// The channels that an account pays or is paid by, in the order of their ids: those behind
+        /// `after`, at most a thousand in an answer.
+        #[method(name = "channels")]
+        async fn channels(
+            &self,
+            party: Address,
+            after: Option<ChannelId>,
+        ) -> Result<Vec<ChannelView>, ErrorObjectOwned>;
 
-    /// The final block at a height, with what its transactions did.
-    #[method(name = "block")]
-    async fn block(&self, chain: ChainName, height: u64) -> Result<BlockView, ErrorObjectOwned>;
+        /// A service as the main chain knows it.
+        #[method(name = "service")]
+        async fn service(&self, chain: ChainName) -> Result<ServiceView, ErrorObjectOwned>;
 
-    /// Claims that were paid on a channel, in the order of their blocks, from the one at
-    /// `from_height` on, at most a thousand in an answer.
-    #[method(name = "paid_claims")]
-    async fn paid_claims(
-        &self,
-        id: ChannelId,
-        from_height: Option<u64>,
-    ) -> Result<Vec<PaidClaim>, ErrorObjectOwned>;
+        /// The final block at a height, with what its transactions did.
+        #[method(name = "block")]
+        async fn block(&self, chain: ChainName, height: u64) -> Result<BlockView, ErrorObjectOwned>;
 
-    /// Each new final block of a chain. Whoever falls behind is told of the newest.
-    #[subscription(name = "subscribe_blocks" => "block_final", unsubscribe = "unsubscribe_blocks", item = ChainTip)]
-    async fn subscribe_blocks(&self, chain: ChainName) -> SubscriptionResult;
+        /// Claims that were paid on a channel, in the order of their blocks, from the one at
+        /// `from_height` on, at most a thousand in an answer.
+        #[method(name = "paid_claims")]
+        async fn paid_claims(
+            &self,
+            id: ChannelId,
+            from_height: Option<u64>,
+        ) -> Result<Vec<PaidClaim>, ErrorObjectOwned>;
 
-    /// A channel at once, and within a second whenever its chain says something else of it.
-    #[subscription(name = "subscribe_channel" => "channel_changed", unsubscribe = "unsubscribe_channel", item = ChannelView)]
-    async fn subscribe_channel(&self, id: ChannelId) -> SubscriptionResult;
+        /// Each new final block of a chain. Whoever falls behind is told of the newest.
+        #[subscription(name = "subscribe_blocks" => "block_final", unsubscribe = "unsubscribe_blocks", item = ChainTip)]
+        async fn subscribe_blocks(&self, chain: ChainName) -> SubscriptionResult;
 
-    /// Proves what stands in a chain's state, for whoever knows the chain's validators.
-    #[method(name = "prove")]
-    async fn prove(
-        &self,
-        chain: ChainName,
-        subject: StateSubject,
-    ) -> Result<StateProof, ErrorObjectOwned>;
+        /// A channel at once, and within a second whenever its chain says something else of it.
+        #[subscription(name = "subscribe_channel" => "channel_changed", unsubscribe = "unsubscribe_channel", item = ChannelView)]
+        async fn subscribe_channel(&self, id: ChannelId) -> SubscriptionResult;
 
-    /// What a chain starts from: its rules and validators, as its genesis file says it. Its hash is
-    /// the chain's id.
-    #[method(name = "genesis")]
-    async fn genesis(&self, chain: ChainName) -> Result<serde_json::Value, ErrorObjectOwned>;
+        /// Proves what stands in a chain's state, for whoever knows the chain's validators.
+        #[method(name = "prove")]
+        async fn prove(
+            &self,
+            chain: ChainName,
+            subject: StateSubject,
+        ) -> Result<StateProof, ErrorObjectOwned>;
 
-    /// Starts a session, with the consent of the channel's signer key.
-    #[method(name = "session_start")]
-    async fn session_start(
-        &self,
-        request: SessionRequest,
-    ) -> Result<SessionGrant, ErrorObjectOwned>;
+        /// What a chain starts from: its rules and validators, as its genesis file says it. Its hash is
+        /// the chain's id.
+        #[method(name = "genesis")]
+        async fn genesis(
+            &self,
+            chain: ChainName,
+        ) -> Result<Map<String, Value>, ErrorObjectOwned>;
 
-    /// Stops a session, with the consent of the channel's signer key.
-    #[method(name = "session_stop")]
-    async fn session_stop(
-        &self,
-        request: SessionRequest,
-    ) -> Result<SessionStopped, ErrorObjectOwned>;
+        /// Starts a session, with the consent of the channel's signer key.
+        #[method(name = "session_start")]
+        async fn session_start(
+            &self,
+            request: SessionRequest,
+        ) -> Result<SessionGrant, ErrorObjectOwned>;
+
+        /// Stops a session, with the consent of the channel's signer key.
+        #[method(name = "session_stop")]
+        async fn session_stop(
+            &self,
+            request: SessionRequest,
+        ) -> Result<SessionStopped, ErrorObjectOwned>;
+    }
 }
 
-/// What only the operator may ask.
-#[rpc(server, client)]
-pub trait Operator {
-    /// The provider at a glance.
-    #[method(name = "status")]
-    async fn status(&self) -> Result<ProviderStatus, ErrorObjectOwned>;
+described! {
+    fn describe_operator;
 
-    /// Every session.
-    #[method(name = "sessions")]
-    async fn sessions(&self) -> Result<Vec<SessionReport>, ErrorObjectOwned>;
+    /// What only the operator may ask.
+    #[rpc(server, client)]
+    pub trait Operator {
+        /// The provider at a glance.
+        #[method(name = "status")]
+        async fn status(&self) -> Result<ProviderStatus, ErrorObjectOwned>;
 
-    /// Every channel that pays this provider.
-    #[method(name = "provider_channels")]
-    async fn provider_channels(&self) -> Result<Vec<ChannelReport>, ErrorObjectOwned>;
+        /// Every session.
+        #[method(name = "sessions")]
+        async fn sessions(&self) -> Result<Vec<SessionReport>, ErrorObjectOwned>;
 
-    /// How channels with a payer or a slot stand with metering, in the order of their ids: those
-    /// behind `after`, at most a thousand in an answer.
-    #[method(name = "live_channels")]
-    async fn live_channels(
-        &self,
-        after: Option<ChannelId>,
-    ) -> Result<Vec<ChannelStatus>, ErrorObjectOwned>;
+        /// Every channel that pays this provider.
+        #[method(name = "provider_channels")]
+        async fn provider_channels(&self) -> Result<Vec<ChannelReport>, ErrorObjectOwned>;
 
-    /// Claims that settlement holds and makes in time, in the order of their channels: those behind
-    /// `after`, at most a thousand in an answer.
-    #[method(name = "claims")]
-    async fn claims(&self, after: Option<ChannelId>) -> Result<Vec<ClaimReport>, ErrorObjectOwned>;
+        /// How channels with a payer or a slot stand with metering, in the order of their ids: those
+        /// behind `after`, at most a thousand in an answer.
+        #[method(name = "live_channels")]
+        async fn live_channels(
+            &self,
+            after: Option<ChannelId>,
+        ) -> Result<Vec<ChannelStatus>, ErrorObjectOwned>;
 
-    /// What claims brought this provider, by day (UTC) and chain, from the day that `from_ms` is
-    /// in, at most a thousand in an answer.
-    #[method(name = "earnings")]
-    async fn earnings(&self, from_ms: Option<u64>) -> Result<Vec<DayEarnings>, ErrorObjectOwned>;
+        /// Claims that settlement holds and makes in time, in the order of their channels: those behind
+        /// `after`, at most a thousand in an answer.
+        #[method(name = "claims")]
+        async fn claims(&self, after: Option<ChannelId>) -> Result<Vec<ClaimReport>, ErrorObjectOwned>;
 
-    /// A channel that pays this provider.
-    #[method(name = "provider_channel")]
-    async fn provider_channel(&self, id: ChannelId) -> Result<ChannelReport, ErrorObjectOwned>;
+        /// What claims brought this provider, by day (UTC) and chain, from the day that `from_ms` is
+        /// in, at most a thousand in an answer.
+        #[method(name = "earnings")]
+        async fn earnings(&self, from_ms: Option<u64>) -> Result<Vec<DayEarnings>, ErrorObjectOwned>;
 
-    /// Ends a channel's sessions, and closes it on its chain with its last claim. Asking again
-    /// gives the progress.
-    #[method(name = "channel_close")]
-    async fn channel_close(&self, id: ChannelId) -> Result<CloseProgress, ErrorObjectOwned>;
+        /// A channel that pays this provider.
+        #[method(name = "provider_channel")]
+        async fn provider_channel(&self, id: ChannelId) -> Result<ChannelReport, ErrorObjectOwned>;
+
+        /// Ends a channel's sessions, and closes it on its chain with its last claim. Asking again
+        /// gives the progress.
+        #[method(name = "channel_close")]
+        async fn channel_close(&self, id: ChannelId) -> Result<CloseProgress, ErrorObjectOwned>;
+    }
 }
 
 fn refused(error: ApiError) -> ErrorObjectOwned {

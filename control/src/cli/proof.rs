@@ -38,7 +38,8 @@ pub(super) async fn genesis(
     output: Output,
 ) -> Result<(), CliError> {
     let rpc = Rpc::public(options)?;
-    output.print(&Document(rpc.check(rpc.client.genesis(chain).await)?));
+    let genesis = rpc.check(rpc.client.genesis(chain).await)?;
+    output.print(&Document(genesis.into()));
     Ok(())
 }
 

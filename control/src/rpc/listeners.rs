@@ -11,13 +11,13 @@ use std::{
 
 use futures::future::{Either, FutureExt as _, Ready, ready};
 use jsonrpsee::server::{
-    BatchRequestConfig, HttpBody, HttpRequest, HttpResponse, Methods as MethodTable, PingConfig,
-    Server, ServerConfig, ServerHandle, middleware::http::HostFilterLayer,
+    BatchRequestConfig, HttpBody, HttpRequest, HttpResponse, PingConfig, Server, ServerConfig,
+    ServerHandle, middleware::http::HostFilterLayer,
 };
 use topnet_config::Control;
 use tower::{Layer, Service, ServiceBuilder};
 
-use super::{OperatorServer, PublicServer, methods::Methods};
+use super::MethodTables;
 use crate::{
     metrics::{self, LABELLED_MAX},
     provider::Provider,
@@ -73,12 +73,8 @@ impl Listeners {
         if !control.operator_listen.ip().is_loopback() {
             return Err(ListenError::NotLoopback(control.operator_listen));
         }
-        let methods = Methods(Arc::clone(provider), Arc::default());
-        let public = PublicServer::into_rpc(methods.clone());
-        let mut operator = OperatorServer::into_rpc(methods);
-        operator
-            .merge(public.clone())
-            .map_err(|error| ListenError::Methods(error.to_string()))?;
+        let MethodTables { operator, public } =
+            MethodTables::of(provider).map_err(|error| ListenError::Methods(error.to_string()))?;
 
         // A web page that made its own name resolve to loopback asks for another host.
         let own = match control.operator_listen.ip() {
@@ -100,7 +96,7 @@ impl Listeners {
         let operator_address = server
             .local_addr()
             .map_err(|source| cannot("operator_listen", control.operator_listen, source))?;
-        let operator_handle = server.start(MethodTable::from(operator));
+        let operator_handle = server.start(operator);
 
         let server = Server::builder()
             .set_config(limits(control))
@@ -110,7 +106,7 @@ impl Listeners {
         let public_address = server
             .local_addr()
             .map_err(|source| cannot("public_listen", control.public_listen, source))?;
-        let public_handle = server.start(MethodTable::from(public));
+        let public_handle = server.start(public);
 
         tracing::info!(operator = %operator_address, public = %public_address, "RPC listens");
         Ok(Self {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use jsonrpsee::{
     PendingSubscriptionSink,
-    core::{SubscriptionResult, async_trait},
+    core::{RegisterMethodError, SubscriptionResult, async_trait},
+    server::Methods as MethodTable,
     types::ErrorObjectOwned,
 };
+use serde_json::{Map, Value};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BlockView, ChainName, ChainReport, ChannelReport, ChannelStatus,
@@ -15,11 +17,45 @@ use topnet_api::{
     StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
 
-use super::{OperatorServer, PublicServer, refused, subscriptions::Subscriptions};
+use super::{
+    OperatorServer, PublicServer, describe_operator, describe_public, openrpc::Description,
+    refused, subscriptions::Subscriptions,
+};
 use crate::provider::Provider;
 
 /// Channels in one answer.
 const PAGE_MAX: usize = 1000;
+
+/// What each listener answers.
+#[derive(Clone, Debug)]
+pub struct MethodTables {
+    /// The operator's methods and the public ones.
+    pub operator: MethodTable,
+    /// The public methods.
+    pub public: MethodTable,
+}
+
+impl MethodTables {
+    /// Fails if two methods have one name.
+    pub fn of(provider: &Arc<Provider>) -> Result<Self, RegisterMethodError> {
+        let methods = Methods(Arc::clone(provider), Arc::default());
+        let mut public = PublicServer::into_rpc(methods.clone());
+        let mut operator = OperatorServer::into_rpc(methods);
+        operator.merge(public.clone())?;
+
+        let mut description = Description::new("topnet: methods for anybody");
+        describe_public(&mut description);
+        description.serve(&mut public)?;
+        let mut description = Description::new("topnet: methods for the operator");
+        describe_operator(&mut description);
+        describe_public(&mut description);
+        description.serve(&mut operator)?;
+        Ok(Self {
+            operator: operator.into(),
+            public: public.into(),
+        })
+    }
+}
 
 /// Answers both kinds of method.
 #[derive(Clone, Debug)]
@@ -117,7 +153,7 @@ impl PublicServer for Methods {
         self.0.prove(chain, subject).await.map_err(refused)
     }
 
-    async fn genesis(&self, chain: ChainName) -> Result<serde_json::Value, ErrorObjectOwned> {
+    async fn genesis(&self, chain: ChainName) -> Result<Map<String, Value>, ErrorObjectOwned> {
         let genesis = self.0.genesis(chain).await.map_err(refused)?;
         serde_json::from_str(&genesis).map_err(|error| {
             let mend = "settlement and control are of different versions: start the same";

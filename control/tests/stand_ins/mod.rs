@@ -16,10 +16,10 @@ use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
     AccountView, ApiError, Assignments, BlockRef, BlockView, ChainName, ChainParameters, ChainTip,
     ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport, ClaimStage, CloseProgress,
-    Dataplane, DataplaneStatus, DayEarnings, DesiredSessions, ExecutedTransaction, FinalClaim,
-    HeldClaim, HexBytes, InstallReport, InstalledSession, IoStatus, Latency, Metering,
-    MeteringStatus, PaidClaim, ServiceView, Settlement, SocketName, StateProof, StateSubject,
-    SubmittedTransaction, TransactionStatus, listen, serve_connections,
+    Dataplane, DataplaneStatus, DayEarnings, DesiredSessions, DropCount, ExecutedTransaction,
+    FinalClaim, HeldClaim, HexBytes, InstallReport, InstalledSession, IoStatus, Latency, Metering,
+    MeteringStatus, PaidClaim, ServiceView, SessionStatus, Settlement, SocketName, StateProof,
+    StateSubject, SubmittedTransaction, TransactionStatus, listen, serve_connections,
 };
 use topnet_channel::SecretKey;
 use topnet_config::Config;
@@ -49,6 +49,8 @@ pub struct Gateway {
     pub installs: u64,
     /// There is no slot for anybody.
     pub full: bool,
+    /// What is counted for whom.
+    pub sessions: Vec<SessionStatus>,
 }
 
 /// Where metering stands in: what it was asked to finish, and how many sessions stood then.
@@ -56,6 +58,8 @@ pub struct Gateway {
 pub struct Payee {
     pub finished: Vec<(ChannelId, usize)>,
     pub claims: BTreeMap<ChannelId, ClaimBytes>,
+    /// Channels that have a payer.
+    pub live: BTreeMap<ChannelId, ChannelStatus>,
 }
 
 /// All of them.
@@ -451,20 +455,27 @@ impl Dataplane for World {
             io: IoStatus::default(),
             wireguard_public_key: [9; 32],
             revision: gateway.installed.revision,
-            drops: Vec::new(),
-            sessions: Vec::new(),
+            drops: vec![DropCount {
+                reason: "no_credit".to_owned(),
+                packets: 3,
+            }],
+            sessions: gateway.sessions.clone(),
             ring_overflows: 0,
         }
     }
 }
 
 impl Metering for World {
-    async fn channels(self, _: Context, _: bool, _: Option<ChannelId>) -> Vec<ChannelStatus> {
-        Vec::new()
+    async fn channels(self, _: Context, _: bool, after: Option<ChannelId>) -> Vec<ChannelStatus> {
+        let payee = self.books();
+        let behind = payee.live.values();
+        let behind = behind.filter(|status| after.is_none_or(|after| status.channel > after));
+        behind.take(PAGE).cloned().collect()
     }
 
     async fn channel(self, _: Context, id: ChannelId) -> Result<ChannelStatus, ApiError> {
-        Err(unknown(id))
+        let status = self.books().live.get(&id).cloned();
+        status.ok_or_else(|| unknown(id))
     }
 
     async fn finish(self, _: Context, id: ChannelId) -> Result<FinalClaim, ApiError> {
@@ -501,7 +512,7 @@ impl Metering for World {
     }
 }
 
-fn status_of(channel: ChannelId) -> ChannelStatus {
+pub fn status_of(channel: ChannelId) -> ChannelStatus {
     ChannelStatus {
         channel,
         metered_bytes: 1,

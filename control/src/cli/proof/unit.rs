@@ -65,7 +65,7 @@ pub(in crate::cli) async fn make(
     let log_dir = &config.metering()?.service_log_dir;
     let rpc = Rpc::public(options)?;
     let genesis = rpc.check(rpc.client.genesis(chain.clone()).await)?;
-    let genesis: Genesis = serde_json::from_value(genesis)
+    let genesis: Genesis = serde_json::from_value(genesis.into())
         .map_err(|error| CliError::new("genesis", error.to_string(), "update this command"))?;
     let subject = StateSubject::Channel(channel);
     let proof = rpc.check(rpc.client.prove(chain, subject).await)?;
