@@ -11,6 +11,7 @@ mod elevate;
 mod fuzz;
 mod install;
 mod kernel;
+mod openrpc;
 mod packages;
 mod runners;
 mod test;
@@ -61,6 +62,8 @@ enum Door {
     Sim(runners::SimArguments),
     /// Look for bytes that upset a parser or a state machine of the payment path
     Fuzz(fuzz::FuzzArguments),
+    /// Have OpenRPC's own test tool call the RPC as its documents say; needs npm
+    Openrpc,
     /// Check the layering, the islands of unsafe code, the one home of the unit, the documentation
     Tidy,
     /// Build the BPF object from ebpf/program
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Door::Bench(arguments) => runners::bench(&workspace, arguments),
         Door::Sim(arguments) => runners::sim(&workspace, arguments),
         Door::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
+        Door::Openrpc => openrpc::run(&workspace),
         Door::Tidy => tidy::run(&workspace),
         Door::Ebpf { check: false } => ebpf::build(&workspace),
         Door::Ebpf { check: true } => ebpf::check(&workspace),

@@ -33,6 +33,9 @@ const SCHEMAS: &str = "/components/schemas";
 /// Where the document says how methods refuse.
 const REFUSAL: &str = "#/components/errors/Refused";
 
+/// An IPv4 address as text.
+const IPV4: &str = "^([0-9]{1,3}\\.){3}[0-9]{1,3}$";
+
 /// Declares a trait of methods as it stands, and a function that describes them.
 macro_rules! described {
     (fn $describe:ident; $($declaration:tt)*) => {
@@ -148,7 +151,7 @@ impl Description {
         let settings = SchemaSettings::draft07()
             .for_serialize()
             .with(|settings| settings.definitions_path = SCHEMAS.into())
-            .with_transform(RecursiveTransform(bound_integer));
+            .with_transform(RecursiveTransform(spell_out_format));
         Self {
             title,
             schemas: settings.into_generator(),
@@ -305,13 +308,16 @@ impl Method {
     }
 }
 
-/// JSON Schema has no format `uint64`, and strict validators refuse what they do not know. The
-/// bound says the same.
-fn bound_integer(schema: &mut Schema) {
-    let format = schema.get("format").and_then(Value::as_str);
-    let bits = format.and_then(|format| format.strip_prefix("uint")?.parse::<u32>().ok());
-    if let Some(bits @ 1..=64) = bits {
-        schema.remove("format");
+/// Says with a bound or a pattern what a format says: JSON Schema has no `uint64`, and strict
+/// validators refuse every format that they were not told of, `ipv4` too.
+fn spell_out_format(schema: &mut Schema) {
+    let Some(Value::String(format)) = schema.remove("format") else {
+        return;
+    };
+    let bits = format.strip_prefix("uint").map(str::parse::<u32>);
+    if let Some(Ok(bits @ 1..=64)) = bits {
         schema.insert("maximum".to_owned(), (u64::MAX >> (64 - bits)).into());
+    } else if format == "ipv4" {
+        schema.insert("pattern".to_owned(), IPV4.into());
     }
 }

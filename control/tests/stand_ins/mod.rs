@@ -2,6 +2,8 @@
 //! tests only: they hold what a test puts into them and remember what they were asked.
 #![allow(dead_code)]
 
+pub mod calls;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
