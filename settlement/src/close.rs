@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 use topnet_account::{Address, Amount, ChannelId};
 use topnet_api::{ApiError, BlockRef, ChainName, ClaimBytes, CloseProgress, HexBytes};
-use topnet_chain::{Chain, ChainEnded, Standing};
+use topnet_chain::{ChainEnded, Standing};
 use topnet_channel::SecretKey;
 use topnet_ledger::{
     state::{Account, Channel, ChannelState, account_key, channel_key},
@@ -14,20 +14,17 @@ use topnet_ledger::{
 use tracing::{info, warn};
 
 use crate::{
+    chains::{Chains, Running},
     held::{ClaimFault, Held, check, decode},
-    index::{ChannelEnd, CloseRecord, Index},
+    index::{ChannelEnd, CloseRecord, Index, IndexError},
     relay::record,
     start::TaskError,
 };
 
-/// Blocks between two looks at closes that are not final.
-const RETRY_BLOCKS: u64 = 5;
-
 /// Closes channels for the payee.
 #[derive(Clone)]
 pub(crate) struct Closer {
-    pub chain: Chain,
-    pub name: ChainName,
+    pub chains: Chains,
     pub payee: Arc<SecretKey>,
     pub index: Index,
     pub held: Held,
@@ -45,10 +42,14 @@ impl Closer {
         let _signing = self.signing.lock().await;
         if let Some(kept) = self.index.close(&id).map_err(unavailable)?
             && kept.refused.is_none()
+            && !self.is_superseded(&id, &kept).map_err(unavailable)?
         {
             return self.progress(&id, &kept).await;
         }
-        let channel = self.channel(&id).await?;
+        let (home, channel) = self.channel(&id).await?;
+        if home.halted {
+            return Err(dead_service(&home.name));
+        }
         if channel.payee != self.payee.address() {
             return Err(ApiError::new(
                 "not_the_payee",
@@ -73,14 +74,15 @@ impl Closer {
             .transpose()
             .map_err(|fault| malformed(&id, fault))?;
         let close = CloseByPayee { channel: id, claim };
-        let transaction = close.sign(&self.chain.genesis(), &self.payee);
+        let transaction = close.sign(&home.chain.genesis(), &self.payee);
         let kept = CloseRecord {
+            chain: home.name.clone(),
             id: transaction.id(),
             transaction: HexBytes(transaction.to_bytes()),
             refused: None,
         };
         self.keep(id, kept.clone()).await?;
-        match self.chain.submit(kept.transaction.0.clone()).await {
+        match home.chain.submit(kept.transaction.0.clone()).await {
             Ok(_) => info!(channel = %id, transaction = %kept.id, "closing"),
             Err(reason) if is_passing(reason.code) => {
                 info!(channel = %id, %reason, "the close waits for room");
@@ -92,6 +94,12 @@ impl Closer {
             }
         }
         self.progress(&id, &kept).await
+    }
+
+    /// True if the close was for a chain that died with it: the channel has gone on on main.
+    fn is_superseded(&self, id: &ChannelId, kept: &CloseRecord) -> Result<bool, IndexError> {
+        let home = self.index.channel(id)?;
+        Ok(home.is_some_and(|home| home.end.is_none() && home.chain != kept.chain))
     }
 
     /// The claim that was brought, or the one that is held if that is worth more: a metering that
@@ -129,20 +137,24 @@ impl Closer {
             for (id, kept) in self.index.closes()? {
                 self.retry(id, kept).await?;
             }
-            let next = self.chain.tip().height() + RETRY_BLOCKS;
-            self.chain.reached(next).await?;
+            tokio::time::sleep(self.chains.look_interval()).await;
         }
     }
 
     async fn retry(&self, id: ChannelId, kept: CloseRecord) -> Result<(), TaskError> {
-        if kept.refused.is_some() || self.index.transaction(&self.name, &kept.id)?.is_some() {
+        if kept.refused.is_some() || self.index.transaction(&kept.chain, &kept.id)?.is_some() {
             return Ok(());
         }
-        if let Standing::Waiting(_) = self.chain.standing(&kept.id) {
+        // A chain that is stopped takes it when it is started again, a dead one never.
+        let running = self.chains.get(&kept.chain).ok();
+        let Some(Running { chain, .. }) = running.filter(|running| !running.halted) else {
+            return Ok(());
+        };
+        if let Standing::Waiting(_) = chain.standing(&kept.id) {
             return Ok(());
         }
         // The state knows before the index does.
-        let channel: Option<Channel> = record(&self.chain, channel_key(&id)).await?;
+        let channel: Option<Channel> = record(&chain, channel_key(&id)).await?;
         let closed = channel.is_some_and(|channel| channel.state == ChannelState::Closed);
         if closed {
             let end = self.index.channel(&id)?.and_then(|record| record.end);
@@ -157,10 +169,10 @@ impl Closer {
             }
             return Ok(());
         }
-        if let Standing::Dropped(reason) = self.chain.standing(&kept.id) {
+        if let Standing::Dropped(reason) = chain.standing(&kept.id) {
             warn!(channel = %id, %reason, "a close was dropped; submitting it again");
         }
-        if let Err(reason) = self.chain.submit(kept.transaction.0).await {
+        if let Err(reason) = chain.submit(kept.transaction.0).await {
             warn!(channel = %id, %reason, "a close is refused; trying again");
         }
         Ok(())
@@ -207,18 +219,27 @@ impl Closer {
         parties: [Address; 2],
         end: &ChannelEnd,
     ) -> Result<Option<BlockRef>, TaskError> {
-        let Some(batch) = self.index.batch_from(end.block.height)? else {
+        let main = &self.chains.main().name;
+        if end.block.chain == *main {
+            return Ok(Some(end.block.clone()));
+        }
+        // A chain that is stopped tells nothing.
+        let Ok(Running { chain, .. }) = self.chains.get(&end.block.chain) else {
+            return Ok(None);
+        };
+        let service = chain.genesis();
+        let Some(batch) = self.index.batch_from(&service, end.block.height)? else {
             return Ok(None);
         };
         let mut settled = batch.main_block;
         for party in parties {
-            if let Some(paid) = self.index.payout_from(&party, batch.seq)? {
+            if let Some(paid) = self.index.payout_from(&service, &party, batch.seq)? {
                 if paid.height > settled.height {
                     settled = paid;
                 }
                 continue;
             }
-            let account: Option<Account> = record(&self.chain, account_key(&party)).await?;
+            let account: Option<Account> = record(&chain, account_key(&party)).await?;
             if account.is_some_and(|account| account.queued) {
                 return Ok(None);
             }
@@ -226,11 +247,9 @@ impl Closer {
         Ok(Some(settled))
     }
 
-    async fn channel(&self, id: &ChannelId) -> Result<Channel, ApiError> {
-        let channel: Option<Channel> = record(&self.chain, channel_key(id))
-            .await
-            .map_err(unavailable)?;
-        channel.ok_or_else(|| unknown_channel(id))
+    async fn channel(&self, id: &ChannelId) -> Result<(Running, Channel), ApiError> {
+        let found = self.chains.channel(id).await.map_err(unavailable)?;
+        found.ok_or_else(|| unknown_channel(id))
     }
 
     async fn keep(&self, id: ChannelId, record: CloseRecord) -> Result<(), ApiError> {
@@ -269,6 +288,15 @@ fn is_passing(code: &str) -> bool {
     matches!(
         code,
         "mempool_full" | "account_queue_full" | "nonce_taken" | "chain_ended"
+    )
+}
+
+/// What whoever wants something of a dead service is told.
+pub(crate) fn dead_service(name: &ChainName) -> ApiError {
+    ApiError::new(
+        "service_dead",
+        format!("main holds service `{name}` dead: nothing happens on its chain any more"),
+        "recover what is in it: `topnet wallet recover`",
     )
 }
 

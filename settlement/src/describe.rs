@@ -114,6 +114,74 @@ pub(crate) fn describe(event: &Event) -> String {
             "accepted batch {seq} of service {service}, cut at {height}: {total} in all, {burn} \
              burned"
         ),
+        Event::PayoutWaits {
+            service,
+            seq,
+            account,
+            amount,
+            place,
+        } => format!(
+            "let {amount} to {account} from batch {seq} of service {service} wait at place {place}"
+        ),
+        Event::WaitingPaid {
+            service,
+            place,
+            account,
+            amount,
+            rest,
+        } => format!(
+            "paid {amount} to {account} that waited at place {place} of service {service}, {rest} \
+             still waits"
+        ),
+        Event::Registered {
+            service,
+            name,
+            owner,
+            deposit,
+            fee,
+        } => format!(
+            "registered service {service} as `{name}` for {owner}, deposit {deposit}, fee {fee}"
+        ),
+        Event::RecoveryBegun {
+            service,
+            height,
+            credited,
+            burn,
+        } => format!(
+            "began to recover dead service {service} as of its block {height}, {credited} funds \
+             credited, {burn} burned"
+        ),
+        Event::AccountRecovered {
+            service,
+            account,
+            amount,
+            fee,
+        } => format!("recovered {amount} of {account} from service {service}, fee {fee}"),
+        Event::ChannelRecovered {
+            service,
+            channel,
+            allocation,
+            paid,
+            deadline,
+            fee,
+            ..
+        } => format!(
+            "recovered channel {channel} from service {service} with {allocation} of which {paid} \
+             was paid, claims until block {deadline}, fee {fee}"
+        ),
+        Event::FundReturned {
+            service,
+            seq,
+            funder,
+            amount,
+            fee,
+        } => format!(
+            "returned {amount} to {funder} that service {service} had not credited (fund {seq}), \
+             fee {fee}"
+        ),
+        Event::Dissolved { service, deposit } => {
+            format!("dissolved service {service}, returned the deposit of {deposit}")
+        }
         Event::PaidOut {
             service,
             seq,

@@ -7,7 +7,7 @@
 //! are not derived from anything; they stand apart, are synced, and survive that.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,22 +19,29 @@ use serde::{Serialize, de::DeserializeOwned};
 use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{BlockRef, ChainName, DayEarnings, HexBytes, PaidClaim};
 use topnet_chain::FinalBlock;
-use topnet_ledger::event::{Event, decode_events};
+use topnet_ledger::{
+    event::{Event, decode_events},
+    machine::Key,
+    outbox::{Fund, OutboxHead},
+    state::{Heads, Record as _, heads_key as heads_state_key},
+};
 
 mod record;
 
 pub(crate) use record::{
     BatchRecord, ChannelEnd, ChannelRecord, CloseRecord, DayRecord, TransactionRecord,
+    WaitingRecord,
 };
 use record::{
-    claimed_key, cursor_key, day_key, outbox_key, party_key, payout_key, transaction_key,
+    batch_key, claimed_key, cursor_key, day_key, genesis_key, heads_key, outbox_key, outboxes_key,
+    party_key, payout_key, transaction_key, waiting_key,
 };
 
 /// A key and its value, as stored.
 type Entry = (Box<[u8]>, Box<[u8]>);
 
 /// Raised whenever the format below changes.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// Channels of one party, claims on a channel or days of a payee in one answer, at most.
 pub(crate) const PAGE_MAX: usize = 1_000;
 const DAY_MS: u64 = 86_400_000;
@@ -47,6 +54,7 @@ const CLOSING: &str = "closing";
 const BATCHES: &str = "batches";
 const PAYOUTS: &str = "payouts";
 const OUTBOXES: &str = "outboxes";
+const HEADS: &str = "heads";
 const CLAIMED: &str = "claimed";
 const DAYS: &str = "days";
 const CLOSES: &str = "closes";
@@ -55,7 +63,7 @@ const CURSOR_BLOCKS: u64 = 64;
 /// Key of the version and the chains that an index was made for.
 const IDENTITY: &[u8] = b"identity";
 /// All that is made of blocks.
-const DERIVED: [&str; 10] = [
+const DERIVED: [&str; 11] = [
     META,
     TRANSACTIONS,
     CHANNELS,
@@ -64,6 +72,7 @@ const DERIVED: [&str; 10] = [
     BATCHES,
     PAYOUTS,
     OUTBOXES,
+    HEADS,
     CLAIMED,
     DAYS,
 ];
@@ -103,8 +112,8 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// Opens the index of chains that are called and start as `chains` says.
-    pub(crate) fn open(path: &Path, chains: &[(ChainName, Hash)]) -> Result<Self, IndexError> {
+    /// Opens the index of the chains around the main chain with this genesis.
+    pub(crate) fn open(path: &Path, main: &Hash) -> Result<Self, IndexError> {
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
@@ -116,7 +125,7 @@ impl Index {
             source,
         };
         let mut database = DB::open_cf_descriptors(&options, path, tables).map_err(failed)?;
-        let identity = serde_json::json!({ "version": VERSION, "chains": chains }).to_string();
+        let identity = serde_json::json!({ "version": VERSION, "main": main }).to_string();
         let meta = database
             .cf_handle(META)
             .map(|meta| database.get_cf(meta, IDENTITY));
@@ -139,6 +148,31 @@ impl Index {
         Ok(index)
     }
 
+    /// Prepares for the blocks of a chain that starts as `genesis` and `state` say.
+    pub(crate) fn begin(
+        &self,
+        chain: &ChainName,
+        genesis: &Hash,
+        state: &BTreeMap<Key, Vec<u8>>,
+    ) -> Result<(), IndexError> {
+        let known: Option<Hash> = self.get(META, &genesis_key(chain))?;
+        match known {
+            Some(known) if known == *genesis => return Ok(()),
+            Some(_) => {
+                let problem = format!("it knows another chain `{chain}`");
+                return Err(self.unreadable(META, problem));
+            }
+            None => {}
+        }
+        let heads = state.get(&heads_state_key());
+        let heads = heads.map_or(Ok(Heads::default()), |bytes| Heads::from_bytes(bytes));
+        let Heads(heads) = heads.map_err(|error| self.unreadable(META, error))?;
+        let mut batch = self.batch();
+        batch.put(META, &outboxes_key(chain), &stored_heads(&heads))?;
+        batch.put(META, &genesis_key(chain), genesis)?;
+        batch.write()
+    }
+
     /// Height of the next block of `chain` to be taken in.
     pub(crate) fn cursor(&self, chain: &ChainName) -> Result<u64, IndexError> {
         Ok(self.get(META, &cursor_key(chain))?.unwrap_or(1))
@@ -159,6 +193,8 @@ impl Index {
             channels: HashMap::new(),
             days: HashMap::new(),
             claims: 0,
+            outboxes: None,
+            waiting: HashMap::new(),
         };
         for receipt in &block.receipts {
             let record = TransactionRecord {
@@ -178,6 +214,16 @@ impl Index {
         }
         for (payee, record) in changes.days {
             batch.put(DAYS, &day_key(&payee, changes.day_ms, chain), &record)?;
+        }
+        if let Some(heads) = changes.outboxes {
+            let stored = stored_heads(&heads);
+            for head in &heads {
+                let key = heads_key(chain, &head.destination, head.next);
+                if self.bytes(HEADS, &key)?.is_none() {
+                    batch.put(HEADS, &key, &stored)?;
+                }
+            }
+            batch.put(META, &outboxes_key(chain), &stored)?;
         }
         let outbox_key = outbox_key(chain, &block.header.outbox());
         let outbox_known = self.bytes(OUTBOXES, &outbox_key)?.is_some();
@@ -217,6 +263,7 @@ impl Index {
                 let (payer, payee) = (*payer, *payee);
                 let payee_fees = Amount::ZERO;
                 let record = ChannelRecord {
+                    chain: changes.place.chain.clone(),
                     payer,
                     payee,
                     payee_fees,
@@ -274,24 +321,136 @@ impl Index {
                     batch.put_bytes(CLOSING, &party_key(&record.payee, channel), &[]);
                 }
             }
-            Event::BatchAccepted { seq, height, .. } => {
+            Event::ChannelRecovered {
+                channel,
+                payer,
+                payee,
+                ..
+            } => {
+                let (payer, payee) = (*payer, *payee);
+                let known = self.known(&mut changes.channels, channel)?.cloned();
+                let known = known.unwrap_or(ChannelRecord {
+                    chain: changes.place.chain.clone(),
+                    payer,
+                    payee,
+                    payee_fees: Amount::ZERO,
+                    units: 0,
+                    end: None,
+                });
+                let record = ChannelRecord {
+                    chain: changes.place.chain.clone(),
+                    // What its chain did after the state that counts is void.
+                    end: None,
+                    ..known
+                };
+                changes.channels.insert(*channel, record);
+                for party in [payer, payee] {
+                    batch.put_bytes(PARTIES, &party_key(&party, channel), &[]);
+                }
+                batch.put_bytes(CLOSING, &party_key(&payee, channel), &[]);
+            }
+            Event::Funded {
+                service,
+                funder,
+                beneficiary,
+                amount,
+                ..
+            } => {
+                let fund = Fund {
+                    funder: *funder,
+                    beneficiary: *beneficiary,
+                    amount: *amount,
+                };
+                let lost = || self.unreadable(META, "an outbox is not known");
+                let outboxes = self.outboxes(changes)?;
+                let head = outboxes.iter_mut().find(|one| one.destination == *service);
+                let head = head.ok_or_else(lost)?;
+                *head = head.push(&fund.to_bytes()).ok_or_else(lost)?;
+            }
+            Event::Registered { service, .. } => {
+                self.outboxes(changes)?.push(OutboxHead::empty(*service));
+            }
+            Event::Dissolved { service, .. } => {
+                let outboxes = self.outboxes(changes)?;
+                outboxes.retain(|one| one.destination != *service);
+            }
+            Event::BatchAccepted {
+                service,
+                seq,
+                height,
+                ..
+            } => {
                 let record = BatchRecord {
                     seq: *seq,
                     main_block: changes.place.clone(),
                 };
-                batch.put(BATCHES, &height.to_be_bytes(), &record)?;
+                batch.put(BATCHES, &batch_key(service, *height), &record)?;
             }
-            Event::PaidOut { seq, account, .. } => {
-                batch.put(PAYOUTS, &payout_key(account, *seq), &changes.place)?;
+            Event::PaidOut {
+                service,
+                seq,
+                account,
+                ..
+            } => {
+                batch.put(PAYOUTS, &payout_key(service, account, *seq), &changes.place)?;
             }
-            Event::Transferred { .. }
-            | Event::Funded { .. }
+            Event::PayoutWaits {
+                service,
+                seq,
+                account,
+                place,
+                ..
+            } => {
+                let waiting = WaitingRecord {
+                    account: *account,
+                    seq: *seq,
+                };
+                batch.put(META, &waiting_key(service, *place), &waiting)?;
+                changes.waiting.insert((*service, *place), waiting);
+            }
+            Event::WaitingPaid {
+                service,
+                place,
+                rest,
+                ..
+            } if rest.is_zero() => {
+                let key = waiting_key(service, *place);
+                let waiting = match changes.waiting.remove(&(*service, *place)) {
+                    Some(waiting) => Some(waiting),
+                    None => self.get(META, &key)?,
+                };
+                if let Some(WaitingRecord { account, seq }) = waiting {
+                    batch.put(PAYOUTS, &payout_key(service, &account, seq), &changes.place)?;
+                }
+                batch.delete(META, &key);
+            }
+            Event::WaitingPaid { .. }
+            | Event::RecoveryBegun { .. }
+            | Event::AccountRecovered { .. }
+            | Event::FundReturned { .. }
+            | Event::Transferred { .. }
             | Event::Credited { .. }
             | Event::Withdrawn { .. }
             | Event::ToppedUp { .. }
             | Event::BatchCut { .. } => {}
         }
         Ok(())
+    }
+
+    /// Where the block's chain has its outboxes so far.
+    fn outboxes<'a>(
+        &self,
+        changes: &'a mut Changes,
+    ) -> Result<&'a mut Vec<OutboxHead>, IndexError> {
+        let known = match changes.outboxes.take() {
+            Some(known) => known,
+            None => {
+                let key = outboxes_key(&changes.place.chain);
+                let stored: Vec<StoredHead> = self.get(META, &key)?.unwrap_or_default();
+                heads_of(stored)
+            }
+        };
+        Ok(changes.outboxes.insert(known))
     }
 
     fn take_claim(
@@ -439,17 +598,35 @@ impl Index {
     }
 
     /// The first accepted batch that the service cut at `height` or later.
-    pub(crate) fn batch_from(&self, height: u64) -> Result<Option<BatchRecord>, IndexError> {
-        self.first(BATCHES, &height.to_be_bytes(), &[])
+    pub(crate) fn batch_from(
+        &self,
+        service: &Hash,
+        height: u64,
+    ) -> Result<Option<BatchRecord>, IndexError> {
+        self.first(BATCHES, &batch_key(service, height), service.as_ref())
     }
 
     /// The block of main with the first payout to `account` in batch `seq` or a later one.
     pub(crate) fn payout_from(
         &self,
+        service: &Hash,
         account: &Address,
         seq: u64,
     ) -> Result<Option<BlockRef>, IndexError> {
-        self.first(PAYOUTS, &payout_key(account, seq), account.as_bytes())
+        let key = payout_key(service, account, seq);
+        let prefix = &key[..Hash::SIZE + Address::SIZE];
+        self.first(PAYOUTS, &key, prefix)
+    }
+
+    /// Where all outboxes of a chain stood when one of them first stood at `head`.
+    pub(crate) fn outboxes_at(
+        &self,
+        chain: &ChainName,
+        head: &OutboxHead,
+    ) -> Result<Option<Vec<OutboxHead>>, IndexError> {
+        let key = heads_key(chain, &head.destination, head.next);
+        let stored: Option<Vec<StoredHead>> = self.get(HEADS, &key)?;
+        Ok(stored.map(heads_of))
     }
 
     /// The first block whose header has this outbox commitment.
@@ -585,6 +762,27 @@ struct Changes {
     days: HashMap<Address, DayRecord>,
     /// Claims so far.
     claims: u32,
+    /// Where the outboxes stand, once the block has put something in.
+    outboxes: Option<Vec<OutboxHead>>,
+    /// Payouts that began to wait in this block.
+    waiting: HashMap<(Hash, u64), WaitingRecord>,
+}
+
+/// An outbox's destination, next number and root.
+type StoredHead = (Hash, u64, Hash);
+
+fn stored_heads(heads: &[OutboxHead]) -> Vec<StoredHead> {
+    let stored = |head: &OutboxHead| (head.destination, head.next, head.root);
+    heads.iter().map(stored).collect()
+}
+
+fn heads_of(stored: Vec<StoredHead>) -> Vec<OutboxHead> {
+    let head = |(destination, next, root)| OutboxHead {
+        destination,
+        next,
+        root,
+    };
+    stored.into_iter().map(head).collect()
 }
 
 /// Writes that happen all or none.

@@ -18,7 +18,7 @@ use topnet_ledger::{
 };
 use tracing::{debug, info, warn};
 
-use crate::{index::Index, start::TaskError};
+use crate::{chains::Running, index::Index, start::TaskError};
 
 /// Bytes of an import beside its entries and proof: heads and frame.
 const FRAME_BYTES_MAX: usize = 8 * 1024;
@@ -28,11 +28,11 @@ pub(crate) trait Cargo: Send + Sync + 'static {
     type Entry: OutboxEntry + Send + Sync;
     const NAME: &'static str;
 
-    /// How far the destination has taken the source's outbox.
+    /// How far the destination has taken the source's outbox; `None` if it does not take any.
     fn inbox(
         source: &Chain,
         destination: &Chain,
-    ) -> impl Future<Output = Result<OutboxHead, TaskError>> + Send;
+    ) -> impl Future<Output = Result<Option<OutboxHead>, TaskError>> + Send;
 
     fn body(import: Import<Self::Entry>) -> Body;
 }
@@ -44,13 +44,12 @@ impl Cargo for Funds {
     type Entry = Fund;
     const NAME: &'static str = "funds";
 
-    async fn inbox(_: &Chain, destination: &Chain) -> Result<OutboxHead, TaskError> {
+    async fn inbox(_: &Chain, destination: &Chain) -> Result<Option<OutboxHead>, TaskError> {
         let link: Option<MainLink> = record(destination, main_link_key()).await?;
-        Ok(link
-            .ok_or(TaskError::StateLost {
-                what: "link to main",
-            })?
-            .inbox)
+        let link = link.ok_or(TaskError::StateLost {
+            what: "link to main",
+        })?;
+        Ok(Some(link.inbox))
     }
 
     fn body(import: Import<Fund>) -> Body {
@@ -65,13 +64,10 @@ impl Cargo for Batches {
     type Entry = Batch;
     const NAME: &'static str = "batches";
 
-    async fn inbox(source: &Chain, destination: &Chain) -> Result<OutboxHead, TaskError> {
+    async fn inbox(source: &Chain, destination: &Chain) -> Result<Option<OutboxHead>, TaskError> {
         let service: Option<Service> = record(destination, service_key(&source.genesis())).await?;
-        Ok(service
-            .ok_or(TaskError::StateLost {
-                what: "record of the service",
-            })?
-            .inbox)
+        // It may not be registered yet.
+        Ok(service.map(|service| service.inbox))
     }
 
     fn body(import: Import<Batch>) -> Body {
@@ -91,15 +87,14 @@ pub(crate) async fn record<R: Record>(
 
 /// Carries `C` from `source` to `destination`, for good.
 pub(crate) async fn relay<C: Cargo>(
-    source: Chain,
-    source_name: ChainName,
-    destination: Chain,
+    source: Running,
+    destination: Running,
     index: Index,
 ) -> Result<(), TaskError> {
     let mut relay = Relay::<C> {
-        source,
-        source_name,
-        destination,
+        source: source.chain,
+        source_name: source.name,
+        destination: destination.chain,
         index,
         waiting: None,
         refused: None,
@@ -147,7 +142,9 @@ impl<C: Cargo> Relay<C> {
     /// Does what there is to do; true if the destination has all that the source had to say
     /// when this began.
     async fn step(&mut self) -> Result<bool, TaskError> {
-        let inbox = C::inbox(&self.source, &self.destination).await?;
+        let Some(inbox) = C::inbox(&self.source, &self.destination).await? else {
+            return Ok(false);
+        };
         if let Some((first, id)) = self.waiting {
             let waits = matches!(self.destination.standing(&id), Standing::Waiting(_));
             if first == inbox.next && waits {
@@ -192,13 +189,12 @@ impl<C: Cargo> Relay<C> {
     async fn import(&self, inbox: &OutboxHead) -> Result<Found<C::Entry>, TaskError> {
         let heads: Option<Heads> = record(&self.source, heads_key()).await?;
         let Heads(heads) = heads.unwrap_or_default();
+        // Main has none for a service that it does not know yet, or any more.
         let Some(head) = heads
             .iter()
             .find(|head| head.destination == inbox.destination)
         else {
-            return Err(TaskError::StateLost {
-                what: "outbox to the other chain",
-            });
+            return Ok(Found::Nothing);
         };
         if head.next <= inbox.next {
             return Ok(Found::Nothing);
@@ -243,9 +239,8 @@ impl<C: Cargo> Relay<C> {
         let mut entries = Vec::new();
         for key in keys {
             let Some(bytes) = view.values.get(&key).cloned().flatten() else {
-                return Err(TaskError::StateLost {
-                    what: "outbox entry",
-                });
+                // Funds of a dead service go back one by one, and are nothing to carry.
+                break;
             };
             // Each entry has a length before it.
             let Some(left) = room.checked_sub(bytes.len() + 4) else {
@@ -275,8 +270,9 @@ impl<C: Cargo> Relay<C> {
                 heads.to_vec()
             } else if heads.len() == 1 {
                 vec![*head]
+            } else if let Some(heads) = self.index.outboxes_at(&self.source_name, head)? {
+                heads
             } else {
-                // Where the other outboxes stood at an earlier header is not known here.
                 continue;
             };
             let commitment = commitment(&heads);

@@ -1,17 +1,19 @@
 //! Answers the other processes.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use tarpc::context::Context;
-use tokio::sync::watch;
 use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BlockRef, BlockView, ChainName, ChainParameters, ChainTip, ChannelState,
     ChannelView, ClaimBytes, ClaimReport, CloseProgress, DayEarnings, ExecutedTransaction,
-    HeldClaim, HexBytes, PaidClaim, ServiceView, Settlement, StateProof, StateSubject,
-    SubmittedTransaction, TransactionStatus,
+    HeldClaim, HexBytes, HostedService, HostedState, NewService, PaidClaim, RecoverySubject,
+    ServiceView, Settlement, StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
-use topnet_chain::{Chain, FinalBlock, Standing};
+use topnet_chain::{FinalBlock, Standing};
 use topnet_ledger::{
     CodecError, Genesis,
     event::decode_events,
@@ -25,64 +27,46 @@ use topnet_ledger::{
 };
 
 use crate::{
-    close::{Closer, unavailable, unknown_channel},
+    chains::Chains,
+    close::{Closer, dead_service, unavailable, unknown_channel},
     describe::describe,
     index::{Index, TransactionRecord},
+    registrar::Registrar,
     relay::record,
+    rescue::Rescue,
     tower::Tower,
 };
 
 /// Longest wait for a block that is newer than one that the asker has.
 const TIP_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// A chain that runs here.
-#[derive(Clone)]
-pub(crate) struct RunningChain {
-    pub chain: Chain,
-    pub genesis: Arc<Genesis>,
-    /// Height up to which the index has it.
-    pub indexed: watch::Receiver<u64>,
-}
-
 /// Settlement's answers. Clones answer the same.
 #[derive(Clone)]
 pub struct Service {
-    pub(crate) chains: Arc<BTreeMap<ChainName, RunningChain>>,
-    pub(crate) main: ChainName,
-    pub(crate) service: ChainName,
+    pub(crate) chains: Chains,
     pub(crate) index: Index,
     pub(crate) closer: Closer,
     pub(crate) tower: Tower,
+    pub(crate) registrar: Registrar,
+    pub(crate) rescue: Rescue,
     pub(crate) payee: Address,
 }
 
 impl Service {
-    fn chain(&self, name: &ChainName) -> Result<&RunningChain, ApiError> {
-        self.chains.get(name).ok_or_else(|| {
-            let known: Vec<&str> = self.chains.keys().map(|name| name.0.as_str()).collect();
-            let mend = format!("name one of {}", known.join(", "));
-            ApiError::new(
-                "chain_unknown",
-                format!("no chain `{name}` runs here"),
-                mend,
-            )
-        })
-    }
-
     fn indexed(&self, chain: &ChainName, id: &Hash) -> Result<Option<TransactionRecord>, ApiError> {
         self.index.transaction(chain, id).map_err(unavailable)
     }
 
-    /// Waits until the index has all that is final now.
-    async fn catch_up(&self, running: &RunningChain) -> Result<(), ApiError> {
-        let height = running.chain.tip().height();
-        let mut indexed = running.indexed.clone();
-        let reached = indexed.wait_for(|reached| *reached >= height).await;
-        reached.map(|_| ()).map_err(unavailable)
+    /// Waits until the index has all that is final now on every chain.
+    async fn catch_up(&self) -> Result<(), ApiError> {
+        for running in self.chains.running() {
+            running.catch_up().await?;
+        }
+        Ok(())
     }
 
     async fn status(&self, name: &ChainName, id: Hash) -> Result<TransactionStatus, ApiError> {
-        let running = self.chain(name)?;
+        let running = self.chains.get(name)?;
         if let Some(found) = self.indexed(name, &id)? {
             return status_of(id, &found);
         }
@@ -101,7 +85,7 @@ impl Service {
             Standing::Dropped(reason) => Err(refused(reason)),
             Standing::Unknown => {
                 // It may have left the mempool for a block that the index has yet to see.
-                self.catch_up(running).await?;
+                running.catch_up().await?;
                 if let Some(found) = self.indexed(name, &id)? {
                     return status_of(id, &found);
                 }
@@ -114,51 +98,91 @@ impl Service {
         }
     }
 
-    /// Channels as of the newest final block; one that is not there is left out.
+    /// Channels as of the newest final blocks; one that is not there is left out.
     async fn views(&self, ids: Vec<ChannelId>) -> Result<Vec<ChannelView>, ApiError> {
-        let running = self.chain(&self.service)?;
-        let keys = ids.iter().map(channel_key).collect();
-        let state = running.chain.read(keys).await.map_err(unavailable)?;
-        let view = |id: ChannelId| {
-            let value = state.values.get(&channel_key(&id)).cloned().flatten()?;
-            Some(Channel::from_bytes(&value).map(|channel| self.view(id, &channel)))
-        };
-        ids.into_iter()
-            .filter_map(view)
-            .collect::<Result<_, _>>()
-            .map_err(unavailable)
+        let mut by_chain: BTreeMap<ChainName, Vec<ChannelId>> = BTreeMap::new();
+        for id in &ids {
+            if let Some(known) = self.index.channel(id).map_err(unavailable)? {
+                by_chain.entry(known.chain).or_default().push(*id);
+            }
+        }
+        let mut views = HashMap::new();
+        for (name, ids) in by_chain {
+            // A chain that is stopped tells nothing of its channels.
+            let Ok(running) = self.chains.get(&name) else {
+                continue;
+            };
+            let keys = ids.iter().map(channel_key).collect();
+            let state = running.chain.read(keys).await.map_err(unavailable)?;
+            for id in ids {
+                if let Some(Some(value)) = state.values.get(&channel_key(&id)) {
+                    let channel = Channel::from_bytes(value).map_err(unavailable)?;
+                    views.insert(id, view(&name, id, &channel));
+                }
+            }
+        }
+        Ok(ids.iter().filter_map(|id| views.remove(id)).collect())
     }
 
-    fn view(&self, id: ChannelId, channel: &Channel) -> ChannelView {
-        ChannelView {
-            id,
-            chain: self.service.clone(),
-            payer: channel.payer,
-            payee: channel.payee,
-            signer: channel.signer,
-            allocation: channel.allocation,
-            paid: channel.paid,
-            close_window: channel.close_window.into(),
-            expiry: channel.expiry,
-            state: match channel.state {
-                state::ChannelState::Open => ChannelState::Open,
-                state::ChannelState::Closing { deadline } => ChannelState::Closing { deadline },
-                state::ChannelState::Closed => ChannelState::Closed,
-            },
+    fn must_be_hosted(&self, chain: &ChainName) -> Result<(), ApiError> {
+        if self.chains.hosted().contains_key(chain) {
+            return Ok(());
         }
+        Err(ApiError::new(
+            "service_unknown",
+            format!("no service `{chain}` was created here"),
+            "`topnet chain list` names those that were",
+        ))
+    }
+
+    fn service_view(&self, name: &ChainName, id: Hash, found: &ServiceRecord) -> ServiceView {
+        let rules = &self.chains.main().genesis.rules;
+        ServiceView {
+            chain: name.clone(),
+            genesis: id,
+            escrow: found.escrow,
+            batches: found.inbox.next,
+            waiting: found.waiting_amount,
+            owner: found.owner,
+            deposit: found.deposit,
+            accepted_height: found.height,
+            dead_from: found.dead_from(rules),
+            dead: self.chains.is_dead(found),
+            recovering: found.recovery.is_some(),
+        }
+    }
+}
+
+fn view(chain: &ChainName, id: ChannelId, channel: &Channel) -> ChannelView {
+    ChannelView {
+        id,
+        chain: chain.clone(),
+        payer: channel.payer,
+        payee: channel.payee,
+        signer: channel.signer,
+        allocation: channel.allocation,
+        paid: channel.paid,
+        close_window: channel.close_window.into(),
+        expiry: channel.expiry,
+        state: match channel.state {
+            state::ChannelState::Open => ChannelState::Open,
+            state::ChannelState::Closing { deadline } => ChannelState::Closing { deadline },
+            state::ChannelState::Closed => ChannelState::Closed,
+        },
     }
 }
 
 impl Settlement for Service {
     async fn chains(self, _: Context) -> Vec<ChainParameters> {
-        let chains = self.chains.iter();
+        let chains = self.chains.running();
         chains
-            .map(|(name, running)| parameters(name, &running.genesis))
+            .iter()
+            .map(|running| parameters(&running.name, &running.genesis))
             .collect()
     }
 
     async fn tip(self, _: Context, chain: ChainName) -> Result<ChainTip, ApiError> {
-        let tip = self.chain(&chain)?.chain.tip();
+        let tip = self.chains.get(&chain)?.chain.tip();
         Ok(ChainTip {
             block: BlockRef {
                 chain,
@@ -176,16 +200,19 @@ impl Settlement for Service {
         chain: ChainName,
         transaction: Vec<u8>,
     ) -> Result<SubmittedTransaction, ApiError> {
-        let running = self.chain(&chain)?;
+        let running = self.chains.get(&chain)?;
         let id = transaction_id(&transaction);
         if self.indexed(&chain, &id)?.is_some() {
             return Ok(SubmittedTransaction { id });
+        }
+        if running.halted {
+            return Err(dead_service(&chain));
         }
         let Err(reason) = running.chain.submit(transaction).await else {
             return Ok(SubmittedTransaction { id });
         };
         // It may have become final before the index has it; then the state bears it out no more.
-        self.catch_up(running).await?;
+        running.catch_up().await?;
         match self.indexed(&chain, &id)? {
             Some(_) => Ok(SubmittedTransaction { id }),
             None => Err(refused(reason)),
@@ -207,7 +234,7 @@ impl Settlement for Service {
         chain: ChainName,
         address: Address,
     ) -> Result<AccountView, ApiError> {
-        let running = self.chain(&chain)?;
+        let running = self.chains.get(&chain)?;
         let account: Option<Account> = record(&running.chain, account_key(&address))
             .await
             .map_err(unavailable)?;
@@ -220,11 +247,9 @@ impl Settlement for Service {
     }
 
     async fn channel(self, _: Context, id: ChannelId) -> Result<ChannelView, ApiError> {
-        let chain = &self.chain(&self.service)?.chain;
-        let channel: Option<Channel> =
-            record(chain, channel_key(&id)).await.map_err(unavailable)?;
-        channel
-            .map(|channel| self.view(id, &channel))
+        let found = self.chains.channel(&id).await.map_err(unavailable)?;
+        found
+            .map(|(home, channel)| view(&home.name, id, &channel))
             .ok_or_else(|| unknown_channel(&id))
     }
 
@@ -234,7 +259,7 @@ impl Settlement for Service {
         party: Address,
         after: Option<ChannelId>,
     ) -> Result<Vec<ChannelView>, ApiError> {
-        self.catch_up(self.chain(&self.service)?).await?;
+        self.catch_up().await?;
         let ids = self.index.channels_of(&party, after.as_ref());
         self.views(ids.map_err(unavailable)?).await
     }
@@ -245,16 +270,18 @@ impl Settlement for Service {
         payee: Address,
         after: Option<ChannelId>,
     ) -> Result<Vec<ChannelView>, ApiError> {
-        self.catch_up(self.chain(&self.service)?).await?;
+        self.catch_up().await?;
         let ids = self.index.closing_of(&payee, after.as_ref());
         self.views(ids.map_err(unavailable)?).await
     }
 
     async fn service(self, _: Context, chain: ChainName) -> Result<ServiceView, ApiError> {
-        let id = self.chain(&chain)?.chain.genesis();
-        let main = &self.chain(&self.main)?.chain;
-        let found: Option<ServiceRecord> =
-            record(main, service_key(&id)).await.map_err(unavailable)?;
+        let hosted = self.chains.hosted().remove(&chain);
+        let id = match hosted {
+            Some(hosted) => hosted.record.genesis.hash(),
+            None => self.chains.get(&chain)?.chain.genesis(),
+        };
+        let found = self.chains.on_main(&id).await.map_err(unavailable)?;
         let Some(found) = found else {
             let mend = "name a service's chain; topnet_chains lists them";
             return Err(ApiError::new(
@@ -263,11 +290,54 @@ impl Settlement for Service {
                 mend,
             ));
         };
-        Ok(ServiceView {
-            chain,
-            escrow: found.escrow,
-            batches: found.inbox.next,
-        })
+        Ok(self.service_view(&chain, id, &found))
+    }
+
+    async fn services(self, _: Context) -> Result<Vec<HostedService>, ApiError> {
+        let mut services = Vec::new();
+        for (chain, hosted) in self.chains.hosted() {
+            let genesis = hosted.record.genesis.hash();
+            let found = self.chains.on_main(&genesis).await.map_err(unavailable)?;
+            let running = hosted.running;
+            services.push(HostedService {
+                genesis,
+                state: match &running {
+                    None => HostedState::Stopped,
+                    Some(running) if running.halted => HostedState::Halted,
+                    Some(_) => HostedState::Running,
+                },
+                height: running.map(|running| running.chain.tip().height()),
+                on_main: found.map(|found| self.service_view(&chain, genesis, &found)),
+                problem: hosted.problem,
+                chain,
+            });
+        }
+        Ok(services)
+    }
+
+    async fn create_service(self, _: Context, new: NewService) -> Result<(), ApiError> {
+        self.registrar.create(new).await
+    }
+
+    async fn stop_service(self, _: Context, chain: ChainName) -> Result<(), ApiError> {
+        self.must_be_hosted(&chain)?;
+        self.chains.stop(&chain).await.map_err(unavailable)
+    }
+
+    async fn start_service(self, _: Context, chain: ChainName) -> Result<(), ApiError> {
+        self.must_be_hosted(&chain)?;
+        self.chains.resume(&chain).await.map_err(unavailable)
+    }
+
+    async fn recovery(
+        self,
+        _: Context,
+        chain: ChainName,
+        subject: RecoverySubject,
+    ) -> Result<Vec<u8>, ApiError> {
+        let running = self.chains.get(&chain)?;
+        let transaction = self.rescue.prove(&running, &subject).await?;
+        Ok(transaction.to_bytes())
     }
 
     async fn payee(self, _: Context) -> Address {
@@ -284,7 +354,7 @@ impl Settlement for Service {
     }
 
     async fn block(self, _: Context, chain: ChainName, height: u64) -> Result<BlockView, ApiError> {
-        let running = self.chain(&chain)?;
+        let running = self.chains.get(&chain)?;
         let found = running.chain.block_at(height).await.map_err(unavailable)?;
         let found = found.ok_or_else(|| {
             let tip = running.chain.tip().height();
@@ -303,7 +373,7 @@ impl Settlement for Service {
         chain: ChainName,
         height: u64,
     ) -> Result<ChainTip, ApiError> {
-        let running = self.chain(&chain)?;
+        let running = self.chains.get(&chain)?;
         let above = running.chain.reached(height.saturating_add(1));
         // Whoever waits asks again; a chain that stands still must not keep him.
         let _ = tokio::time::timeout(TIP_WAIT_MAX, above).await;
@@ -316,7 +386,7 @@ impl Settlement for Service {
         id: ChannelId,
         height: u64,
     ) -> Result<Vec<PaidClaim>, ApiError> {
-        self.catch_up(self.chain(&self.service)?).await?;
+        self.catch_up().await?;
         self.index.paid_claims(&id, height).map_err(unavailable)
     }
 
@@ -326,7 +396,7 @@ impl Settlement for Service {
         payee: Address,
         from_ms: u64,
     ) -> Result<Vec<DayEarnings>, ApiError> {
-        self.catch_up(self.chain(&self.service)?).await?;
+        self.catch_up().await?;
         self.index.earnings(&payee, from_ms).map_err(unavailable)
     }
 
@@ -336,7 +406,7 @@ impl Settlement for Service {
         chain: ChainName,
         subject: StateSubject,
     ) -> Result<StateProof, ApiError> {
-        let running = self.chain(&chain)?;
+        let running = self.chains.get(&chain)?;
         let key = match (&subject, &running.genesis.role) {
             (StateSubject::Account(address), _) => account_key(address),
             (StateSubject::Channel(id), Role::Service { .. }) => channel_key(id),
@@ -371,8 +441,8 @@ impl Settlement for Service {
     }
 
     async fn genesis(self, _: Context, chain: ChainName) -> Result<String, ApiError> {
-        let genesis = &self.chain(&chain)?.genesis;
-        serde_json::to_string(&**genesis).map_err(unavailable)
+        let genesis = self.chains.get(&chain)?.genesis;
+        serde_json::to_string(&*genesis).map_err(unavailable)
     }
 
     async fn hold(self, _: Context, claims: Vec<HeldClaim>) -> Result<u64, ApiError> {
@@ -384,7 +454,7 @@ impl Settlement for Service {
         _: Context,
         after: Option<ChannelId>,
     ) -> Result<Vec<ClaimReport>, ApiError> {
-        self.catch_up(self.chain(&self.service)?).await?;
+        self.catch_up().await?;
         self.tower.reports(after).await.map_err(unavailable)
     }
 }

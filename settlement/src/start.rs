@@ -1,42 +1,39 @@
 //! Starts everything from a configuration, and ends when any part of it ends.
 
 use std::{
-    collections::BTreeMap,
     fs,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::mpsc, task::AbortHandle};
 use topnet_account::Amount;
 use topnet_api::ChainName;
-use topnet_chain::{
-    Chain, ChainConfig, ChainEnded, ChainRuntime, EngineVerifier, StartError as ChainError,
-    Validator,
-};
+use topnet_chain::{ChainEnded, StartError as ChainError};
 use topnet_channel::SecretKey;
 use topnet_ledger::{
-    CodecError, Genesis, Ledger,
+    CodecError, Genesis,
     genesis::{GenesisError, Role},
 };
 use topnet_wallet::key_file::{self, KeyFileError};
 use zeroize::Zeroizing;
 
 use crate::{
+    chains::{Chains, Setup, watch_over},
     close::Closer,
-    follow::follow,
     held::{Held, HeldError, Pace},
     index::{Index, IndexError},
-    relay::{Batches, Funds, relay},
-    service::{RunningChain, Service},
+    registrar::Registrar,
+    rescue::Rescue,
+    service::Service,
+    services::{ServiceRecord, Services, ServicesError},
     tower::Tower,
 };
 
 /// Where this validator would be reached if there were others. A chain alone in its validator
 /// set listens on any free port of loopback, and admits nobody.
-const ALONE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+pub(crate) const ALONE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const PASSPHRASE_VARIABLE: &str = "TOPNET_PASSPHRASE";
 
 /// What settlement works with.
@@ -45,8 +42,8 @@ pub struct Inputs {
     pub storage_dir: PathBuf,
     /// The main chain's genesis.
     pub main: Genesis,
-    /// The service chain's genesis.
-    pub service: Genesis,
+    /// The geneses of the service chains that the configuration names.
+    pub services: Vec<Genesis>,
     /// Votes on both chains.
     pub validator: SecretKey,
     /// Signs closes.
@@ -95,6 +92,21 @@ pub enum StartError {
     /// The claims cannot be opened.
     #[error(transparent)]
     Held(#[from] HeldError),
+    /// The list of services cannot be kept or read.
+    #[error(transparent)]
+    Services(#[from] ServicesError),
+    /// What a chain knows cannot be read.
+    #[error("{0}")]
+    State(String),
+    /// A chain has ended already.
+    #[error(transparent)]
+    Ended(#[from] ChainEnded),
+}
+
+impl From<TaskError> for StartError {
+    fn from(error: TaskError) -> Self {
+        Self::State(error.to_string())
+    }
 }
 
 /// Why a task ended, and settlement with it.
@@ -106,6 +118,8 @@ pub(crate) enum TaskError {
     Index(#[from] IndexError),
     #[error(transparent)]
     Held(#[from] HeldError),
+    #[error(transparent)]
+    Start(Box<StartError>),
     #[error("a record of the chain's state cannot be read: {0}; this version is not the chain's")]
     Record(#[from] CodecError),
     #[error("the chain's state has no {what}; its storage is damaged, restore it")]
@@ -123,7 +137,7 @@ impl Inputs {
         Ok(Self {
             storage_dir: config.storage_dir.clone(),
             main: genesis(&config.main_genesis_file)?,
-            service: genesis(&config.service_genesis_file)?,
+            services: vec![genesis(&config.service_genesis_file)?],
             validator: key_file::read(&config.validator_key_file, passphrase.as_bytes())?,
             payee: key_file::read(&config.payee_key_file, passphrase.as_bytes())?,
             claim_interval_ms: config.claim_interval_ms,
@@ -132,140 +146,106 @@ impl Inputs {
                 .unwrap_or(usize::MAX),
         })
     }
-
-    /// The names of main and the service, if they are two chains that know each other.
-    fn names(&self) -> Result<(ChainName, ChainName), StartError> {
-        let Role::Main { services } = &self.main.role else {
-            return Err(StartError::Pair("main_genesis_file is not a main chain's"));
-        };
-        let Role::Service { main } = &self.service.role else {
-            return Err(StartError::Pair(
-                "service_genesis_file is not a service chain's",
-            ));
-        };
-        if *main != self.main.counterpart() {
-            return Err(StartError::Pair("the service names another main chain"));
-        }
-        if !services.contains(&self.service.counterpart()) {
-            return Err(StartError::Pair(
-                "the main chain does not list this service",
-            ));
-        }
-        if self.main.name == self.service.name {
-            return Err(StartError::Pair("both chains have one name"));
-        }
-        Ok((
-            ChainName(self.main.name.clone()),
-            ChainName(self.service.name.clone()),
-        ))
-    }
 }
 
-/// Both chains and all that works on them.
+/// The chains and all that works on them.
 pub struct Settlement {
-    runtime: ChainRuntime,
     service: Service,
-    tasks: JoinSet<Result<(), TaskError>>,
+    faults: mpsc::UnboundedReceiver<String>,
+    tasks: Vec<AbortHandle>,
 }
 
 impl Settlement {
     /// Starts the chains, opens the index and begins to work.
     pub async fn start(inputs: Inputs) -> Result<Self, StartError> {
-        let (main, service) = inputs.names()?;
-        let main_ledger = Ledger::new(inputs.main.clone(), EngineVerifier)?;
-        let service_ledger = Ledger::new(inputs.service.clone(), EngineVerifier)?;
-        let runtime = ChainRuntime::start(&inputs.storage_dir.join("chains"))?;
-        let main_chain = runtime
-            .launch(main_ledger, inputs.chain(&inputs.main))
-            .await?;
-        let service_chain = runtime
-            .launch(service_ledger, inputs.chain(&inputs.service))
-            .await?;
-        let index = Index::open(
-            &inputs.storage_dir.join("index"),
-            &[
-                (main.clone(), main_chain.genesis()),
-                (service.clone(), service_chain.genesis()),
-            ],
-        )?;
-        let held = Held::open(&inputs.storage_dir.join("claims"))?;
-        let payee = Arc::new(inputs.payee);
+        let Inputs {
+            storage_dir,
+            main,
+            services,
+            validator,
+            payee,
+            claim_interval_ms,
+            claim_exposure,
+            mempool_transactions_max,
+        } = inputs;
+        let Role::Main { .. } = &main.role else {
+            return Err(StartError::Pair("main_genesis_file is not a main chain's"));
+        };
+        let index = Index::open(&storage_dir.join("index"), &main.hash())?;
+        let held = Held::open(&storage_dir.join("claims"))?;
+        let list = Services::open(&storage_dir.join("services"))?;
+        let setup = Setup {
+            storage_dir,
+            validator,
+            mempool_transactions_max,
+        };
+        // Less than what a claim pays would only be looked at in vain.
+        let payout_min = main.rules.claim_payout_min;
+        let (told, faults) = mpsc::unbounded_channel();
+        let chains = Chains::start(setup, main, index.clone(), list.clone(), told.clone()).await?;
+        let known = list.all()?;
+        let named = services.into_iter().filter(|genesis| {
+            let name = &genesis.name;
+            !known.iter().any(|(known, _)| known.0 == *name)
+        });
+        let named: Vec<ServiceRecord> = named
+            .map(|genesis| ServiceRecord {
+                genesis,
+                stopped: false,
+                register: false,
+            })
+            .collect();
+        for record in known.into_iter().map(|(_, record)| record).chain(named) {
+            chains.host(record).await?;
+        }
+
+        let payee = Arc::new(payee);
+        let address = payee.address();
         let closer = Closer {
-            chain: service_chain.clone(),
-            name: service.clone(),
+            chains: chains.clone(),
             payee: Arc::clone(&payee),
             index: index.clone(),
             held: held.clone(),
             signing: Arc::default(),
         };
-        let payout_min = inputs.service.rules.claim_payout_min;
-        let exposure = inputs.claim_exposure;
         let tower = Tower {
-            chain: service_chain.clone(),
-            name: service.clone(),
+            chains: chains.clone(),
             index: index.clone(),
-            held,
+            held: held.clone(),
             closer: closer.clone(),
             pace: Pace {
-                interval_ms: inputs.claim_interval_ms,
-                // Less than what a claim pays would only be looked at in vain.
-                exposure: (exposure > Amount::ZERO).then(|| exposure.max(payout_min)),
+                interval_ms: claim_interval_ms,
+                exposure: (claim_exposure > Amount::ZERO).then(|| claim_exposure.max(payout_min)),
             },
-            payout_min,
             alarms: Arc::default(),
         };
-
-        let mut tasks = JoinSet::new();
-        let mut chains = BTreeMap::new();
-        for (name, chain, genesis) in [
-            (&main, &main_chain, inputs.main),
-            (&service, &service_chain, inputs.service),
-        ] {
-            let (progress, indexed) = watch::channel(0);
-            tasks.spawn(follow(chain.clone(), name.clone(), index.clone(), progress));
-            let genesis = Arc::new(genesis);
-            chains.insert(
-                name.clone(),
-                RunningChain {
-                    chain: chain.clone(),
-                    genesis,
-                    indexed,
-                },
-            );
-        }
-        let relay_of = |chain: &Chain| (chain.clone(), index.clone());
-        let (source, relay_index) = relay_of(&main_chain);
-        let destination = service_chain.clone();
-        tasks.spawn(relay::<Funds>(
-            source,
-            main.clone(),
-            destination,
-            relay_index,
-        ));
-        let (source, relay_index) = relay_of(&service_chain);
-        tasks.spawn(relay::<Batches>(
-            source,
-            service.clone(),
-            main_chain,
-            relay_index,
-        ));
-        tasks.spawn(closer.clone().run());
-        tasks.spawn(tower.clone().run());
-
-        let payee = payee.address();
-        let chains = Arc::new(chains);
+        let registrar = Registrar {
+            chains: chains.clone(),
+            payee,
+        };
+        let rescue = Rescue {
+            chains: chains.clone(),
+            held,
+            payee: address,
+        };
+        let tasks = vec![
+            watch_over(&told, closer.clone().run()),
+            watch_over(&told, tower.clone().run()),
+            watch_over(&told, registrar.clone().run()),
+            watch_over(&told, rescue.clone().run()),
+        ];
         let service = Service {
             chains,
-            main,
-            service,
             index,
             closer,
             tower,
-            payee,
+            registrar,
+            rescue,
+            payee: address,
         };
         Ok(Self {
-            runtime,
             service,
+            faults,
             tasks,
         })
     }
@@ -278,41 +258,17 @@ impl Settlement {
     /// Resolves when a part has ended, which no part does without a fault; says which.
     pub async fn ended(&mut self) -> String {
         tokio::select! {
-            () = self.runtime.ended() => ChainEnded.to_string(),
-            ended = self.tasks.join_next() => match ended {
-                Some(Ok(Err(error))) => error.to_string(),
-                Some(Err(error)) => error.to_string(),
-                Some(Ok(Ok(()))) | None => "a task ended".to_owned(),
-            },
+            () = self.service.chains.main_ended() => ChainEnded.to_string(),
+            fault = self.faults.recv() => fault.unwrap_or_else(|| "all tasks ended".to_owned()),
         }
     }
 
     /// Stops the work, then the chains, and waits until they have.
-    pub async fn stop(mut self) {
-        self.tasks.shutdown().await;
-        let runtime = self.runtime;
-        // A panic there is in the log already.
-        let _ = tokio::task::spawn_blocking(move || runtime.stop()).await;
-    }
-}
-
-impl Inputs {
-    fn chain(&self, genesis: &Genesis) -> ChainConfig {
-        let validators = genesis.validators.iter();
-        ChainConfig {
-            name: genesis.name.clone(),
-            genesis: genesis.hash(),
-            validators: validators
-                .map(|key| Validator {
-                    key: *key,
-                    address: ALONE,
-                })
-                .collect(),
-            seed: *self.validator.seed(),
-            listen: ALONE,
-            block_interval: Duration::from_millis(genesis.block_interval_ms),
-            mempool_transactions_max: self.mempool_transactions_max,
+    pub async fn stop(self) {
+        for task in &self.tasks {
+            task.abort();
         }
+        self.service.chains.shutdown().await;
     }
 }
 

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | it has been held for the interval, or more than the exposure is unclaimed | a claim; the channel stays open |
 //! | a quarter of the close window has passed and nobody has closed the channel | a claim |
+//! | its service is dead and the channel goes on on main | the payee's close, at once |
 //! | a quarter of it is left | the payee's close, which also pays what is too little for a claim |
 //!
 //! The first quarter belongs to control, which asks metering for the last claim and closes with it.
@@ -22,16 +23,17 @@ use std::{
 };
 
 use topnet_account::{Amount, ChannelId, Hash};
-use topnet_api::{ApiError, BlockRef, ChainName, ClaimReport, ClaimStage, HeldClaim};
-use topnet_chain::{Chain, Standing};
+use topnet_api::{ApiError, BlockRef, ClaimReport, ClaimStage, HeldClaim};
+use topnet_chain::Standing;
 use topnet_ledger::{
     Transaction,
-    state::{Account, Channel, ChannelState, account_key, channel_key},
+    state::{Account, Channel, ChannelState, account_key},
     transaction::Body,
 };
 use tracing::{info, warn};
 
 use crate::{
+    chains::{Chains, Running},
     close::{Closer, claim_body, malformed, unavailable},
     held::{Held, HeldRecord, Pace, check},
     index::Index,
@@ -39,8 +41,6 @@ use crate::{
     start::TaskError,
 };
 
-/// Blocks between two looks at the claims.
-const LOOK_BLOCKS: u64 = 5;
 /// Claims that fall due and are looked at in one go; more wait for the next look.
 const DUE_MAX: usize = 256;
 /// Of the close window, the part that passes before the tower acts, and that is left when it
@@ -50,20 +50,19 @@ const WINDOW_PARTS: u64 = 4;
 /// Holds claims and makes them. Clones are the same.
 #[derive(Clone)]
 pub(crate) struct Tower {
-    pub chain: Chain,
-    pub name: ChainName,
+    pub chains: Chains,
     pub index: Index,
     pub held: Held,
     pub closer: Closer,
     pub pace: Pace,
-    /// The least that a claim pays.
-    pub payout_min: Amount,
     /// What may cost money if nobody does anything, by channel.
     pub alarms: Arc<Mutex<BTreeMap<ChannelId, String>>>,
 }
 
 /// How a channel stands that a claim is held for.
 struct Sight {
+    /// Where the channel is: on its service's chain, or on main if that is dead.
+    home: Running,
     channel: Channel,
     held: HeldRecord,
     /// What the claim would still pay.
@@ -87,8 +86,7 @@ impl Tower {
     pub(crate) async fn run(self) -> Result<(), TaskError> {
         loop {
             self.look().await?;
-            let next = self.chain.tip().height() + LOOK_BLOCKS;
-            self.chain.reached(next).await?;
+            tokio::time::sleep(self.chains.look_interval()).await;
         }
     }
 
@@ -123,12 +121,19 @@ impl Tower {
         let ChannelState::Closing { deadline } = sight.channel.state else {
             return Ok(None);
         };
-        if sight.unpaid == Amount::ZERO {
+        if sight.unpaid == Amount::ZERO || sight.home.halted {
             return Ok(None);
+        }
+        let height = sight.home.chain.tip().height();
+        let left = deadline.saturating_sub(height);
+        if sight.home.name == self.chains.main().name {
+            // Control knows nothing of it, and nobody adds to it: what is held is all.
+            let closed = self.closer.close(*id, Some(sight.held.claim())).await;
+            let problem = closed.err().map(|error| format!(": {error}"));
+            return Ok(problem.map(|problem| alarm(&sight, left, &problem)));
         }
         let part = u64::from(sight.channel.close_window) / WINDOW_PARTS;
         let begun = deadline.saturating_sub(sight.channel.close_window.into());
-        let height = self.chain.tip().height();
         if height < begun.saturating_add(part) {
             return Ok(None);
         }
@@ -136,15 +141,11 @@ impl Tower {
         if height.saturating_add(part) >= deadline {
             let closed = self.closer.close(*id, Some(sight.held.claim())).await;
             problem = closed.err().map(|error| error.to_string());
-        } else if sight.unpaid >= self.payout_min {
+        } else if sight.unpaid >= sight.payout_min() {
             problem = self.claim(id, &sight).await?;
         }
         let problem = problem.map_or_else(String::new, |problem| format!(": {problem}"));
-        let left = deadline.saturating_sub(height);
-        Ok(Some(format!(
-            "{} can be claimed for {left} blocks more{problem}",
-            sight.unpaid
-        )))
+        Ok(Some(alarm(&sight, left, &problem)))
     }
 
     /// A channel whose claim has waited long enough, or has become large enough.
@@ -156,7 +157,7 @@ impl Tower {
         };
         let is_over = sight.channel.state == ChannelState::Closed;
         let done = is_over || sight.unpaid == Amount::ZERO;
-        if done || sight.unpaid < self.payout_min {
+        if done || sight.unpaid < sight.payout_min() || sight.home.halted {
             let worth = sight.held.redeemable;
             return Ok(self.held.change(id, |held| {
                 held.paid = sight.channel.paid;
@@ -178,17 +179,18 @@ impl Tower {
             Ok(body) => body,
             Err(fault) => return Ok(Some(fault.to_string())),
         };
+        let chain = &sight.home.chain;
         let transaction = Transaction {
-            chain: self.chain.genesis(),
+            chain: chain.genesis(),
             body: Body::Claim(body),
         };
         let transaction_id = transaction.id();
-        if matches!(self.chain.standing(&transaction_id), Standing::Waiting(_)) {
+        if matches!(chain.standing(&transaction_id), Standing::Waiting(_)) {
             return Ok(None);
         }
         self.held
             .change(id, |held| held.submitted = Some(transaction_id))?;
-        match self.chain.submit(transaction.to_bytes()).await {
+        match chain.submit(transaction.to_bytes()).await {
             Ok(_) => {
                 info!(channel = %id, transaction = %transaction_id, unpaid = %sight.unpaid, "claiming");
                 Ok(None)
@@ -201,10 +203,11 @@ impl Tower {
         let Some(held) = self.held.get(id)? else {
             return Ok(None);
         };
-        let channel: Option<Channel> = record(&self.chain, channel_key(id)).await?;
-        Ok(channel.map(|channel| {
+        let found = self.chains.channel(id).await?;
+        Ok(found.map(|(home, channel)| {
             let unpaid = held.redeemable.checked_sub(channel.paid);
             Sight {
+                home,
                 unpaid: unpaid.unwrap_or(Amount::ZERO).min(channel.remaining()),
                 channel,
                 held,
@@ -239,7 +242,7 @@ impl Tower {
 
     async fn report(&self, id: ChannelId, sight: &Sight) -> Result<ClaimReport, TaskError> {
         let end = self.index.channel(&id)?.and_then(|record| record.end);
-        let by_claim = |transaction: &Hash| self.index.transaction(&self.name, transaction);
+        let by_claim = |transaction: &Hash| self.index.transaction(&sight.home.name, transaction);
         let (transaction, service_block) = match end {
             Some(end) => (Some(end.transaction), Some(end.block)),
             None => {
@@ -250,7 +253,7 @@ impl Tower {
         };
         let claimed = sight.unpaid == Amount::ZERO;
         let main_block = match &service_block {
-            Some(block) if claimed => self.settled(&sight.channel, block).await?,
+            Some(block) if claimed => self.settled(sight, block).await?,
             _ => None,
         };
         let stage = if main_block.is_some() {
@@ -258,7 +261,7 @@ impl Tower {
         } else if claimed {
             ClaimStage::Claimed
         } else if matches!(
-            transaction.map(|id| self.chain.standing(&id)),
+            transaction.map(|id| sight.home.chain.standing(&id)),
             Some(Standing::Waiting(_))
         ) {
             ClaimStage::Claiming
@@ -287,19 +290,38 @@ impl Tower {
     /// The block of main with the payout after `claimed`, if the payee waits for none any more.
     async fn settled(
         &self,
-        channel: &Channel,
+        sight: &Sight,
         claimed: &BlockRef,
     ) -> Result<Option<BlockRef>, TaskError> {
-        let Some(batch) = self.index.batch_from(claimed.height)? else {
+        if claimed.chain == self.chains.main().name {
+            return Ok(Some(claimed.clone()));
+        }
+        let Ok(Running { chain, .. }) = self.chains.get(&claimed.chain) else {
             return Ok(None);
         };
-        if let Some(paid) = self.index.payout_from(&channel.payee, batch.seq)? {
+        let (service, payee) = (chain.genesis(), &sight.channel.payee);
+        let Some(batch) = self.index.batch_from(&service, claimed.height)? else {
+            return Ok(None);
+        };
+        if let Some(paid) = self.index.payout_from(&service, payee, batch.seq)? {
             return Ok(Some(paid));
         }
-        let account: Option<Account> = record(&self.chain, account_key(&channel.payee)).await?;
+        let account: Option<Account> = record(&chain, account_key(payee)).await?;
         let waits = account.is_some_and(|account| account.queued);
         Ok((!waits).then_some(batch.main_block))
     }
+}
+
+impl Sight {
+    /// The least that a claim pays there.
+    fn payout_min(&self) -> Amount {
+        self.home.genesis.rules.claim_payout_min
+    }
+}
+
+fn alarm(sight: &Sight, left: u64, problem: &str) -> String {
+    let unpaid = sight.unpaid;
+    format!("{unpaid} can be claimed for {left} blocks more{problem}")
 }
 
 /// The time of day; it decides when a claim is worth its fee, and no money follows from it.

@@ -17,7 +17,7 @@ use topnet_channel::{SignedVoucher, Voucher};
 use topnet_ledger::{
     Genesis,
     machine::Key,
-    outbox::{Batch, OutboxEntry as _},
+    outbox::Batch,
     state::{
         Account, Channel, Record as _, Service, account_key, channel_key, outbox_entry_key,
         service_key,

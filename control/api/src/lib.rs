@@ -35,7 +35,8 @@ pub use public::{
 pub use settlement::{
     AccountView, BlockRef, BlockView, ChainName, ChainParameters, ChainTip, ChannelState,
     ChannelView, ClaimReport, ClaimStage, CloseProgress, DayEarnings, ExecutedTransaction,
-    HeldClaim, PaidClaim, ServiceView, Settlement, SettlementClient, StateProof, StateSubject,
-    SubmittedTransaction, TransactionStatus,
+    HeldClaim, HostedService, HostedState, NewService, PaidClaim, RecoverySubject, ServiceView,
+    Settlement, SettlementClient, StateProof, StateSubject, SubmittedTransaction,
+    TransactionStatus,
 };
 pub use socket::{ConnectError, REQUEST_BYTES_MAX, SocketName, connect, listen, serve_connections};

@@ -140,10 +140,81 @@ pub struct ChannelView {
 pub struct ServiceView {
     /// The service chain.
     pub chain: ChainName,
+    /// Hash of its genesis.
+    pub genesis: Hash,
     /// Locked on main for it.
     pub escrow: Amount,
     /// Batches accepted.
     pub batches: u64,
+    /// Payouts that wait on main for an epoch with room for them.
+    pub waiting: Amount,
+    /// Who registered it and has the deposit back; `None` if it stands in main's genesis.
+    pub owner: Option<Address>,
+    /// What the owner has locked.
+    pub deposit: Amount,
+    /// Height of the newest of its blocks that main has accepted a batch under.
+    pub accepted_height: u64,
+    /// The first height of main at which it is dead, if it brings no batch until then.
+    pub dead_from: u64,
+    /// Main holds it dead, for good.
+    pub dead: bool,
+    /// Somebody has begun to recover what is in it.
+    pub recovering: bool,
+}
+
+/// A service chain of this place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostedService {
+    /// The chain.
+    pub chain: ChainName,
+    /// Hash of its genesis.
+    pub genesis: Hash,
+    /// Whether it runs.
+    pub state: HostedState,
+    /// Its newest final block; `None` while it is stopped.
+    pub height: Option<u64>,
+    /// What main knows of it; `None` until it is registered there.
+    pub on_main: Option<ServiceView>,
+    /// What keeps it from being registered.
+    pub problem: Option<String>,
+}
+
+/// Whether a service chain runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HostedState {
+    /// It makes blocks.
+    Running,
+    /// The operator has stopped it.
+    Stopped,
+    /// Main holds it dead: it makes no blocks, and answers.
+    Halted,
+}
+
+/// What a new service chain is to be like; what is left out is as on the main chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewService {
+    /// 1 to 32 lower-case letters, digits and dashes.
+    pub chain: ChainName,
+    /// Milliseconds between blocks.
+    pub block_interval_ms: Option<u64>,
+    /// Blocks between batches.
+    pub epoch_blocks: Option<u64>,
+}
+
+/// What can be taken out of a dead service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RecoverySubject {
+    /// The beginning, once for each service.
+    Begin,
+    /// An account's balance, to the same account on main.
+    Account(Address),
+    /// A channel, which goes on on main, closing.
+    Channel(ChannelId),
+    /// A fund that was not credited, by its number, back to its funder.
+    Fund(u64),
 }
 
 /// A transaction that the mempool took.
@@ -362,6 +433,18 @@ pub trait Settlement {
     ) -> Result<Vec<ChannelView>, ApiError>;
     /// A service as the main chain knows it.
     async fn service(chain: ChainName) -> Result<ServiceView, ApiError>;
+    /// The service chains of this place.
+    async fn services() -> Result<Vec<HostedService>, ApiError>;
+    /// Makes a service chain, runs it and registers it on main with the payee's key. Repeating it
+    /// changes nothing.
+    async fn create_service(new: NewService) -> Result<(), ApiError>;
+    /// Stops a service chain until it is started again. Silent for too long it is dead.
+    async fn stop_service(chain: ChainName) -> Result<(), ApiError>;
+    /// Starts a service chain that was stopped.
+    async fn start_service(chain: ChainName) -> Result<(), ApiError>;
+    /// The transaction that takes something out of a dead service, with its proof. Anybody may
+    /// submit it on main.
+    async fn recovery(chain: ChainName, subject: RecoverySubject) -> Result<Vec<u8>, ApiError>;
     /// The payee's own address, whose key settlement holds.
     async fn payee() -> Address;
     /// Signs and submits the payee's close with its last claim (`None`: nothing was owed), and

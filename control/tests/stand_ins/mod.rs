@@ -19,9 +19,10 @@ use topnet_api::{
     AccountView, ApiError, Assignments, BlockRef, BlockView, ChainName, ChainParameters, ChainTip,
     ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport, ClaimStage, CloseProgress,
     Dataplane, DataplaneStatus, DayEarnings, DesiredSessions, DropCount, ExecutedTransaction,
-    FinalClaim, HeldClaim, HexBytes, InstallReport, InstalledSession, IoStatus, Latency, Metering,
-    MeteringStatus, PaidClaim, ServiceView, SessionStatus, Settlement, SocketName, StateProof,
-    StateSubject, SubmittedTransaction, TransactionStatus, listen, serve_connections,
+    FinalClaim, HeldClaim, HexBytes, HostedService, HostedState, InstallReport, InstalledSession,
+    IoStatus, Latency, Metering, MeteringStatus, NewService, PaidClaim, RecoverySubject,
+    ServiceView, SessionStatus, Settlement, SocketName, StateProof, StateSubject,
+    SubmittedTransaction, TransactionStatus, listen, serve_connections,
 };
 use topnet_channel::SecretKey;
 use topnet_config::Config;
@@ -235,11 +236,7 @@ impl Settlement for World {
     }
 
     async fn service(self, _: Context, chain: ChainName) -> Result<ServiceView, ApiError> {
-        Ok(ServiceView {
-            chain,
-            escrow: Amount::from_ntop(5),
-            batches: 2,
-        })
+        Ok(service_view(chain))
     }
 
     async fn block(self, _: Context, chain: ChainName, height: u64) -> Result<BlockView, ApiError> {
@@ -362,6 +359,40 @@ impl Settlement for World {
         let channels = chain.channels.values();
         let behind = channels.filter(|c| after.is_none_or(|after| c.id > after));
         Ok(behind.take(PAGE).map(report).collect())
+    }
+
+    async fn services(self, _: Context) -> Result<Vec<HostedService>, ApiError> {
+        let chain = ChainName::vpn();
+        let on_main = Some(service_view(chain.clone()));
+        Ok(vec![HostedService {
+            chain,
+            genesis: Hash([6; 32]),
+            state: HostedState::Running,
+            height: Some(7),
+            on_main,
+            problem: None,
+        }])
+    }
+
+    async fn create_service(self, _: Context, _: NewService) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    async fn stop_service(self, _: Context, _: ChainName) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    async fn start_service(self, _: Context, _: ChainName) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    async fn recovery(
+        self,
+        _: Context,
+        _: ChainName,
+        _: RecoverySubject,
+    ) -> Result<Vec<u8>, ApiError> {
+        Ok(vec![1, 3, 5])
     }
 
     async fn payee(self, _: Context) -> Address {
@@ -688,5 +719,21 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(started.elapsed() < Duration::from_secs(20), "never: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn service_view(chain: ChainName) -> ServiceView {
+    ServiceView {
+        chain,
+        genesis: Hash([6; 32]),
+        escrow: Amount::from_ntop(5),
+        batches: 2,
+        waiting: Amount::from_ntop(0),
+        owner: None,
+        deposit: Amount::from_ntop(0),
+        accepted_height: 20,
+        dead_from: 700,
+        dead: false,
+        recovering: false,
     }
 }

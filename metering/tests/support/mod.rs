@@ -22,9 +22,9 @@ use topnet_api::{
     AccountView, ApiError, Assignment, Assignments, BlockRef, BlockView, ChainName,
     ChainParameters, ChainTip, ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport,
     CloseProgress, Dataplane, DataplaneStatus, DayEarnings, DesiredSessions, FinalClaim, HeldClaim,
-    InstallReport, MeteringClient, MeteringStatus, PaidClaim, ServiceView, Settlement, SlotState,
-    SocketName, StateProof, StateSubject, SubmittedTransaction, TransactionStatus, connect, listen,
-    serve_connections,
+    HostedService, InstallReport, MeteringClient, MeteringStatus, NewService, PaidClaim,
+    RecoverySubject, ServiceView, Settlement, SlotState, SocketName, StateProof, StateSubject,
+    SubmittedTransaction, TransactionStatus, connect, listen, serve_connections,
 };
 use topnet_channel::{Claim, PayerTerms, SecretKey, SignedVoucher};
 use topnet_unit::{
@@ -592,6 +592,31 @@ impl Settlement for ChainService {
     }
 
     async fn claims(self, _: Context, _: Option<ChannelId>) -> Result<Vec<ClaimReport>, ApiError> {
+        Err(not_here())
+    }
+
+    async fn services(self, _: Context) -> Result<Vec<HostedService>, ApiError> {
+        Err(not_here())
+    }
+
+    async fn create_service(self, _: Context, _: NewService) -> Result<(), ApiError> {
+        Err(not_here())
+    }
+
+    async fn stop_service(self, _: Context, _: ChainName) -> Result<(), ApiError> {
+        Err(not_here())
+    }
+
+    async fn start_service(self, _: Context, _: ChainName) -> Result<(), ApiError> {
+        Err(not_here())
+    }
+
+    async fn recovery(
+        self,
+        _: Context,
+        _: ChainName,
+        _: RecoverySubject,
+    ) -> Result<Vec<u8>, ApiError> {
         Err(not_here())
     }
 

@@ -17,7 +17,7 @@ use commonware_utils::non_empty_range;
 use futures::StreamExt as _;
 use tokio::sync::watch;
 use topnet_account::{Address, Hash};
-use topnet_ledger::machine::{BlockEnv, Executed, Key, Missing, Rejection, Values};
+use topnet_ledger::machine::{BlockEnv, Executed, Key, Rejection};
 use topnet_light::{
     Context as ConsensusContext, Header, HeaderFields, StateTarget, hash_of, public_key_of,
 };
@@ -26,11 +26,12 @@ use tracing::{debug, warn};
 use crate::{
     block::{Block, body_root},
     chain::Tip,
+    execute::{execute, replay, seal},
     machine::AnyMachine,
     mempool::{Candidates, Mempool, Room},
     pace::now_ms,
     receipts::{Outcome, Receipts},
-    state::{self, Batch, Context, Databases, SealedBatch},
+    state::{Batch, Context, Databases, SealedBatch},
 };
 
 /// What the application works with. Everything that affects execution comes from the block
@@ -59,49 +60,6 @@ impl Application {
             parts: Arc::new(parts),
             executed: Arc::default(),
         }
-    }
-
-    /// Executes with more and more values until the machine lacks none. Before the first
-    /// block the state is the machine's genesis, which is not on disk yet.
-    async fn execute<T>(
-        &self,
-        batch: &Batch,
-        env: &BlockEnv,
-        reads: Vec<Key>,
-        mut step: impl FnMut(&Values) -> Result<T, Missing> + Send,
-    ) -> T {
-        let mut values = Values::new();
-        if env.height == 1 {
-            let genesis = self.parts.genesis_state.iter();
-            values.extend(genesis.map(|(key, value)| (key.clone(), Some(value.clone()))));
-        }
-        state::load(batch, reads, &mut values).await;
-        loop {
-            let known = values.len();
-            match step(&values) {
-                Ok(result) => return result,
-                Err(Missing(keys)) => state::load(batch, keys, &mut values).await,
-            }
-            assert!(
-                values.len() > known,
-                "a machine asks only for keys that it was not given"
-            );
-        }
-    }
-
-    /// Takes a block's writes and applies them, the genesis state's with those of the first block.
-    async fn seal(&self, batch: Batch, height: u64, executed: &mut Executed) -> SealedBatch {
-        let mut writes = std::mem::take(&mut executed.writes);
-        if height == 1 {
-            for (key, value) in self.parts.genesis_state.iter() {
-                writes
-                    .entry(key.clone())
-                    .or_insert_with(|| Some(value.clone()));
-            }
-            // What the first block deletes of the genesis state never was on disk.
-            writes.retain(|_, value| value.is_some());
-        }
-        state::seal(batch, height, writes).await
     }
 
     fn remember(&self, block: Digest, height: u64, executed: Executed) {
@@ -133,11 +91,10 @@ impl Application {
         loop {
             let Candidates { transactions, all } = mempool.candidates(Room::BLOCK, &passed_over);
             let reads = machine.reads(env, &transactions);
-            let mut executed = self
-                .execute(batch, env, reads, |values| {
-                    machine.build(env, transactions.clone(), values)
-                })
-                .await;
+            let mut executed = execute(batch, env, &self.parts.genesis_state, reads, |values| {
+                machine.build(env, transactions.clone(), values)
+            })
+            .await;
             let rejected = std::mem::take(&mut executed.rejected);
             let last = all || rejected.is_empty() || !passed_over.is_empty();
             passed_over.extend(rejected.iter().map(|(bytes, _)| machine.id(bytes)));
@@ -193,13 +150,13 @@ impl Application {
     async fn replay(&self, block: &Block, batch: Batch) -> Option<SealedBatch> {
         let header = &block.header;
         let env = header.env();
-        let machine = &self.parts.machine;
-        let reads = machine.reads(&env, &block.transactions);
-        let replayed = self
-            .execute(&batch, &env, reads, |values| {
-                machine.replay(&env, &block.transactions, values)
-            })
-            .await;
+        let Parts {
+            machine,
+            genesis_state,
+            ..
+        } = &*self.parts;
+        let transactions = &block.transactions;
+        let replayed = replay(&**machine, &batch, &env, genesis_state, transactions).await;
         let mut executed = match replayed {
             Ok(executed) => executed,
             Err(reason) => {
@@ -214,7 +171,7 @@ impl Application {
             );
             return None;
         }
-        let sealed = self.seal(batch, header.height(), &mut executed).await;
+        let sealed = seal(batch, header.height(), genesis_state, &mut executed).await;
         // The engine compares the log alone.
         if hash_of(&sealed.root()) != header.state_root() {
             warn!(
@@ -261,7 +218,8 @@ impl StatefulApplication<Context> for Application {
             proposer: Address::of(&public_key_of(&context.leader)),
         };
         let mut executed = self.build(&batch, &env).await;
-        let merkleized = self.seal(batch, env.height, &mut executed).await;
+        let genesis = &self.parts.genesis_state;
+        let merkleized = seal(batch, env.height, genesis, &mut executed).await;
         let bounds = merkleized.bounds();
         let header = Header::new(HeaderFields {
             chain: *chain,

@@ -18,6 +18,7 @@
 mod application;
 mod block;
 mod chain;
+mod execute;
 mod intake;
 pub mod limits;
 mod machine;
@@ -27,6 +28,8 @@ mod mempool;
 #[cfg(not(test))]
 mod node;
 mod pace;
+#[cfg(not(test))]
+mod past;
 mod receipts;
 #[cfg(not(test))]
 mod runtime;
@@ -34,6 +37,8 @@ mod state;
 
 pub use chain::{Chain, ChainEnded, FinalBlock, FinalityProof, ProvedValue, StateView, Tip};
 pub use mempool::Standing;
+#[cfg(not(test))]
+pub use past::PastState;
 #[cfg(not(test))]
 pub use runtime::{ChainConfig, ChainRuntime, StartError, Validator};
 pub use topnet_light::{EngineVerifier, Header};

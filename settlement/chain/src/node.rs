@@ -98,6 +98,11 @@ const CONNECTION_DOMAIN: &[u8] = b"topnet/p2p/1";
 
 type Blocks = MarshalMailbox<Scheme, Standard<Block>>;
 
+/// A storage cache of a chain's own.
+pub(crate) fn page_cache() -> CacheRef {
+    CacheRef::new(PAGE_BYTES, PAGES)
+}
+
 /// A checked configuration, in the engine's terms.
 pub(crate) struct NodeConfig {
     pub name: String,
@@ -108,6 +113,7 @@ pub(crate) struct NodeConfig {
     pub listen: SocketAddr,
     pub block_interval: Duration,
     pub mempool_transactions_max: usize,
+    pub halted: bool,
 }
 
 /// Runs the node. Its tasks live as long as this future.
@@ -118,7 +124,7 @@ pub(crate) async fn run(
     ready: oneshot::Sender<Chain>,
 ) {
     let partition = config.name.clone();
-    let page_cache = CacheRef::new(PAGE_BYTES, PAGES);
+    let page_cache = page_cache();
     let scheme = Scheme::signer(
         &namespace(&config.genesis),
         config.committee.clone(),
@@ -282,7 +288,9 @@ pub(crate) async fn run(
             track_historical_votes: true,
         },
     );
-    simplex.start(votes, certificates, resolver);
+    if !config.halted {
+        simplex.start(votes, certificates, resolver);
+    }
 
     let databases = execution.subscribe_databases().await;
     if let Some((_, block)) = blocks.get_anchor().await {
@@ -510,8 +518,7 @@ impl Answers {
                 header,
                 finalization,
             },
-            value,
-            proof,
+            value: topnet_light::StateValue { value, proof },
         };
         Proved::Value(ProvedValue {
             height: height.get(),

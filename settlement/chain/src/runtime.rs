@@ -23,6 +23,7 @@ use crate::{
     chain::Chain,
     machine::AnyMachine,
     node::{self, NodeConfig},
+    past::{Past, PastState},
     state::Context,
 };
 
@@ -36,7 +37,7 @@ const HOLD_FILE: &str = ".hold";
 const FORMAT_FILE: &str = "format";
 const FORMAT_DRAFT: &str = "format.new";
 /// Raised whenever blocks, state or their storage are laid out in another way.
-const FORMAT: &str = "topnet-chain 2\n";
+const FORMAT: &str = "topnet-chain 3\n";
 
 /// A voter of a chain and where it is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,9 @@ pub struct ChainConfig {
     pub block_interval: Duration,
     /// Most transactions that wait for a block; [`MEMPOOL_TRANSACTIONS`](crate::limits::MEMPOOL_TRANSACTIONS) is usual.
     pub mempool_transactions_max: usize,
+    /// Takes no part in consensus: no block follows those that are there, and all that is asked
+    /// about them is answered.
+    pub halted: bool,
 }
 
 /// Why a chain could not be started.
@@ -169,6 +173,19 @@ impl ChainRuntime {
             .send(validator(config, Arc::new(machine), ready))
             .map_err(|_| StartError::Ended(name.clone()))?;
         started.await.map_err(|_| StartError::Ended(name))
+    }
+
+    /// The state of a chain that runs here as it was after the block at `height`, which is final.
+    pub fn past_state(&self, chain: &Chain, height: u64) -> PastState {
+        let (state, past) = Past::of(chain.clone(), height);
+        // Where the runtime has ended, the answers are that.
+        let _ = self.jobs.send(Box::new(move |context: &Context| {
+            context
+                .child("past")
+                .with_attribute("height", height)
+                .spawn(move |context| past.run(context));
+        }));
+        state
     }
 
     /// Resolves when the engine has ended, which it does by itself only after a fault.
@@ -296,5 +313,6 @@ fn check(config: ChainConfig) -> Result<NodeConfig, StartError> {
         listen: config.listen,
         block_interval: config.block_interval,
         mempool_transactions_max: config.mempool_transactions_max,
+        halted: config.halted,
     })
 }

@@ -188,6 +188,67 @@ fn a_transaction_becomes_final_and_anybody_can_check_that_it_did() {
     runtime.stop();
 }
 
+/// What another chain has accepted is proved although this one went on, and also when this one has
+/// been halted since.
+#[test]
+fn a_past_state_is_made_anew_and_a_halted_chain_still_answers() {
+    let storage = tempfile::tempdir().unwrap();
+    let runtime = ChainRuntime::start(storage.path()).unwrap();
+    let (early, root) = block_on(async {
+        let chain = runtime.launch(Adder, alone("main", 7)).await.unwrap();
+        settle(&chain, add(0, 0, 5)).await;
+        let early = chain.tip();
+        settle(&chain, add(0, 1, 6)).await;
+        (early.height(), early.header.state_root())
+    });
+    runtime.stop();
+
+    let runtime = ChainRuntime::start(storage.path()).unwrap();
+    let tip = block_on(async {
+        let halted = ChainConfig {
+            halted: true,
+            ..alone("main", 7)
+        };
+        let chain = runtime.launch(Adder, halted).await.unwrap();
+        let tip = chain.tip().height();
+        assert!(tip > early);
+        assert_eq!(sum(&chain, 0).await, (GENESIS_SUM + 11, 2));
+
+        let past = runtime.past_state(&chain, early);
+        let proof = past.prove(&sum_key(0)).await.unwrap().unwrap();
+        let value = EngineVerifier.state_value(&root, &sum_key(0), &proof);
+        assert_eq!(decode(value.as_ref()), (GENESIS_SUM + 5, 1));
+        assert_eq!(past.prove(&sum_key(9)).await, Ok(None));
+        assert_eq!((past.height(), past.reached()), (early, early));
+
+        let check =
+            |root: &Hash, key: Key, proof: &[u8]| EngineVerifier.state_value(root, &key, proof);
+        let later = chain.tip().header.state_root();
+        assert_eq!(check(&later, sum_key(0), &proof), None);
+        assert_eq!(check(&root, sum_key(1), &proof), None);
+        for place in 0..proof.len() {
+            let mut changed = proof.clone();
+            changed[place] ^= 1;
+            assert_eq!(check(&root, sum_key(0), &changed), None, "byte {place}");
+        }
+
+        tokio::time::sleep(10 * INTERVAL).await;
+        assert_eq!(chain.tip().height(), tip);
+        tip
+    });
+    runtime.stop();
+
+    // Nothing of it has harmed the chain; the state that was made is found again.
+    let runtime = ChainRuntime::start(storage.path()).unwrap();
+    block_on(async {
+        let chain = runtime.launch(Adder, alone("main", 7)).await.unwrap();
+        chain.reached(tip + 3).await.unwrap();
+        let past = runtime.past_state(&chain, early);
+        assert!(past.prove(&sum_key(0)).await.unwrap().is_some());
+    });
+    runtime.stop();
+}
+
 #[test]
 fn two_chains_keep_their_pace_side_by_side() {
     let storage = tempfile::tempdir().unwrap();

@@ -134,6 +134,12 @@ impl<'a> Reader<'a> {
         self.slice(length, what)
     }
 
+    /// A text of at most `max` bytes behind its length (u32).
+    pub(crate) fn text(&mut self, max: usize, what: &'static str) -> Result<String, CodecError> {
+        let bytes = self.bytes(max, what)?.to_vec();
+        String::from_utf8(bytes).map_err(|_| CodecError::Range(what))
+    }
+
     /// At most `max` values behind their number (u16).
     pub(crate) fn list<T>(
         &mut self,

@@ -23,15 +23,17 @@ pub enum Totals {
     Service(ServiceTotals),
 }
 
-/// Main: `balances + escrow + burned = supply`.
+/// Main: `balances + services + allocations + burned = supply`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MainTotals {
     /// All money there ever was.
     pub supply: u128,
     /// On accounts.
     pub balances: u128,
-    /// Locked for services.
-    pub escrow: u128,
+    /// Locked for services: escrow, deposits, and payouts that wait.
+    pub services: u128,
+    /// In channels of dead services, with their closing fees.
+    pub allocations: u128,
     /// Gone, here and on services.
     pub burned: u128,
 }
@@ -65,12 +67,13 @@ impl Totals {
     /// nothing, or more than can be named.
     pub(crate) fn moved(self, moved: &Moved) -> Option<Self> {
         Some(match self {
-            Self::Main(totals) if moved.channels == 0 => Self::Main(MainTotals {
+            Self::Main(totals) => Self::Main(MainTotals {
                 balances: totals.balances.checked_add_signed(moved.accounts)?,
-                escrow: totals.escrow.checked_add_signed(moved.escrow)?,
+                services: totals.services.checked_add_signed(moved.services)?,
+                allocations: totals.allocations.checked_add_signed(moved.channels)?,
                 ..totals
             }),
-            Self::Service(totals) if moved.escrow == 0 => Self::Service(ServiceTotals {
+            Self::Service(totals) if moved.services == 0 => Self::Service(ServiceTotals {
                 balances: totals.balances.checked_add_signed(moved.accounts)?,
                 allocations: totals.allocations.checked_add_signed(moved.channels)?,
                 ..totals
@@ -82,7 +85,8 @@ impl Totals {
 
 impl MainTotals {
     fn hold(&self) -> bool {
-        sum(&[self.balances, self.escrow, self.burned]) == Some(self.supply)
+        let parts = [self.balances, self.services, self.allocations, self.burned];
+        sum(&parts) == Some(self.supply)
     }
 }
 
@@ -105,7 +109,7 @@ pub fn holds_between(on_main: &Service, on_service: &ServiceTotals) -> bool {
 pub(crate) struct Moved {
     accounts: i128,
     channels: i128,
-    escrow: i128,
+    services: i128,
 }
 
 impl Moved {
@@ -119,7 +123,7 @@ impl Moved {
         let place = match key.0.first() {
             Some(b'a') => &mut self.accounts,
             Some(b'c') => &mut self.channels,
-            Some(b's') => &mut self.escrow,
+            Some(b's') => &mut self.services,
             _ => return Ok(()),
         };
         // A record holds less than 2^65 nTOP, and a step writes far fewer than 2^60 records.
@@ -137,7 +141,7 @@ fn held(key: &Key, value: Option<&[u8]>) -> Result<u128, CodecError> {
     Ok(match key.0.first() {
         Some(b'a') => amount(Account::from_bytes(value)?.balance),
         Some(b'c') => Channel::from_bytes(value)?.held(),
-        Some(b's') => amount(Service::from_bytes(value)?.escrow),
+        Some(b's') => Service::from_bytes(value)?.held(),
         _ => 0,
     })
 }
@@ -175,7 +179,7 @@ pub enum AuditError {
 pub fn audit<'a>(
     state: impl IntoIterator<Item = (&'a Key, &'a [u8])>,
 ) -> Result<Totals, AuditError> {
-    let (mut accounts, mut channels, mut escrow) = (0, 0, 0);
+    let (mut accounts, mut channels, mut services) = (0, 0, 0);
     let mut noted = None;
     for (key, value) in state {
         let damaged = |error| AuditError::Damaged {
@@ -190,7 +194,7 @@ pub fn audit<'a>(
         match key.0.first() {
             Some(b'a') => accounts += amount,
             Some(b'c') => channels += amount,
-            Some(b's') => escrow += amount,
+            Some(b's') => services += amount,
             _ => {}
         }
     }
@@ -198,7 +202,8 @@ pub fn audit<'a>(
     let counted = match noted {
         Totals::Main(totals) => Totals::Main(MainTotals {
             balances: accounts,
-            escrow,
+            services,
+            allocations: channels,
             ..totals
         }),
         Totals::Service(totals) => Totals::Service(ServiceTotals {
@@ -232,7 +237,10 @@ mod tests {
     use topnet_account::{Address, Hash};
 
     use super::*;
-    use crate::state::{account_key, heads_key, totals_key};
+    use crate::{
+        genesis::Counterpart,
+        state::{account_key, heads_key, totals_key},
+    };
 
     #[test]
     fn an_audit_finds_what_is_wrong() {
@@ -244,7 +252,8 @@ mod tests {
             Totals::Main(MainTotals {
                 supply: 10,
                 balances,
-                escrow: 0,
+                services: 0,
+                allocations: 0,
                 burned,
             })
         };
@@ -285,16 +294,18 @@ mod tests {
     #[test]
     fn a_service_never_has_more_than_main_gave() {
         let on_main = Service {
-            name: "vpn".to_owned(),
-            validators: Vec::new(),
-            previous_validators: Vec::new(),
             escrow: Amount::from_ntop(6),
             funded: 10,
             accepted: 4,
-            credited: 0,
-            inbox: crate::outbox::OutboxHead::empty(Hash::ZERO),
-            height: 0,
-            state_root: Hash::ZERO,
+            ..Service::registered(
+                &Counterpart {
+                    name: "vpn".to_owned(),
+                    genesis: Hash::ZERO,
+                    validators: Vec::new(),
+                },
+                &Hash::ZERO,
+                0,
+            )
         };
         for (credited, batched, holds) in
             [(10, 4, true), (0, 4, true), (11, 4, false), (10, 3, false)]

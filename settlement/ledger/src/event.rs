@@ -6,7 +6,10 @@
 
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 
-use crate::codec::{CodecError, Reader, Writer};
+use crate::{
+    codec::{CodecError, Reader, Writer},
+    genesis::NAME_BYTES_MAX,
+};
 
 /// Events of one transaction or block, at most; an import brings the most.
 const EVENTS_MAX: usize = u16::MAX as usize;
@@ -173,6 +176,110 @@ pub enum Event {
         /// How much.
         amount: Amount,
     },
+    /// A payout of a batch waits, because the service has paid out enough in this epoch.
+    PayoutWaits {
+        /// The service chain.
+        service: Hash,
+        /// Number of the batch.
+        seq: u64,
+        /// The account.
+        account: Address,
+        /// How much.
+        amount: Amount,
+        /// Its place among those that wait.
+        place: u64,
+    },
+    /// A payout that waited was paid, or a part of it.
+    WaitingPaid {
+        /// The service chain.
+        service: Hash,
+        /// Its place.
+        place: u64,
+        /// The account.
+        account: Address,
+        /// How much.
+        amount: Amount,
+        /// What still waits of it.
+        rest: Amount,
+    },
+    /// Main knows a new service.
+    Registered {
+        /// The service chain.
+        service: Hash,
+        /// Its name.
+        name: String,
+        /// Who has the deposit back.
+        owner: Address,
+        /// What the owner has locked.
+        deposit: Amount,
+        /// Paid by the owner beside it.
+        fee: Amount,
+    },
+    /// A service is dead and what is in it can be recovered.
+    RecoveryBegun {
+        /// The service chain.
+        service: Hash,
+        /// Height of the service's block whose state counts; zero if there is none.
+        height: u64,
+        /// How many of main's funds that state has credited.
+        credited: u64,
+        /// What it had burned and not reported; now burned here.
+        burn: Amount,
+    },
+    /// An account's balance on a dead service came back.
+    AccountRecovered {
+        /// The service chain.
+        service: Hash,
+        /// The account, there and here.
+        account: Address,
+        /// Its balance there.
+        amount: Amount,
+        /// Taken out of it.
+        fee: Amount,
+    },
+    /// A dead service's channel goes on here, closing.
+    ChannelRecovered {
+        /// The service chain.
+        service: Hash,
+        /// The channel.
+        channel: ChannelId,
+        /// Who pays.
+        payer: Address,
+        /// Who is paid.
+        payee: Address,
+        /// Whose vouchers count.
+        signer: PublicKey,
+        /// The most that can be redeemed.
+        allocation: Amount,
+        /// What left the allocation before.
+        paid: Amount,
+        /// What is left for closing it.
+        closing_fee: Amount,
+        /// Last height of main that keeps it from being finalised.
+        deadline: u64,
+        /// Taken out of the closing fee.
+        fee: Amount,
+    },
+    /// A fund that a dead service had not credited came back.
+    FundReturned {
+        /// The service chain.
+        service: Hash,
+        /// Number of the fund.
+        seq: u64,
+        /// Who had paid it.
+        funder: Address,
+        /// How much it was.
+        amount: Amount,
+        /// Taken out of it.
+        fee: Amount,
+    },
+    /// Nothing is left in a dead service.
+    Dissolved {
+        /// The service chain.
+        service: Hash,
+        /// What its owner has back.
+        deposit: Amount,
+    },
 }
 
 /// Encodes the events of one transaction or block.
@@ -333,6 +440,89 @@ impl Event {
                 .u64(*seq)
                 .address(account)
                 .amount(*amount),
+            Self::PayoutWaits {
+                service,
+                seq,
+                account,
+                amount,
+                place,
+            } => {
+                writer.u8(14).raw(service).u64(*seq).address(account);
+                writer.amount(*amount).u64(*place)
+            }
+            Self::WaitingPaid {
+                service,
+                place,
+                account,
+                amount,
+                rest,
+            } => {
+                writer.u8(15).raw(service).u64(*place).address(account);
+                writer.amount(*amount).amount(*rest)
+            }
+            Self::Registered {
+                service,
+                name,
+                owner,
+                deposit,
+                fee,
+            } => {
+                writer.u8(16).raw(service).bytes(name.as_bytes());
+                writer.address(owner).amount(*deposit).amount(*fee)
+            }
+            Self::RecoveryBegun {
+                service,
+                height,
+                credited,
+                burn,
+            } => writer
+                .u8(17)
+                .raw(service)
+                .u64(*height)
+                .u64(*credited)
+                .amount(*burn),
+            Self::AccountRecovered {
+                service,
+                account,
+                amount,
+                fee,
+            } => writer
+                .u8(18)
+                .raw(service)
+                .address(account)
+                .amount(*amount)
+                .amount(*fee),
+            Self::ChannelRecovered {
+                service,
+                channel,
+                payer,
+                payee,
+                signer,
+                allocation,
+                paid,
+                closing_fee,
+                deadline,
+                fee,
+            } => {
+                writer.u8(19).raw(service).raw(channel);
+                writer.address(payer).address(payee).raw(signer);
+                writer
+                    .amount(*allocation)
+                    .amount(*paid)
+                    .amount(*closing_fee);
+                writer.u64(*deadline).amount(*fee)
+            }
+            Self::FundReturned {
+                service,
+                seq,
+                funder,
+                amount,
+                fee,
+            } => {
+                writer.u8(20).raw(service).u64(*seq).address(funder);
+                writer.amount(*amount).amount(*fee)
+            }
+            Self::Dissolved { service, deposit } => writer.u8(21).raw(service).amount(*deposit),
         };
     }
 
@@ -423,6 +613,62 @@ impl Event {
                 seq: reader.u64("paid_out seq")?,
                 account: reader.address("paid_out account")?,
                 amount: reader.amount("paid_out amount")?,
+            },
+            14 => Self::PayoutWaits {
+                service: reader.hash("payout_waits service")?,
+                seq: reader.u64("payout_waits seq")?,
+                account: reader.address("payout_waits account")?,
+                amount: reader.amount("payout_waits amount")?,
+                place: reader.u64("payout_waits place")?,
+            },
+            15 => Self::WaitingPaid {
+                service: reader.hash("waiting_paid service")?,
+                place: reader.u64("waiting_paid place")?,
+                account: reader.address("waiting_paid account")?,
+                amount: reader.amount("waiting_paid amount")?,
+                rest: reader.amount("waiting_paid rest")?,
+            },
+            16 => Self::Registered {
+                service: reader.hash("registered service")?,
+                name: reader.text(NAME_BYTES_MAX, "registered name")?,
+                owner: reader.address("registered owner")?,
+                deposit: reader.amount("registered deposit")?,
+                fee: reader.amount("registered fee")?,
+            },
+            17 => Self::RecoveryBegun {
+                service: reader.hash("recovery_begun service")?,
+                height: reader.u64("recovery_begun height")?,
+                credited: reader.u64("recovery_begun credited")?,
+                burn: reader.amount("recovery_begun burn")?,
+            },
+            18 => Self::AccountRecovered {
+                service: reader.hash("account_recovered service")?,
+                account: reader.address("account_recovered account")?,
+                amount: reader.amount("account_recovered amount")?,
+                fee: reader.amount("account_recovered fee")?,
+            },
+            19 => Self::ChannelRecovered {
+                service: reader.hash("channel_recovered service")?,
+                channel: reader.channel("channel_recovered channel")?,
+                payer: reader.address("channel_recovered payer")?,
+                payee: reader.address("channel_recovered payee")?,
+                signer: reader.key("channel_recovered signer")?,
+                allocation: reader.amount("channel_recovered allocation")?,
+                paid: reader.amount("channel_recovered paid")?,
+                closing_fee: reader.amount("channel_recovered closing_fee")?,
+                deadline: reader.u64("channel_recovered deadline")?,
+                fee: reader.amount("channel_recovered fee")?,
+            },
+            20 => Self::FundReturned {
+                service: reader.hash("fund_returned service")?,
+                seq: reader.u64("fund_returned seq")?,
+                funder: reader.address("fund_returned funder")?,
+                amount: reader.amount("fund_returned amount")?,
+                fee: reader.amount("fund_returned fee")?,
+            },
+            21 => Self::Dissolved {
+                service: reader.hash("dissolved service")?,
+                deposit: reader.amount("dissolved deposit")?,
             },
             tag => return Err(CodecError::Tag { what: "event", tag }),
         })

@@ -21,7 +21,7 @@ pub const NAME_BYTES_MAX: usize = 32;
 /// more than one part in so many, two in a hundred.
 pub const CLAIM_FEES_MIN: u64 = 50;
 
-const DOMAIN: &[u8] = b"topnet/genesis/2";
+const DOMAIN: &[u8] = b"topnet/genesis/3";
 
 /// The whole description of a chain. Every validator and light client has the same one; its
 /// [`hash`](Self::hash) is the chain's id.
@@ -103,6 +103,17 @@ pub struct Rules {
     pub close_window_max: u32,
     /// Payouts in one batch; what is over waits for the next epoch.
     pub batch_payouts_max: u32,
+    /// What one service's batches pay out on main in one of main's epochs, at most; what is over
+    /// waits on main. Validators of a service who turn thieves get no more away before somebody
+    /// sees it.
+    pub outflow_max: Amount,
+    /// Locked on main by whoever registers a service, so that names and places are not taken
+    /// for nothing.
+    pub service_deposit: Amount,
+    /// A service that brings no batch for more than so many blocks of main is dead for good.
+    pub service_silence: u64,
+    /// A dead service's channels can be claimed on main for so many blocks.
+    pub recovery_window: u32,
 }
 
 /// Fees of the transactions, in nTOP. Half of each, rounded down, is burned; the proposer has
@@ -128,6 +139,10 @@ pub struct Fees {
     pub close: Amount,
     /// Out of the closing fee.
     pub finalise: Amount,
+    /// Paid by the sender, on main.
+    pub register: Amount,
+    /// Out of what is recovered, at most all of it.
+    pub recover: Amount,
 }
 
 impl Fees {
@@ -142,6 +157,8 @@ impl Fees {
         claim_per_hash: Amount::ZERO,
         close: Amount::ZERO,
         finalise: Amount::ZERO,
+        register: Amount::ZERO,
+        recover: Amount::ZERO,
     };
 
     /// Fee of an order.
@@ -152,6 +169,7 @@ impl Fees {
             Action::Withdraw { .. } => self.withdraw,
             Action::Open(_) => self.open,
             Action::TopUp { .. } => self.top_up,
+            Action::Register(_) => self.register,
         }
     }
 
@@ -187,12 +205,15 @@ impl Default for Fees {
             claim_per_hash: Amount::from_ntop(100),
             close: Amount::from_ntop(20_000),
             finalise: Amount::from_ntop(10_000),
+            register: Amount::from_ntop(1_000_000),
+            recover: Amount::from_ntop(20_000),
         }
     }
 }
 
 impl Default for Rules {
-    /// Close windows between a minute and a week of the default block interval.
+    /// Close windows between a minute and a week of the default block interval; a service is dead
+    /// after a week, and its channels can be claimed for a day.
     fn default() -> Self {
         Self {
             fees: Fees::default(),
@@ -203,6 +224,10 @@ impl Default for Rules {
             close_window_min: 600,
             close_window_max: 6_048_000,
             batch_payouts_max: BATCH_PAYOUTS_MAX,
+            outflow_max: Amount::from_ntop(1_000_000_000_000_000),
+            service_deposit: Amount::from_ntop(100_000_000_000),
+            service_silence: 6_048_000,
+            recovery_window: 864_000,
         }
     }
 }
@@ -331,7 +356,8 @@ impl Genesis {
 }
 
 impl Counterpart {
-    fn is_valid(&self) -> bool {
+    /// True if it has a name that a chain can have, and a set of validators.
+    pub(crate) fn is_valid(&self) -> bool {
         is_name(&self.name) && is_validator_set(&self.validators)
     }
 }
@@ -368,6 +394,12 @@ impl Rules {
         if !(1..=BATCH_PAYOUTS_MAX).contains(&self.batch_payouts_max) {
             return Err(("rules.batch_payouts_max", "must be 1 to 1,000"));
         }
+        if self.outflow_max.is_zero() || self.service_silence == 0 || self.recovery_window == 0 {
+            return Err((
+                "rules",
+                "outflow_max, service_silence and recovery_window must be at least 1",
+            ));
+        }
         Ok(())
     }
 
@@ -382,6 +414,10 @@ impl Rules {
             close_window_min,
             close_window_max,
             batch_payouts_max,
+            outflow_max,
+            service_deposit,
+            service_silence,
+            recovery_window,
         } = self;
         let Fees {
             transfer,
@@ -393,6 +429,8 @@ impl Rules {
             claim_per_hash,
             close,
             finalise,
+            register,
+            recover,
         } = fees;
         for amount in [
             transfer,
@@ -404,17 +442,23 @@ impl Rules {
             claim_per_hash,
             close,
             finalise,
+            register,
+            recover,
             dust,
             fund_min,
             allocation_min,
             claim_payout_min,
+            outflow_max,
+            service_deposit,
         ] {
             writer.amount(*amount);
         }
         writer
             .u32(*close_window_min)
             .u32(*close_window_max)
-            .u32(*batch_payouts_max);
+            .u32(*batch_payouts_max)
+            .u64(*service_silence)
+            .u32(*recovery_window);
     }
 }
 

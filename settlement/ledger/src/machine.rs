@@ -190,4 +190,8 @@ pub trait Verifier: Clone + Send + Sync + 'static {
         validators: &[PublicKey],
         proof: &[u8],
     ) -> Option<FinalHeader>;
+
+    /// The value that `proof` shows to stand under `key` in a state with this root; `None` if it
+    /// shows no such thing.
+    fn state_value(&self, root: &Hash, key: &Key, proof: &[u8]) -> Option<Vec<u8>>;
 }

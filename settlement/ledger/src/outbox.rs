@@ -14,6 +14,7 @@ use crate::{
     codec::{CodecError, Reader, Writer},
     genesis::{BATCH_PAYOUTS_MAX, SERVICES_MAX},
     machine::FinalHeader,
+    state::Record,
 };
 
 const ENTRY_DOMAIN: &[u8] = b"topnet/entry/1";
@@ -28,15 +29,9 @@ pub const FUNDS_OUTSTANDING_MAX: u64 = 4_096;
 pub const PROOF_BYTES_MAX: usize = 32 * 1024;
 
 /// Something that an outbox carries.
-pub trait OutboxEntry: Clone + Debug + PartialEq + Eq + Sized {
+pub trait OutboxEntry: Record + Clone + Debug + PartialEq + Eq {
     /// Entries in one import, at most.
     const IMPORT_MAX: usize;
-
-    /// The entry's one encoding.
-    fn to_bytes(&self) -> Vec<u8>;
-
-    /// Reads [`to_bytes`](Self::to_bytes).
-    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError>;
 }
 
 /// From main to a service: money locked in the service's escrow, to be credited there.
@@ -243,7 +238,9 @@ impl<E: OutboxEntry> Import<E> {
 
 impl OutboxEntry for Fund {
     const IMPORT_MAX: usize = 1_024;
+}
 
+impl Record for Fund {
     fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new();
         writer
@@ -268,13 +265,13 @@ const _: () = assert!(FUNDS_PER_BLOCK_MAX <= Fund::IMPORT_MAX as u64);
 
 impl OutboxEntry for Batch {
     const IMPORT_MAX: usize = 64;
+}
 
+impl Record for Batch {
     fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new();
         writer.u64(self.height).u64(self.credited).amount(self.burn);
-        writer.list(&self.payouts, |writer, payout| {
-            writer.address(&payout.account).amount(payout.amount);
-        });
+        writer.list(&self.payouts, |writer, payout| payout.write(writer));
         writer.into_bytes()
     }
 
@@ -284,13 +281,21 @@ impl OutboxEntry for Batch {
                 height: reader.u64("batch height")?,
                 credited: reader.u64("batch credited")?,
                 burn: reader.amount("batch burn")?,
-                payouts: reader.list(BATCH_PAYOUTS_MAX as usize, "batch payouts", |reader| {
-                    Ok(Payout {
-                        account: reader.address("payout account")?,
-                        amount: reader.amount("payout amount")?,
-                    })
-                })?,
+                payouts: reader.list(BATCH_PAYOUTS_MAX as usize, "batch payouts", Payout::read)?,
             })
+        })
+    }
+}
+
+impl Payout {
+    pub(crate) fn write(&self, writer: &mut Writer) {
+        writer.address(&self.account).amount(self.amount);
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
+        Ok(Self {
+            account: reader.address("payout account")?,
+            amount: reader.amount("payout amount")?,
         })
     }
 }

@@ -32,6 +32,32 @@ pub(crate) enum Refusal {
     Overflow,
     #[error("service {0} is not registered on this chain: check the id")]
     ServiceUnknown(Hash),
+    #[error(
+        "a service needs a name of 1 to 32 lower-case letters, digits and dashes that is not main's, its own genesis hash and 1 to 100 different validators"
+    )]
+    ServiceInvalid,
+    #[error("the service is or was registered: make a chain with a genesis of its own")]
+    ServiceKnown,
+    #[error("service {0} has this name: take another")]
+    NameTaken(Hash),
+    #[error("main has as many services as it can have: one must end first")]
+    ServicesFull,
+    #[error("service {0} has been silent for too long and is dead: recover what is in it")]
+    ServiceDead(Hash),
+    #[error(
+        "the service is alive: what is in it can be recovered from height {from}, if it stays silent"
+    )]
+    ServiceAlive { from: u64 },
+    #[error("the recovery has begun")]
+    RecoveryBegun,
+    #[error("the recovery has not begun: `begin` comes first")]
+    RecoveryNotBegun,
+    #[error("it was recovered before, or there never was such a thing")]
+    Recovered,
+    #[error("the service has credited the fund: its beneficiary's account can be recovered")]
+    FundCredited,
+    #[error("the proof does not show it in the service's last accepted state")]
+    StateProofFalse,
     #[error("this block takes no more funds for the service: it may stand in the next one")]
     BlockFull,
     #[error("a fund must bring at least {0}: fund more at once")]
@@ -104,6 +130,17 @@ impl Refusal {
             Self::AmountZero => "amount_zero",
             Self::Overflow => "overflow",
             Self::ServiceUnknown(_) => "service_unknown",
+            Self::ServiceInvalid => "service_invalid",
+            Self::ServiceKnown => "service_known",
+            Self::NameTaken(_) => "name_taken",
+            Self::ServicesFull => "services_full",
+            Self::ServiceDead(_) => "service_dead",
+            Self::ServiceAlive { .. } => "service_alive",
+            Self::RecoveryBegun => "recovery_begun",
+            Self::RecoveryNotBegun => "recovery_not_begun",
+            Self::Recovered => "recovered",
+            Self::FundCredited => "fund_credited",
+            Self::StateProofFalse => "state_proof_false",
             Self::BlockFull => "block_full",
             Self::FundSmall(_) => "fund_small",
             Self::ServiceBehind(_) => "service_behind",

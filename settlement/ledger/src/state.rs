@@ -6,29 +6,32 @@
 //! | tag | key | record | on |
 //! |---|---|---|---|
 //! | `a` | address | [`Account`] | both |
-//! | `c` | channel id | [`Channel`] | service |
+//! | `c` | channel id | [`Channel`] | service; main, of a dead one |
+//! | `e` | service's genesis hash, address | [`Recovered`] | main |
 //! | `h` | – | [`Heads`]: where the outboxes stand | both |
 //! | `l` | – | [`MainLink`]: what was taken from main | service |
+//! | `n` | name | genesis hash of the service that has it | main |
 //! | `o` | destination, number | an outbox entry, for relays | both |
 //! | `p` | – | [`PayoutQueue`] | service |
 //! | `q` | place in the queue | [`Address`] to be paid out | service |
 //! | `s` | service's genesis hash | [`Service`] | main |
 //! | `t` | – | [`Totals`] | both |
+//! | `w` | service's genesis hash, place | a [`Payout`] that waits | main |
 
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 
 use crate::{
     codec::{CodecError, Reader, Writer},
     conservation::{MainTotals, ServiceTotals, Totals},
-    genesis::{NAME_BYTES_MAX, VALIDATORS_MAX},
+    genesis::{Counterpart, NAME_BYTES_MAX, Rules, VALIDATORS_MAX},
     machine::Key,
-    outbox::{OutboxHead, read_heads, write_heads},
+    outbox::{OutboxHead, Payout, read_heads, write_heads},
 };
 
 /// Length of a value of the state, at most: the largest is a full batch.
 pub const VALUE_BYTES_MAX: usize = 64 * 1024;
 /// Length of a key of the state, at most.
-pub const KEY_BYTES_MAX: usize = 1 + 32 + 8;
+pub const KEY_BYTES_MAX: usize = 1 + 32 + 32;
 
 /// A value of the state.
 pub trait Record: Sized {
@@ -136,6 +139,90 @@ pub struct Service {
     pub height: u64,
     /// State root of that block.
     pub state_root: Hash,
+    /// Who registered it and has the deposit back; nobody if it stands in main's genesis.
+    pub owner: Option<Address>,
+    /// What the owner has locked.
+    pub deposit: Amount,
+    /// Main's height when it last brought a batch, or was registered.
+    pub heard: u64,
+    /// Payouts that wait for an epoch that has room for them.
+    pub waiting: PayoutQueue,
+    /// What they come to.
+    pub waiting_amount: Amount,
+    /// The epoch of main that paid out for it last, and how much.
+    pub outflow: Outflow,
+    /// What is known once somebody has begun to recover what is in it.
+    pub recovery: Option<RecoveryBegun>,
+}
+
+/// What was paid out in one epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outflow {
+    /// Number of the epoch: height divided by the epoch's blocks.
+    pub epoch: u64,
+    /// How much.
+    pub amount: Amount,
+}
+
+/// The state of recovering what is in a dead service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveryBegun {
+    /// How many of main's funds its last accepted state has credited; the others go back.
+    pub credited: u64,
+}
+
+impl Service {
+    /// A service that main, which is called `main`, hears of at `height`. Nobody has locked
+    /// anything for it yet.
+    pub fn registered(service: &Counterpart, main: &Hash, height: u64) -> Self {
+        Self {
+            name: service.name.clone(),
+            validators: service.validators.clone(),
+            previous_validators: Vec::new(),
+            escrow: Amount::ZERO,
+            funded: 0,
+            accepted: 0,
+            credited: 0,
+            inbox: OutboxHead::empty(*main),
+            height: 0,
+            state_root: Hash::ZERO,
+            owner: None,
+            deposit: Amount::ZERO,
+            heard: height,
+            waiting: PayoutQueue::default(),
+            waiting_amount: Amount::ZERO,
+            outflow: Outflow::default(),
+            recovery: None,
+        }
+    }
+
+    /// The first height of main at which the service is dead, if it brings nothing until then.
+    pub fn dead_from(&self, rules: &Rules) -> u64 {
+        self.heard
+            .saturating_add(rules.service_silence)
+            .saturating_add(1)
+    }
+
+    /// True from then on, for good: a dead service's batches are refused, so nothing sets back
+    /// its clock.
+    pub fn is_dead(&self, rules: &Rules, height: u64) -> bool {
+        height >= self.dead_from(rules)
+    }
+
+    /// The money that the record holds.
+    pub fn held(&self) -> u128 {
+        [self.escrow, self.deposit, self.waiting_amount]
+            .iter()
+            .map(|amount| u128::from(amount.ntop()))
+            .sum()
+    }
+}
+
+/// What was recovered of an account of a dead service, so that it happens once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// How much, with the fee.
+    pub amount: Amount,
 }
 
 /// Where a chain's outboxes stand, one per destination. Their hash is in every header.
@@ -158,7 +245,8 @@ pub struct MainLink {
     pub inbox: OutboxHead,
 }
 
-/// Accounts that wait for the next batch stand under places `head..tail`.
+/// What waits stands under places `head..tail`: accounts for the next batch on a service, payouts
+/// for the next epoch on main.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PayoutQueue {
     /// Place of the first that waits.
@@ -190,10 +278,7 @@ pub fn main_link_key() -> Key {
 /// Key of an outbox entry: a [`Fund`](crate::outbox::Fund) on main, a
 /// [`Batch`](crate::outbox::Batch) on a service.
 pub fn outbox_entry_key(destination: &Hash, seq: u64) -> Key {
-    let mut bytes = [0; 40];
-    bytes[..32].copy_from_slice(destination.as_bytes());
-    bytes[32..].copy_from_slice(&seq.to_be_bytes());
-    key(b'o', &bytes)
+    numbered(b'o', destination, seq)
 }
 
 /// Key of [`PayoutQueue`].
@@ -206,6 +291,24 @@ pub fn queued_key(place: u64) -> Key {
     key(b'q', &place.to_be_bytes())
 }
 
+/// Key of the service's genesis hash that has a name.
+pub fn name_key(name: &str) -> Key {
+    key(b'n', name.as_bytes())
+}
+
+/// Key of what was [`Recovered`] of an account of a service.
+pub fn recovered_key(service: &Hash, account: &Address) -> Key {
+    let mut bytes = [0; 64];
+    bytes[..32].copy_from_slice(service.as_bytes());
+    bytes[32..].copy_from_slice(account.as_bytes());
+    key(b'e', &bytes)
+}
+
+/// Key of a payout that waits on main.
+pub fn waiting_key(service: &Hash, place: u64) -> Key {
+    numbered(b'w', service, place)
+}
+
 /// Key of a [`Service`].
 pub fn service_key(genesis: &Hash) -> Key {
     key(b's', genesis.as_bytes())
@@ -214,6 +317,13 @@ pub fn service_key(genesis: &Hash) -> Key {
 /// Key of [`Totals`].
 pub fn totals_key() -> Key {
     key(b't', &[])
+}
+
+fn numbered(tag: u8, id: &Hash, number: u64) -> Key {
+    let mut bytes = [0; 40];
+    bytes[..32].copy_from_slice(id.as_bytes());
+    bytes[32..].copy_from_slice(&number.to_be_bytes());
+    key(tag, &bytes)
 }
 
 fn key(tag: u8, id: &[u8]) -> Key {
@@ -312,14 +422,27 @@ impl Record for Service {
             .u64(self.credited);
         self.inbox.write(&mut writer);
         writer.u64(self.height).raw(self.state_root);
+        writer.bool(self.owner.is_some());
+        if let Some(owner) = &self.owner {
+            writer.address(owner);
+        }
+        writer.amount(self.deposit).u64(self.heard);
+        self.waiting.write(&mut writer);
+        writer
+            .amount(self.waiting_amount)
+            .u64(self.outflow.epoch)
+            .amount(self.outflow.amount);
+        writer.bool(self.recovery.is_some());
+        if let Some(recovery) = &self.recovery {
+            writer.u64(recovery.credited);
+        }
         writer.into_bytes()
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
         Reader::all(bytes, |reader| {
-            let name = reader.bytes(NAME_BYTES_MAX, "service name")?.to_vec();
             Ok(Self {
-                name: String::from_utf8(name).map_err(|_| CodecError::Range("service name"))?,
+                name: reader.text(NAME_BYTES_MAX, "service name")?,
                 validators: read_validators(reader)?,
                 previous_validators: read_validators(reader)?,
                 escrow: reader.amount("service escrow")?,
@@ -329,6 +452,24 @@ impl Record for Service {
                 inbox: OutboxHead::read(reader)?,
                 height: reader.u64("service height")?,
                 state_root: reader.hash("service state_root")?,
+                owner: match reader.bool("service owned")? {
+                    true => Some(reader.address("service owner")?),
+                    false => None,
+                },
+                deposit: reader.amount("service deposit")?,
+                heard: reader.u64("service heard")?,
+                waiting: PayoutQueue::read(reader)?,
+                waiting_amount: reader.amount("service waiting")?,
+                outflow: Outflow {
+                    epoch: reader.u64("service outflow epoch")?,
+                    amount: reader.amount("service outflow")?,
+                },
+                recovery: match reader.bool("service in recovery")? {
+                    true => Some(RecoveryBegun {
+                        credited: reader.u64("recovery credited")?,
+                    }),
+                    false => None,
+                },
             })
         })
     }
@@ -364,20 +505,65 @@ impl Record for MainLink {
     }
 }
 
+impl PayoutQueue {
+    fn write(&self, writer: &mut Writer) {
+        writer.u64(self.head).u64(self.tail);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
+        Ok(Self {
+            head: reader.u64("queue head")?,
+            tail: reader.u64("queue tail")?,
+        })
+    }
+}
+
 impl Record for PayoutQueue {
     fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new();
-        writer.u64(self.head).u64(self.tail);
+        self.write(&mut writer);
+        writer.into_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, Self::read)
+    }
+}
+
+impl Record for Payout {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        self.write(&mut writer);
+        writer.into_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, Self::read)
+    }
+}
+
+impl Record for Recovered {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.amount(self.amount);
         writer.into_bytes()
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
         Reader::all(bytes, |reader| {
-            Ok(Self {
-                head: reader.u64("queue head")?,
-                tail: reader.u64("queue tail")?,
-            })
+            let amount = reader.amount("recovered amount")?;
+            Ok(Self { amount })
         })
+    }
+}
+
+impl Record for Hash {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.as_bytes().to_vec()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, |reader| reader.hash("named service"))
     }
 }
 
@@ -399,14 +585,16 @@ impl Record for Totals {
                 let MainTotals {
                     supply,
                     balances,
-                    escrow,
+                    services,
+                    allocations,
                     burned,
                 } = *totals;
                 writer
                     .u8(0)
                     .u128(supply)
                     .u128(balances)
-                    .u128(escrow)
+                    .u128(services)
+                    .u128(allocations)
                     .u128(burned);
             }
             Self::Service(totals) => {
@@ -430,7 +618,8 @@ impl Record for Totals {
                 0 => Self::Main(MainTotals {
                     supply: reader.u128("totals supply")?,
                     balances: reader.u128("totals balances")?,
-                    escrow: reader.u128("totals escrow")?,
+                    services: reader.u128("totals services")?,
+                    allocations: reader.u128("totals allocations")?,
                     burned: reader.u128("totals burned")?,
                 }),
                 1 => Self::Service(ServiceTotals {

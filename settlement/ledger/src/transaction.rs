@@ -15,11 +15,16 @@ use topnet_channel::{Claim, SIGNED_VOUCHER_BYTES, SecretKey, SignedVoucher};
 
 use crate::{
     codec::{CodecError, Reader, Writer},
+    genesis::{Counterpart, NAME_BYTES_MAX, VALIDATORS_MAX},
+    machine::Key,
     outbox::{Batch, Fund as FundEntry, Import},
+    state,
 };
 
 /// Length of a transaction, at most.
 pub const TRANSACTION_BYTES_MAX: usize = 128 * 1024;
+/// Length of the proof of one value of a state, at most.
+pub const STATE_PROOF_BYTES_MAX: usize = 16 * 1024;
 
 const DOMAIN: &[u8] = b"topnet/tx/1";
 const ID_DOMAIN: &[u8] = b"topnet/txid/1";
@@ -44,6 +49,9 @@ pub enum Body {
     /// On main: accepts a service's batches, against the service's certificate. Brought by
     /// anybody, free. Payouts are credited, the burn is burned, both leave the escrow.
     Batch(Import<Batch>),
+    /// On main: takes something out of a dead service. Brought by anybody; the fee comes out of
+    /// what is recovered.
+    Recover(Recover),
     /// What an account's owner wants done with its money, in the order of nonces.
     Order(Sealed<Order>),
     /// Redeems a voucher. Brought by anybody, any time until the channel is closed. Pays the
@@ -74,8 +82,52 @@ pub struct Sealed<M> {
     pub signature: Signature,
 }
 
+/// Takes something out of a service that is dead, against the last state root of its that main
+/// has accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recover {
+    /// Id of the service chain.
+    pub service: Hash,
+    /// What is taken.
+    pub claim: Recovery,
+}
+
+/// What can be taken out of a dead service. Each can be taken once. A proof shows what stood in
+/// the service's state; [`Verifier::state_value`](crate::machine::Verifier::state_value) takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// Comes first: tells how many of main's funds the state has credited, and burns what it had
+    /// burned and not reported. Both proofs are empty if main never accepted a batch.
+    Begin {
+        /// Of the service's [`MainLink`](crate::state::MainLink).
+        link: Vec<u8>,
+        /// Of the service's [`Totals`](crate::conservation::Totals).
+        totals: Vec<u8>,
+    },
+    /// An account's balance goes to the same account on main.
+    Account {
+        /// Whose.
+        account: Address,
+        /// Of its record.
+        proof: Vec<u8>,
+    },
+    /// A channel goes on on main, closing: it can be claimed, and closed by its payee, for
+    /// `recovery_window` blocks, and is finalised afterwards.
+    Channel {
+        /// Which.
+        channel: ChannelId,
+        /// Of its record.
+        proof: Vec<u8>,
+    },
+    /// A fund that the state has not credited goes back to its funder.
+    Fund {
+        /// Its number.
+        seq: u64,
+    },
+}
+
 /// What an account's owner wants done with its money.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
     /// Number of the account's orders on this chain before this one.
     pub nonce: u64,
@@ -84,7 +136,7 @@ pub struct Order {
 }
 
 /// The kinds of [`Order`]. The sender pays amount and fee from its balance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Moves money to another account of the same chain.
     Transfer {
@@ -117,6 +169,9 @@ pub enum Action {
         /// How much, more than zero.
         amount: Amount,
     },
+    /// On main: registers a service, so that it can be funded. Locks `service_deposit`, which
+    /// returns to the sender when the service is dead and nobody's money is left in it.
+    Register(Counterpart),
 }
 
 /// Terms of a new channel.
@@ -313,7 +368,11 @@ impl Transaction {
             Body::CloseByPayee(close) => std::iter::once(sealed(close.key, close.signature))
                 .chain(close.message.claim.iter().map(claimed))
                 .collect(),
-            Body::Credit(_) | Body::Batch(_) | Body::Expire(_) | Body::Finalise(_) => Vec::new(),
+            Body::Credit(_)
+            | Body::Batch(_)
+            | Body::Recover(_)
+            | Body::Expire(_)
+            | Body::Finalise(_) => Vec::new(),
         }
     }
 }
@@ -322,11 +381,13 @@ impl Transaction {
 mod kind {
     pub(super) const CREDIT: u8 = 0x01;
     pub(super) const BATCH: u8 = 0x02;
+    pub(super) const RECOVER: u8 = 0x03;
     pub(super) const TRANSFER: u8 = 0x10;
     pub(super) const FUND: u8 = 0x11;
     pub(super) const WITHDRAW: u8 = 0x12;
     pub(super) const OPEN: u8 = 0x13;
     pub(super) const TOP_UP: u8 = 0x14;
+    pub(super) const REGISTER: u8 = 0x15;
     pub(super) const CLAIM: u8 = 0x20;
     pub(super) const CLOSE_BY_PAYEE: u8 = 0x30;
     pub(super) const CLOSE_BY_PAYER: u8 = 0x31;
@@ -338,7 +399,7 @@ impl Body {
     /// Where in a block it belongs.
     pub const fn class(&self) -> Class {
         match self {
-            Self::Credit(_) | Self::Batch(_) => Class::Import,
+            Self::Credit(_) | Self::Batch(_) | Self::Recover(_) => Class::Import,
             Self::Order(_) => Class::Order,
             Self::Claim(_) => Class::Claim,
             Self::CloseByPayee(_) | Self::CloseByPayer(_) | Self::Expire(_) => Class::Close,
@@ -350,6 +411,7 @@ impl Body {
         match self {
             Self::Credit(import) => import.write(writer.u8(kind::CREDIT)),
             Self::Batch(import) => import.write(writer.u8(kind::BATCH)),
+            Self::Recover(recover) => recover.write(writer.u8(kind::RECOVER)),
             Self::Order(order) => {
                 order.message.write(writer);
                 order.write_seal(writer);
@@ -380,6 +442,7 @@ impl Body {
         Ok(match reader.u8("transaction kind")? {
             kind::CREDIT => Self::Credit(Import::read(reader)?),
             kind::BATCH => Self::Batch(Import::read(reader)?),
+            kind::RECOVER => Self::Recover(Recover::read(reader)?),
             kind::CLAIM => Self::Claim(ClaimBody::read(reader)?),
             kind::CLOSE_BY_PAYEE => {
                 let channel = reader.channel("close channel")?;
@@ -405,10 +468,10 @@ impl Order {
         let mut begin = |kind: u8| {
             writer.u8(kind).u64(self.nonce);
         };
-        match self.action {
+        match &self.action {
             Action::Transfer { to, amount } => {
                 begin(kind::TRANSFER);
-                writer.address(&to).amount(amount);
+                writer.address(to).amount(*amount);
             }
             Action::Fund {
                 service,
@@ -416,11 +479,11 @@ impl Order {
                 beneficiary,
             } => {
                 begin(kind::FUND);
-                writer.raw(service).amount(amount).address(&beneficiary);
+                writer.raw(service).amount(*amount).address(beneficiary);
             }
             Action::Withdraw { amount } => {
                 begin(kind::WITHDRAW);
-                writer.amount(amount);
+                writer.amount(*amount);
             }
             Action::Open(open) => {
                 begin(kind::OPEN);
@@ -432,13 +495,20 @@ impl Order {
             }
             Action::TopUp { channel, amount } => {
                 begin(kind::TOP_UP);
-                writer.raw(channel).amount(amount);
+                writer.raw(channel).amount(*amount);
+            }
+            Action::Register(service) => {
+                begin(kind::REGISTER);
+                writer.bytes(service.name.as_bytes()).raw(service.genesis);
+                writer.list(&service.validators, |writer, key| {
+                    writer.raw(key);
+                });
             }
         }
     }
 
     fn read(kind: u8, reader: &mut Reader<'_>) -> Result<Self, CodecError> {
-        if !(kind::TRANSFER..=kind::TOP_UP).contains(&kind) {
+        if !(kind::TRANSFER..=kind::REGISTER).contains(&kind) {
             return Err(CodecError::Tag {
                 what: "transaction kind",
                 tag: kind,
@@ -469,6 +539,13 @@ impl Order {
                 channel: reader.channel("top_up channel")?,
                 amount: reader.amount("top_up amount")?,
             },
+            kind::REGISTER => Action::Register(Counterpart {
+                name: reader.text(NAME_BYTES_MAX, "register name")?,
+                genesis: reader.hash("register genesis")?,
+                validators: reader.list(VALIDATORS_MAX, "register validators", |reader| {
+                    reader.key("register validator")
+                })?,
+            }),
             tag => {
                 return Err(CodecError::Tag {
                     what: "transaction kind",
@@ -477,6 +554,60 @@ impl Order {
             }
         };
         Ok(Self { nonce, action })
+    }
+}
+
+impl Recover {
+    /// What the proof is about, in the service's state; `None` where main's own says it.
+    pub fn subject(&self) -> Option<Key> {
+        match &self.claim {
+            Recovery::Begin { .. } | Recovery::Fund { .. } => None,
+            Recovery::Account { account, .. } => Some(state::account_key(account)),
+            Recovery::Channel { channel, .. } => Some(state::channel_key(channel)),
+        }
+    }
+
+    fn write(&self, writer: &mut Writer) {
+        writer.raw(self.service);
+        match &self.claim {
+            Recovery::Begin { link, totals } => writer.u8(0).bytes(link).bytes(totals),
+            Recovery::Account { account, proof } => writer.u8(1).address(account).bytes(proof),
+            Recovery::Channel { channel, proof } => writer.u8(2).raw(channel).bytes(proof),
+            Recovery::Fund { seq } => writer.u8(3).u64(*seq),
+        };
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
+        fn proof(reader: &mut Reader<'_>) -> Result<Vec<u8>, CodecError> {
+            let proof = reader.bytes(STATE_PROOF_BYTES_MAX, "recover proof")?;
+            Ok(proof.to_vec())
+        }
+        Ok(Self {
+            service: reader.hash("recover service")?,
+            claim: match reader.u8("recover kind")? {
+                0 => Recovery::Begin {
+                    link: proof(reader)?,
+                    totals: proof(reader)?,
+                },
+                1 => Recovery::Account {
+                    account: reader.address("recover account")?,
+                    proof: proof(reader)?,
+                },
+                2 => Recovery::Channel {
+                    channel: reader.channel("recover channel")?,
+                    proof: proof(reader)?,
+                },
+                3 => Recovery::Fund {
+                    seq: reader.u64("recover seq")?,
+                },
+                tag => {
+                    return Err(CodecError::Tag {
+                        what: "recover kind",
+                        tag,
+                    });
+                }
+            },
+        })
     }
 }
 

@@ -446,7 +446,7 @@ fn the_last_nonce_is_not_admitted() {
         amount: ntop(1),
     };
     for (nonce, code) in [(u64::MAX - 1, "ok"), (u64::MAX, "nonce_last")] {
-        let order = service.order_with(PAYER, nonce, action).to_bytes();
+        let order = service.order_with(PAYER, nonce, action.clone()).to_bytes();
         let admitted = service.ledger.admit(&order);
         assert_eq!(admitted.map_or_else(|r| r.code, |_| "ok"), code, "{nonce}");
     }

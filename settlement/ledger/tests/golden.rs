@@ -12,15 +12,17 @@ use topnet_ledger::{
     Transaction,
     conservation::{MainTotals, ServiceTotals, Totals},
     event::{Event, encode_events},
-    genesis::{Role, Rules},
-    outbox::{Batch, Fund, Import, OutboxEntry, OutboxHead, Payout, commitment},
+    genesis::{Counterpart, Role, Rules},
+    outbox::{Batch, Fund, Import, OutboxHead, Payout, commitment},
     state::{
-        Account, Channel, ChannelState, Heads, MainLink, PayoutQueue, Record, Service, account_key,
-        channel_key, heads_key, main_link_key, outbox_entry_key, payout_queue_key, queued_key,
-        service_key, totals_key,
+        Account, Channel, ChannelState, Heads, MainLink, Outflow, PayoutQueue, Record, Recovered,
+        RecoveryBegun, Service, account_key, channel_key, heads_key, main_link_key, name_key,
+        outbox_entry_key, payout_queue_key, queued_key, recovered_key, service_key, totals_key,
+        waiting_key,
     },
     transaction::{
-        Action, Body, CloseByPayee, CloseByPayer, Message, Open, Order, channel_id, transaction_id,
+        Action, Body, CloseByPayee, CloseByPayer, Message, Open, Order, Recover, Recovery,
+        channel_id, transaction_id,
     },
 };
 
@@ -88,6 +90,9 @@ fn vectors() -> Vec<(String, Vec<u8>)> {
     add("key.payout_queue", &payout_queue_key().0);
     add("key.queued", &queued_key(258).0);
     add("key.service", &service_key(&CHAIN).0);
+    add("key.name", &name_key("vpn").0);
+    add("key.recovered", &recovered_key(&CHAIN, &address(1)).0);
+    add("key.waiting", &waiting_key(&CHAIN, 258).0);
     add("key.totals", &totals_key().0);
 
     let account = Account {
@@ -127,8 +132,29 @@ fn vectors() -> Vec<(String, Vec<u8>)> {
         inbox: heads.0[0],
         height: 5,
         state_root: Hash([6; 32]),
+        owner: Some(address(3)),
+        deposit: ntop(12),
+        heard: 13,
+        waiting: PayoutQueue { head: 14, tail: 16 },
+        waiting_amount: ntop(17),
+        outflow: Outflow {
+            epoch: 18,
+            amount: ntop(19),
+        },
+        recovery: Some(RecoveryBegun { credited: 20 }),
     };
     add("service", &service.to_bytes());
+    let known = Counterpart {
+        name: "vpn".to_owned(),
+        genesis: CHAIN,
+        validators: vec![secret(1).public_key()],
+    };
+    let new = Service::registered(&known, &Hash([9; 32]), 10);
+    add("service.new", &new.to_bytes());
+    let recovered = Recovered { amount: ntop(11) };
+    add("recovered", &recovered.to_bytes());
+    add("waiting", &batch().payouts[0].to_bytes());
+    add("name", &CHAIN.to_bytes());
     add("heads", &heads.to_bytes());
     let link = MainLink {
         validators: vec![secret(1).public_key()],
@@ -140,7 +166,8 @@ fn vectors() -> Vec<(String, Vec<u8>)> {
     let main = MainTotals {
         supply: 1,
         balances: 2,
-        escrow: 3,
+        services: 3,
+        allocations: 5,
         burned: 4,
     };
     add("totals.main", &Totals::Main(main).to_bytes());
@@ -186,6 +213,17 @@ fn transactions() -> Vec<(&'static str, Transaction)> {
         amount: ntop(6),
         beneficiary: address(3),
     };
+    let service = Counterpart {
+        name: "vpn".to_owned(),
+        genesis: Hash([0xc3; 32]),
+        validators: vec![secret(1).public_key(), secret(2).public_key()],
+    };
+    let recover = |claim| {
+        anybody(Body::Recover(Recover {
+            service: Hash([0xc3; 32]),
+            claim,
+        }))
+    };
     let credit = Import {
         source: CHAIN,
         first: 9,
@@ -223,6 +261,29 @@ fn transactions() -> Vec<(&'static str, Transaction)> {
         ("finalise", anybody(Body::Finalise(CHANNEL))),
         ("credit", anybody(Body::Credit(credit))),
         ("batches", anybody(Body::Batch(batches))),
+        ("register", order(Action::Register(service))),
+        (
+            "recover_begin",
+            recover(Recovery::Begin {
+                link: vec![1, 2],
+                totals: vec![3],
+            }),
+        ),
+        (
+            "recover_account",
+            recover(Recovery::Account {
+                account: address(1),
+                proof: vec![1, 2],
+            }),
+        ),
+        (
+            "recover_channel",
+            recover(Recovery::Channel {
+                channel: CHANNEL,
+                proof: vec![1, 2],
+            }),
+        ),
+        ("recover_fund", recover(Recovery::Fund { seq: 9 })),
     ]
 }
 
@@ -346,6 +407,62 @@ fn events() -> Vec<Event> {
             seq: 9,
             account: address(1),
             amount: one,
+        },
+        Event::PayoutWaits {
+            service: CHAIN,
+            seq: 9,
+            account: address(1),
+            amount: one,
+            place: 8,
+        },
+        Event::WaitingPaid {
+            service: CHAIN,
+            place: 8,
+            account: address(1),
+            amount: one,
+            rest: two,
+        },
+        Event::Registered {
+            service: CHAIN,
+            name: "vpn".to_owned(),
+            owner: address(1),
+            deposit: one,
+            fee: two,
+        },
+        Event::RecoveryBegun {
+            service: CHAIN,
+            height: 9,
+            credited: 8,
+            burn: one,
+        },
+        Event::AccountRecovered {
+            service: CHAIN,
+            account: address(1),
+            amount: one,
+            fee: two,
+        },
+        Event::ChannelRecovered {
+            service: CHAIN,
+            channel: CHANNEL,
+            payer: address(1),
+            payee: address(2),
+            signer: secret(3).public_key(),
+            allocation: one,
+            paid: two,
+            closing_fee: three,
+            deadline: 9,
+            fee: one,
+        },
+        Event::FundReturned {
+            service: CHAIN,
+            seq: 9,
+            funder: address(1),
+            amount: one,
+            fee: two,
+        },
+        Event::Dissolved {
+            service: CHAIN,
+            deposit: one,
         },
     ]
 }

@@ -563,7 +563,7 @@ fn funds_are_bounded_per_block_and_until_acknowledged() {
     };
     let count = FUNDS_PER_BLOCK_MAX + 1;
     let all: Vec<_> = (0..count)
-        .map(|nonce| world.main.order_with(RICH, nonce, fund).to_bytes())
+        .map(|nonce| world.main.order_with(RICH, nonce, fund.clone()).to_bytes())
         .collect();
     let built = world.main.build(all);
     assert_eq!(built.included.len() as u64, FUNDS_PER_BLOCK_MAX);

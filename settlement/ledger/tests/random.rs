@@ -4,15 +4,16 @@
 
 mod support;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use support::{Chain, World, address, claim_body, ntop, rules};
+use support::{Chain, SERVICE_VALIDATOR, VALIDATOR, World, address, claim_body, ntop, rules};
 use topnet_account::ChannelId;
 use topnet_ledger::{
     Transaction,
     conservation::Totals,
-    state::ChannelState,
-    transaction::{Action, CloseByPayee, Open, channel_id},
+    outbox::Fund,
+    state::{self, Channel, ChannelState, Service},
+    transaction::{Action, Body, CloseByPayee, Open, Recover, Recovery, channel_id},
 };
 
 const ACTORS: u64 = 5;
@@ -341,6 +342,8 @@ struct Race {
     oracle: Oracle,
     /// Payers of all channels that somebody tried to open.
     opened: Vec<(ChannelId, u8)>,
+    /// The service as of the batch that main accepted last.
+    accepted: Option<Chain>,
     stood: u64,
 }
 
@@ -357,6 +360,7 @@ impl Race {
             world,
             oracle,
             opened: Vec::new(),
+            accepted: None,
             stood: 0,
         }
     }
@@ -535,6 +539,9 @@ impl Race {
                 "should be refused: {op:?}"
             );
             self.stood += 1;
+            if let Op::Batch = op {
+                self.accepted = Some(self.world.service.clone());
+            }
         }
         if let [(bytes, rejection)] = &built.rejected[..]
             && candidates.len() == 1
@@ -617,6 +624,87 @@ impl Race {
         assert_eq!((totals.allocations, totals.burn), (0, 0));
     }
 
+    /// The service falls silent, and everybody takes out what the accepted state says is his.
+    fn die(&self) {
+        let mut main = self.world.main.clone();
+        main.proposer = address(VALIDATOR);
+        let id = self.world.service.id();
+        let funds = main.heads().to(&id).map_or(0, |head| head.next);
+        let credited = self.accepted.as_ref().map_or(0, |a| a.link().inbox.next);
+        let mut claims = Vec::new();
+        let mut expected = BTreeMap::new();
+        let mut channels = Vec::new();
+        let start = self.accepted.as_ref().map(|accepted| Recovery::Begin {
+            link: accepted.state_proof(&state::main_link_key()),
+            totals: accepted.state_proof(&state::totals_key()),
+        });
+        claims.push(start.unwrap_or(Recovery::Begin {
+            link: Vec::new(),
+            totals: Vec::new(),
+        }));
+        for seq in credited..funds {
+            let fund: Fund = main.record(&state::outbox_entry_key(&id, seq)).unwrap();
+            *expected.entry(fund.funder).or_insert(0) += fund.amount.ntop() - 9;
+            claims.push(Recovery::Fund { seq });
+        }
+        for actor in (1..=ACTORS as u8).chain([SERVICE_VALIDATOR]) {
+            let account = address(actor);
+            let Some(accepted) = &self.accepted else {
+                continue;
+            };
+            let balance = accepted.balance(actor);
+            if balance > 0 {
+                *expected.entry(account).or_insert(0) += balance - balance.min(9);
+                let proof = accepted.state_proof(&state::account_key(&account));
+                claims.push(Recovery::Account { account, proof });
+            }
+        }
+        // An id is tried again when its order was refused.
+        let opened: BTreeSet<_> = self.opened.iter().map(|(id, _)| id).collect();
+        for channel in opened {
+            let key = state::channel_key(channel);
+            let found = self
+                .accepted
+                .as_ref()
+                .and_then(|a| a.record::<Channel>(&key));
+            let Some(found) = found.filter(|found| found.held() > 0) else {
+                continue;
+            };
+            // The fees of recovery and finalisation come out of the closing fee.
+            let closing = found.closing_fee.ntop().saturating_sub(9).saturating_sub(7);
+            *expected.entry(found.payer).or_insert(0) += found.remaining().ntop() + closing;
+            let proof = self.accepted.as_ref().unwrap().state_proof(&key);
+            channels.push(*channel);
+            let channel = *channel;
+            claims.push(Recovery::Channel { channel, proof });
+        }
+        let record: Service = main.service(&id);
+        main.empty_blocks(record.dead_from(&rules()) - 1 - main.height);
+        let before: BTreeMap<_, _> = expected
+            .keys()
+            .map(|account| (*account, main.account(account).balance.ntop()))
+            .collect();
+        let chain = main.id();
+        for claim in claims {
+            let body = Body::Recover(Recover { service: id, claim });
+            main.block(&[Transaction { chain, body }]);
+        }
+        main.empty_blocks(8);
+        for channel in channels {
+            let finalise = main.finalise(channel);
+            main.block(&[finalise]);
+        }
+        for (account, gain) in expected {
+            let now = main.account(&account).balance.ntop();
+            assert_eq!(now, before[&account] + gain, "{account}");
+        }
+        let Totals::Main(totals) = main.totals() else {
+            panic!()
+        };
+        assert_eq!((totals.services, totals.allocations), (0, 0));
+        assert_eq!(totals.balances + totals.burned, totals.supply);
+    }
+
     fn service_block(&mut self, ops: &[(Op, Transaction)]) {
         let service = &mut self.world.service;
         service.proposer = address(1);
@@ -639,8 +727,11 @@ fn the_ledger_agrees_with_the_oracle() {
     let mut stood = 0;
     for seed in 0..SEEDS {
         let mut race = Race::new(seed);
-        for _ in 0..BLOCKS {
+        for block in 0..BLOCKS {
             race.block();
+            if block % 25 == 0 {
+                race.die();
+            }
         }
         race.wind_up();
         stood += race.stood;

@@ -236,10 +236,7 @@ fn orders_on_main() {
         assert_eq!(main.code(&main.order(PAYER, action)), code, "{name}");
     }
     let bodies = [
-        Body::Claim(claim_worth(PAYER, stage.channel, 500)),
         Body::Expire(stage.channel),
-        Body::Finalise(stage.channel),
-        stage.payee_closes(None).body,
         stage
             .world
             .service

@@ -69,7 +69,8 @@ fn worked_example() {
         Totals::Main(MainTotals {
             supply: u128::from(100 * TOP),
             balances: u128::from(59 * TOP + 8 * TOP / 10),
-            escrow: u128::from(40 * TOP + TOP / 10),
+            services: u128::from(40 * TOP + TOP / 10),
+            allocations: 0,
             burned: u128::from(TOP / 10),
         })
     );

@@ -16,7 +16,7 @@ pub use header::{
     public_key_of,
 };
 pub use value::{PROOF_HASHES_MAX, STATUS_BYTES, ValueProof, key_digest};
-pub use verifier::{EngineVerifier, Proof, StateProof, committee, namespace};
+pub use verifier::{EngineVerifier, Proof, StateProof, StateValue, committee, namespace};
 
 /// Most validators of a chain.
 pub const VALIDATORS_MAX: usize = 256;

@@ -68,28 +68,64 @@ impl Read for Proof {
     }
 }
 
-/// A value of a chain's state, the way from it to a state root, and the proof that the header
-/// with that root is final.
+/// A value of a chain's state and the way from it to the state's root.
+pub struct StateValue {
+    /// The value.
+    pub value: Vec<u8>,
+    /// From the value up to the root.
+    pub proof: ValueProof,
+}
+
+impl StateValue {
+    /// The value, if it stands under `key` in the state with this root.
+    fn in_state(self, root: &Hash, key: &Key) -> Option<Vec<u8>> {
+        let Self { value, proof } = self;
+        is_proved(key, value.clone(), &proof, &digest_of(root)).then_some(value)
+    }
+}
+
+impl Write for StateValue {
+    fn write(&self, buf: &mut impl BufMut) {
+        self.value.write(buf);
+        self.proof.write(buf);
+    }
+}
+
+impl EncodeSize for StateValue {
+    fn encode_size(&self) -> usize {
+        self.value.encode_size() + self.proof.encode_size()
+    }
+}
+
+impl Read for StateValue {
+    type Cfg = ();
+
+    fn read_cfg(buf: &mut impl Buf, (): &()) -> Result<Self, CodecError> {
+        Ok(Self {
+            value: Vec::read_cfg(buf, &(RangeCfg::from(0..=VALUE_BYTES_MAX), ()))?,
+            proof: ValueProof::read_cfg(buf, &PROOF_HASHES_MAX)?,
+        })
+    }
+}
+
+/// A value of a chain's state, and the proof that the header with the state's root is final.
 pub struct StateProof {
     /// The block whose state it is.
     pub block: Proof,
-    /// The value.
-    pub value: Vec<u8>,
-    /// From the value up to the header's state root.
-    pub proof: ValueProof,
+    /// The value, up to the header's state root.
+    pub value: StateValue,
 }
 
 impl Write for StateProof {
     fn write(&self, buf: &mut impl BufMut) {
         self.block.write(buf);
         self.value.write(buf);
-        self.proof.write(buf);
     }
 }
 
 impl EncodeSize for StateProof {
     fn encode_size(&self) -> usize {
-        self.block.encode_size() + self.value.encode_size() + self.proof.encode_size()
+        self.block.encode_size() + self.value.encode_size()
     }
 }
 
@@ -100,8 +136,7 @@ impl Read for StateProof {
     fn read_cfg(buf: &mut impl Buf, validators: &usize) -> Result<Self, CodecError> {
         Ok(Self {
             block: Proof::read_cfg(buf, validators)?,
-            value: Vec::read_cfg(buf, &(RangeCfg::from(0..=VALUE_BYTES_MAX), ()))?,
-            proof: ValueProof::read_cfg(buf, &PROOF_HASHES_MAX)?,
+            value: StateValue::read(buf)?,
         })
     }
 }
@@ -224,6 +259,10 @@ impl Verifier for EngineVerifier {
             state_root: header.state_root(),
         })
     }
+
+    fn state_value(&self, root: &Hash, key: &Key, proof: &[u8]) -> Option<Vec<u8>> {
+        StateValue::decode(Copying(proof)).ok()?.in_state(root, key)
+    }
 }
 
 impl EngineVerifier {
@@ -245,14 +284,10 @@ impl EngineVerifier {
     ) -> Option<(Header, Vec<u8>)> {
         let committee = committee(validators)?;
         let proof = StateProof::decode_cfg(Copying(proof), &committee.len()).ok()?;
-        let StateProof {
-            block,
-            value,
-            proof,
-        } = proof;
+        let StateProof { block, value } = proof;
         let header = header_of(chain, committee, block)?;
-        let root = digest_of(&header.state_root());
-        is_proved(key, value.clone(), &proof, &root).then_some((header, value))
+        let value = value.in_state(&header.state_root(), key)?;
+        Some((header, value))
     }
 }
 

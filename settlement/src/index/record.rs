@@ -14,6 +14,8 @@ pub(crate) struct TransactionRecord {
 /// A channel's parties, and what it came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ChannelRecord {
+    /// Where it goes on: its service's chain, or main once it was recovered.
+    pub chain: ChainName,
     pub payer: Address,
     pub payee: Address,
     /// Of all claims, the payee's close included.
@@ -40,9 +42,18 @@ pub(crate) struct BatchRecord {
     pub main_block: BlockRef,
 }
 
+/// A payout of a batch that waits on main.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WaitingRecord {
+    pub account: Address,
+    pub seq: u64,
+}
+
 /// A close that the payee asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CloseRecord {
+    /// The chain that it was signed for.
+    pub chain: ChainName,
     pub id: Hash,
     pub transaction: HexBytes,
     /// Why it can never stand, once that is known.
@@ -94,6 +105,43 @@ pub(super) fn party_key(party: &Address, channel: &ChannelId) -> Vec<u8> {
     [&party.as_bytes()[..], channel.as_ref()].concat()
 }
 
-pub(super) fn payout_key(account: &Address, seq: u64) -> Vec<u8> {
-    [&account.as_bytes()[..], &seq.to_be_bytes()].concat()
+/// By service, then by the height at which it was cut.
+pub(super) fn batch_key(service: &Hash, height: u64) -> Vec<u8> {
+    [service.as_ref(), &height.to_be_bytes()[..]].concat()
+}
+
+/// By service and account, then by batch.
+pub(super) fn payout_key(service: &Hash, account: &Address, seq: u64) -> Vec<u8> {
+    [
+        service.as_ref(),
+        &account.as_bytes()[..],
+        &seq.to_be_bytes(),
+    ]
+    .concat()
+}
+
+/// By service, then by place in its queue on main.
+pub(super) fn waiting_key(service: &Hash, place: u64) -> Vec<u8> {
+    [b"waiting/", service.as_ref(), &place.to_be_bytes()[..]].concat()
+}
+
+/// By chain, then by where its outbox to `destination` stands.
+pub(super) fn heads_key(chain: &ChainName, destination: &Hash, next: u64) -> Vec<u8> {
+    [
+        chain.0.as_bytes(),
+        b"/",
+        destination.as_ref(),
+        &next.to_be_bytes()[..],
+    ]
+    .concat()
+}
+
+/// A chain's genesis.
+pub(super) fn genesis_key(chain: &ChainName) -> Vec<u8> {
+    [b"genesis/", chain.0.as_bytes()].concat()
+}
+
+/// Where a chain's outboxes stand after the blocks that were taken in.
+pub(super) fn outboxes_key(chain: &ChainName) -> Vec<u8> {
+    [b"outboxes/", chain.0.as_bytes()].concat()
 }

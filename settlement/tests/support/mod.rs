@@ -1,4 +1,5 @@
 //! A settlement process on new chains, started and killed as a test likes.
+#![allow(dead_code)]
 
 use std::{
     collections::BTreeMap,
@@ -53,6 +54,16 @@ pub struct Provider {
 impl Provider {
     /// Writes the files. The payer has 1,000 TOP on main.
     pub fn new() -> Self {
+        Self::with(|_| {}, 1_000)
+    }
+
+    /// The same with other rules, and claims that wait so long.
+    pub fn with(change: impl FnOnce(&mut Rules), claim_interval_ms: u64) -> Self {
+        let mut rules = Rules {
+            close_window_min: 20,
+            ..Rules::default()
+        };
+        change(&mut rules);
         let dir = tempfile::tempdir().unwrap();
         let (payer, payee, validator) = (secret(1), secret(2), secret(3));
         let mut main = Genesis {
@@ -61,10 +72,7 @@ impl Provider {
             block_interval_ms: 100,
             epoch_blocks: EPOCH_BLOCKS,
             validators: vec![validator.public_key()],
-            rules: Rules {
-                close_window_min: 20,
-                ..Rules::default()
-            },
+            rules,
             role: Role::Main {
                 services: Vec::new(),
             },
@@ -93,7 +101,8 @@ impl Provider {
         key("payee.key", &payee);
         write(
             "topnet.toml",
-            "runtime_dir = \"run\"\n\
+            &format!(
+                "runtime_dir = \"run\"\n\
              data_dir = \"data\"\n\
              [settlement]\n\
              main_genesis_file = \"main.json\"\n\
@@ -101,7 +110,8 @@ impl Provider {
              validator_key_file = \"validator.key\"\n\
              payee_key_file = \"payee.key\"\n\
              passphrase_file = \"passphrase\"\n\
-             claim_interval_ms = 1000\n",
+             claim_interval_ms = {claim_interval_ms}\n"
+            ),
         );
         Self {
             dir,

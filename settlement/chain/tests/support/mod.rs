@@ -275,6 +275,7 @@ pub fn alone(name: &str, seed: u8) -> ChainConfig {
         listen: loopback(0),
         block_interval: INTERVAL,
         mempool_transactions_max: MEMPOOL_TRANSACTIONS,
+        halted: false,
     }
 }
 

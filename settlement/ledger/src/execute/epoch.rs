@@ -1,15 +1,16 @@
-//! What a block does by itself: at the end of an epoch a service cuts a batch.
+//! What a block does by itself: at the end of an epoch a service cuts a batch, and main pays what
+//! has waited for an epoch with room.
 
 use topnet_account::{Address, Amount};
 
-use super::{Step, Stop, heads, step::minus};
+use super::{Step, Stop, heads, outflow, step::minus};
 use crate::{
     conservation::Totals,
     event::Event,
     genesis::Role,
-    outbox::{Batch, OutboxEntry, Payout},
+    outbox::{Batch, Payout},
     refusal::Refusal,
-    state::{self, Heads, MainLink, PayoutQueue},
+    state::{self, Heads, MainLink, PayoutQueue, Record as _},
 };
 
 /// Places of the queue that one batch walks past, for each payout that it may hold. An account
@@ -20,10 +21,11 @@ const PLACES_PER_PAYOUT_MAX: u64 = 4;
 /// Ends the block; gives where the outboxes stand after it.
 pub(super) fn end_block(step: &mut Step<'_>) -> Result<Heads, Stop> {
     let genesis = step.context().genesis;
-    if let Role::Service { .. } = genesis.role
-        && step.height().is_multiple_of(genesis.epoch_blocks)
-    {
-        cut_batch(step)?;
+    if step.height().is_multiple_of(genesis.epoch_blocks) {
+        match genesis.role {
+            Role::Service { .. } => cut_batch(step)?,
+            Role::Main { .. } => outflow::pay_waiting(step)?,
+        }
     }
     heads(step)
 }

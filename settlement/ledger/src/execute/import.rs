@@ -2,7 +2,7 @@
 
 use topnet_account::{Amount, Hash, PublicKey};
 
-use super::{Step, Stop, heads, step::minus};
+use super::{Step, Stop, heads, outflow, step::minus};
 use crate::{
     conservation::Totals,
     event::Event,
@@ -81,14 +81,11 @@ pub(super) fn batch(step: &mut Step<'_>, import: &Import<Batch>) -> Result<(), S
     let payouts = import.entries.iter().flat_map(|batch| &batch.payouts);
     step.need(payouts.map(|payout| state::account_key(&payout.account)))?;
 
-    let header = prove(
-        step,
-        import,
-        &[&service.validators, &service.previous_validators],
-    )?;
+    let header = prove_batch(step, import, &service)?;
     service.inbox = import
         .follow(&service.inbox, &header)
         .map_err(|fault| Refusal::of_import(fault, next))?;
+    service.heard = step.height();
     if header.height >= service.height {
         service.height = header.height;
         service.state_root = header.state_root;
@@ -98,6 +95,23 @@ pub(super) fn batch(step: &mut Step<'_>, import: &Import<Batch>) -> Result<(), S
     }
     step.write(key, &service);
     Ok(())
+}
+
+/// The final header under which a live service brings batches.
+pub(super) fn prove_batch(
+    step: &Step<'_>,
+    import: &Import<Batch>,
+    service: &Service,
+) -> Result<FinalHeader, Refusal> {
+    if service.is_dead(&step.context().genesis.rules, step.height()) {
+        return Err(Refusal::ServiceDead(import.source));
+    }
+    let sets: [&[PublicKey]; 2] = [&service.validators, &service.previous_validators];
+    let header = prove(step, import, &sets)?;
+    match import.ends_at(step.context().chain, &header) {
+        true => Ok(header),
+        false => Err(Refusal::OutboxOther),
+    }
 }
 
 fn accept(
@@ -121,23 +135,16 @@ fn accept(
         .checked_add(total.ntop().into())
         .ok_or(Refusal::Overflow)?;
     step.burn(batch.burn)?;
-    let (service, burn, height) = (*id, batch.burn, batch.height);
+    let (burn, height) = (batch.burn, batch.height);
     step.tell(Event::BatchAccepted {
-        service,
+        service: *id,
         seq,
         height,
         total,
         burn,
     });
     for payout in &batch.payouts {
-        step.receive(&payout.account, payout.amount)?;
-        let (account, amount) = (payout.account, payout.amount);
-        step.tell(Event::PaidOut {
-            service,
-            seq,
-            account,
-            amount,
-        });
+        outflow::pay_out(step, id, service, seq, *payout)?;
     }
     Ok(())
 }

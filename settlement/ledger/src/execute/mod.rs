@@ -6,6 +6,8 @@ mod channel;
 mod epoch;
 mod import;
 mod order;
+mod outflow;
+mod recover;
 mod step;
 mod weigh;
 
@@ -25,12 +27,16 @@ use crate::{
     outbox::commitment,
     refusal::Refusal,
     state::{self, Heads},
-    transaction::{Action, Body, Transaction, transaction_id},
+    transaction::{Action, Body, Recovery, Transaction, transaction_id},
 };
 
 /// Finds the header that a proof shows to be final; see
 /// [`Verifier::final_header`](crate::machine::Verifier::final_header).
 pub(crate) type Prove<'a> = &'a dyn Fn(&Hash, &[PublicKey], &[u8]) -> Option<FinalHeader>;
+
+/// Finds the value that a proof shows; see
+/// [`Verifier::state_value`](crate::machine::Verifier::state_value).
+pub(crate) type StateValue<'a> = &'a dyn Fn(&Hash, &Key, &[u8]) -> Option<Vec<u8>>;
 
 /// What does not change while a block is executed.
 #[derive(Clone, Copy)]
@@ -39,6 +45,8 @@ pub(crate) struct Context<'a> {
     pub(crate) chain: &'a Hash,
     pub(crate) env: &'a BlockEnv,
     pub(crate) prove: Prove<'a>,
+    /// Takes a state root, a key and a proof.
+    pub(crate) state_value: StateValue<'a>,
     /// What a claim is worth in all, if its token is its voucher's.
     pub(crate) worth: &'a dyn Fn(&Claim) -> Option<Amount>,
     /// The state before the block.
@@ -149,6 +157,7 @@ fn transact(step: &mut Step<'_>, transaction: &Transaction) -> Result<(), Stop> 
     match &transaction.body {
         Body::Credit(import) => import::credit(step, import),
         Body::Batch(import) => import::batch(step, import),
+        Body::Recover(recover) => recover::recover(step, recover),
         Body::Order(order) => order::execute(step, order),
         Body::Claim(claim) => channel::claim(step, claim),
         Body::CloseByPayee(close) => channel::close_by_payee(step, close),
@@ -172,13 +181,15 @@ pub(crate) fn check_place(
     }
     let (what, on_main) = match &transaction.body {
         Body::Batch(_) => ("a batch", true),
+        Body::Recover(_) => ("recovering", true),
         Body::Credit(_) => ("a credit", false),
-        Body::Claim(_) => ("a claim", false),
-        Body::CloseByPayee(_) | Body::CloseByPayer(_) => ("a close", false),
+        // Main has the channels of dead services, and they are closing.
+        Body::Claim(_) | Body::CloseByPayee(_) | Body::Finalise(_) => return Ok(()),
+        Body::CloseByPayer(_) => ("a close", false),
         Body::Expire(_) => ("an expiry", false),
-        Body::Finalise(_) => ("a finalisation", false),
         Body::Order(order) => match order.message.action {
             Action::Transfer { .. } => return Ok(()),
+            Action::Register(_) => ("registering a service", true),
             Action::Fund { .. } => ("funding a service", true),
             Action::Withdraw { .. } => ("withdrawing", false),
             Action::Open(_) | Action::TopUp { .. } => ("a channel", false),
@@ -233,11 +244,24 @@ pub(crate) fn own_reads(transaction: &Transaction) -> Vec<Key> {
                 .chain(accounts)
                 .collect()
         }
+        Body::Recover(recover) => {
+            let service = recover.service;
+            let own = match &recover.claim {
+                Recovery::Begin { .. } => None,
+                Recovery::Account { account, .. } => Some(state::recovered_key(&service, account)),
+                Recovery::Channel { channel, .. } => Some(state::channel_key(channel)),
+                Recovery::Fund { seq } => Some(state::outbox_entry_key(&service, *seq)),
+            };
+            std::iter::once(state::service_key(&service))
+                .chain(own)
+                .collect()
+        }
         Body::Order(order) => {
             let sender = order.account();
             let other = match &order.message.action {
                 Action::Transfer { to, .. } => Some(state::account_key(to)),
                 Action::Fund { service, .. } => Some(state::service_key(service)),
+                Action::Register(service) => Some(state::service_key(&service.genesis)),
                 Action::Withdraw { .. } => None,
                 Action::Open(open) => {
                     let nonce = order.message.nonce;

@@ -8,20 +8,20 @@ use super::{
 };
 use crate::{
     event::Event,
-    genesis::Rules,
+    genesis::{Counterpart, Rules, SERVICES_MAX},
     machine::Key,
-    outbox::{FUNDS_OUTSTANDING_MAX, FUNDS_PER_BLOCK_MAX, Fund, OutboxEntry},
+    outbox::{FUNDS_OUTSTANDING_MAX, FUNDS_PER_BLOCK_MAX, Fund, OutboxHead},
     refusal::Refusal,
-    state::{self, Heads, Service},
+    state::{self, Heads, Record as _, Service},
     transaction::{Action, Open, Order, Sealed, channel_id},
 };
 
 pub(super) fn execute(step: &mut Step<'_>, order: &Sealed<Order>) -> Result<(), Stop> {
     let sender = order.account();
-    let Order { nonce, action } = order.message;
-    let fee = step.context().genesis.rules.fees.of(&action);
+    let Order { nonce, ref action } = order.message;
+    let fee = step.context().genesis.rules.fees.of(action);
     take_turn(step, &sender, nonce)?;
-    match action {
+    match *action {
         Action::Transfer { to, amount } => transfer(step, sender, to, amount, fee),
         Action::Fund {
             service,
@@ -36,8 +36,9 @@ pub(super) fn execute(step: &mut Step<'_>, order: &Sealed<Order>) -> Result<(), 
             self::fund(step, service, fund, fee)
         }
         Action::Withdraw { amount } => withdraw(step, sender, amount, fee),
-        Action::Open(open) => channel::open(step, sender, nonce, &open, fee),
+        Action::Open(ref open) => channel::open(step, sender, nonce, open, fee),
         Action::TopUp { channel, amount } => channel::top_up(step, sender, &channel, amount, fee),
+        Action::Register(ref service) => register(step, sender, service, fee),
     }
 }
 
@@ -52,6 +53,7 @@ pub(super) fn cost(rules: &Rules, action: &Action) -> Result<Amount, Refusal> {
             let closing_fee = rules.fees.closing().ok_or(Refusal::Overflow)?;
             plus(open.allocation, closing_fee)
         }
+        Action::Register(_) => Ok(rules.service_deposit),
     }
 }
 
@@ -98,6 +100,9 @@ fn fund(step: &mut Step<'_>, service: Hash, fund: Fund, fee: Amount) -> Result<(
     }
     let key = state::service_key(&service);
     let mut record: Service = step.read(&key)?.ok_or(Refusal::ServiceUnknown(service))?;
+    if record.is_dead(&step.context().genesis.rules, step.height()) {
+        return Err(Refusal::ServiceDead(service).into());
+    }
     let (Heads(mut all), before) = (
         heads(step)?,
         step.read_before_block::<Heads>(&state::heads_key())?,
@@ -162,6 +167,54 @@ fn withdraw(
     step.tell(Event::Withdrawn {
         account,
         amount,
+        fee,
+    });
+    Ok(())
+}
+
+fn register(
+    step: &mut Step<'_>,
+    owner: Address,
+    service: &Counterpart,
+    fee: Amount,
+) -> Result<(), Stop> {
+    let context = step.context();
+    let own = &context.genesis.name;
+    if !service.is_valid() || service.genesis == *context.chain || service.name == *own {
+        return Err(Refusal::ServiceInvalid.into());
+    }
+    let (key, name) = (
+        state::service_key(&service.genesis),
+        state::name_key(&service.name),
+    );
+    // A dead one's record stays, so that what was recovered of it is not recovered again.
+    if step.read::<Service>(&key)?.is_some() {
+        return Err(Refusal::ServiceKnown.into());
+    }
+    if let Some(other) = step.read::<Hash>(&name)? {
+        return Err(Refusal::NameTaken(other).into());
+    }
+    let Heads(mut all) = heads(step)?;
+    if all.len() >= SERVICES_MAX {
+        return Err(Refusal::ServicesFull.into());
+    }
+    all.push(OutboxHead::empty(service.genesis));
+
+    let deposit = context.genesis.rules.service_deposit;
+    let all_paid = plus(deposit, fee)?;
+    step.spend(&owner, all_paid)?;
+    step.charge(fee)?;
+    let mut record = Service::registered(service, context.chain, step.height());
+    record.owner = Some(owner);
+    record.deposit = deposit;
+    step.write(key, &record);
+    step.write(name, &service.genesis);
+    step.write(state::heads_key(), &Heads(all));
+    step.tell(Event::Registered {
+        service: service.genesis,
+        name: service.name.clone(),
+        owner,
+        deposit,
         fee,
     });
     Ok(())

@@ -8,6 +8,7 @@ use super::Context;
 use crate::{
     conservation::{Moved, Totals},
     event::Event,
+    genesis::Role,
     machine::{Key, Values},
     refusal::Refusal,
     state::{self, Account, Channel, PayoutQueue, Record},
@@ -208,13 +209,15 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
-    /// Puts a payout or refund on an account, on its way home to main.
+    /// Puts a payout or refund on an account; on a service, on its way home to main.
     pub(crate) fn settle(&mut self, address: &Address, amount: Amount) -> Result<(), Stop> {
         if amount.is_zero() {
             return Ok(());
         }
         self.receive(address, amount)?;
-        self.mark_homeward(address, amount)?;
+        if let Role::Service { .. } = self.context.genesis.role {
+            self.mark_homeward(address, amount)?;
+        }
         Ok(())
     }
 
@@ -341,6 +344,7 @@ mod tests {
                 proposer: poor,
             },
             prove: &|_, _, _| None,
+            state_value: &|_, _, _| None,
             worth: &|_| None,
             values: &values,
         };

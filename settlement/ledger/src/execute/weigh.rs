@@ -3,14 +3,14 @@
 //! | what | counts by | above |
 //! |---|---|---|
 //! | order | its fee, the less the more orders it waits for | – |
-//! | claim, close, expiry, finalisation | what it pays out | every order |
+//! | claim, close, expiry, finalisation, recovery | what it pays out | every order |
 //! | import | – | all others |
 //!
 //! Claims and closes race against a deadline; a channel that holds money and a signer's promise
 //! is what it takes to be one. Imports are free, but one is worth something only if it brings
 //! exactly what comes next.
 
-use super::{Context, Step, Stop, known_reads, order, step::plus, transact};
+use super::{Context, Step, Stop, import, known_reads, order, step::plus, transact};
 use crate::{
     event::Event,
     machine::{NONCES_AHEAD_MAX, Rejection, Values},
@@ -39,7 +39,9 @@ pub(crate) fn weigh(context: Context<'_>, transaction: &Transaction) -> Result<u
         Body::Batch(import) => {
             let service: Option<Service> = step.read(&state::service_key(&import.source))?;
             let service = service.ok_or(Refusal::ServiceUnknown(import.source))?;
-            weigh_import(&service.inbox, import)
+            let weight = weigh_import(&service.inbox, import)?;
+            import::prove_batch(&step, import, &service)?;
+            Ok(weight)
         }
         Body::Order(order) => weigh_order(step, transaction, order),
         _ => {
@@ -49,7 +51,7 @@ pub(crate) fn weigh(context: Context<'_>, transaction: &Transaction) -> Result<u
     }
 }
 
-/// An import waits only if it is the next one. Its proof was checked when it was admitted.
+/// An import waits only if it is the next one.
 fn weigh_import<E: OutboxEntry>(inbox: &OutboxHead, import: &Import<E>) -> Result<u64, Stop> {
     import
         .reach(inbox)
@@ -65,7 +67,7 @@ fn weigh_order(
     order: &Sealed<Order>,
 ) -> Result<u64, Stop> {
     let rules = &step.context().genesis.rules;
-    let Order { nonce, action } = order.message;
+    let Order { nonce, ref action } = order.message;
     let account = step.account(&order.account())?;
     let (expected, got) = (account.nonce, nonce);
     let ahead = got
@@ -74,8 +76,8 @@ fn weigh_order(
     if ahead >= NONCES_AHEAD_MAX {
         return Err(Refusal::NonceAhead { expected, got }.into());
     }
-    let fee = rules.fees.of(&action);
-    let (needs, has) = (plus(order::cost(rules, &action)?, fee)?, account.balance);
+    let fee = rules.fees.of(action);
+    let (needs, has) = (plus(order::cost(rules, action)?, fee)?, account.balance);
     if has < needs {
         return Err(Refusal::BalanceShort { needs, has }.into());
     }
@@ -103,10 +105,12 @@ fn alone(mut step: Step<'_>, transaction: &Transaction) -> Result<Vec<Event>, St
     Ok(events)
 }
 
-/// What a claim pays, nTOP; no transaction has two.
+/// What a transaction pays, nTOP; none has two.
 fn payout(event: &Event) -> u64 {
     match event {
-        Event::Claimed { payout, .. } => payout.ntop(),
+        Event::Claimed { payout: amount, .. }
+        | Event::AccountRecovered { amount, .. }
+        | Event::FundReturned { amount, .. } => amount.ntop(),
         _ => 0,
     }
 }

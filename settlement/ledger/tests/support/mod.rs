@@ -69,6 +69,36 @@ impl Verifier for RingVerifier {
             state_root: Hash(header[40..].try_into().unwrap()),
         })
     }
+
+    fn state_value(&self, root: &Hash, key: &Key, proof: &[u8]) -> Option<Vec<u8>> {
+        let (place, rest) = proof.split_at_checked(8)?;
+        let place = usize::try_from(u64::from_le_bytes(place.try_into().unwrap())).ok()?;
+        let (hashes, value) = {
+            let (count, rest) = rest.split_at_checked(8)?;
+            let count = usize::try_from(u64::from_le_bytes(count.try_into().unwrap())).ok()?;
+            rest.split_at_checked(count.checked_mul(32)?)?
+        };
+        let own = hashes.get(place.checked_mul(32)?..)?.get(..32)?;
+        let holds = digest(hashes) == *root && digest(&entry(key, value)).as_ref() == own;
+        holds.then(|| value.to_vec())
+    }
+}
+
+fn digest(bytes: &[u8]) -> Hash {
+    // Any hash that the ledger has will do.
+    topnet_ledger::transaction::transaction_id(bytes)
+}
+
+fn entry(key: &Key, value: &[u8]) -> Vec<u8> {
+    [&[u8::try_from(key.0.len()).unwrap()], &key.0[..], value].concat()
+}
+
+/// Hashes of all entries of a state, in order; their hash is the state's root.
+fn entry_hashes(state: &BTreeMap<Key, Vec<u8>>) -> Vec<u8> {
+    state
+        .iter()
+        .flat_map(|(key, value)| digest(&entry(key, value)).0)
+        .collect()
 }
 
 /// One chain.
@@ -265,11 +295,26 @@ impl Chain {
         self.record(&state::service_key(id)).unwrap()
     }
 
+    pub fn state_root(&self) -> Hash {
+        digest(&entry_hashes(&self.state))
+    }
+
+    /// A proof of the value under `key` against the state's root.
+    pub fn state_proof(&self, key: &Key) -> Vec<u8> {
+        let place = self.state.keys().position(|known| known == key).unwrap() as u64;
+        let hashes = entry_hashes(&self.state);
+        let mut proof = place.to_le_bytes().to_vec();
+        proof.extend((hashes.len() as u64 / 32).to_le_bytes());
+        proof.extend(hashes);
+        proof.extend(&self.state[key]);
+        proof
+    }
+
     /// A proof that the last block is final, signed by `validators`.
     pub fn proof(&self, validators: &[u8]) -> Vec<u8> {
         let mut header = self.height.to_le_bytes().to_vec();
         header.extend(self.outbox.as_ref());
-        header.extend([self.height as u8; 32]);
+        header.extend(self.state_root().as_ref());
         let signed = [self.id().as_ref(), &header].concat();
         for validator in validators {
             header.extend(secret(*validator).sign(&signed).as_ref());
@@ -413,6 +458,8 @@ pub fn rules() -> Rules {
             claim_per_hash: ntop(1),
             close: ntop(20),
             finalise: ntop(7),
+            register: ntop(8),
+            recover: ntop(9),
         },
         dust: ntop(50),
         fund_min: ntop(100),
@@ -421,6 +468,10 @@ pub fn rules() -> Rules {
         close_window_min: 2,
         close_window_max: 100,
         batch_payouts_max: 4,
+        outflow_max: ntop(1_000_000_000),
+        service_deposit: ntop(3_000),
+        service_silence: 200,
+        recovery_window: 8,
     }
 }
 
