@@ -5,6 +5,7 @@
 //! the command ends with 1.
 
 mod arguments;
+mod chain;
 mod channel;
 mod client;
 mod error;
@@ -95,7 +96,9 @@ fn execute(arguments: Arguments, output: Output) -> Result<(), CliError> {
                 provider::account(&options, chain, address, output).await
             }
             Command::Tx(command) => provider::transaction(&options, command, output).await,
-            Command::Chain { chain } => provider::chain(&options, chain, output).await,
+            Command::Chain { command, chain } => {
+                chain::execute(&options, command, chain, output).await
+            }
             Command::Service { chain } => provider::service(&options, chain, output).await,
             Command::Session(command) => session::execute(&options, command, output).await,
             Command::Wallet(command) => wallet::execute(&options, command, output).await,

@@ -16,9 +16,10 @@ use serde_json::{Map, Value};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BlockView, ChainName, ChainReport, ChainTip, ChannelReport,
-    ChannelStatus, ChannelView, ClaimReport, CloseProgress, DayEarnings, HexBytes, Offer,
-    PaidClaim, ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionRequest,
-    SessionStopped, StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
+    ChannelStatus, ChannelView, ClaimReport, CloseProgress, DayEarnings, HexBytes, HostedService,
+    Offer, PaidClaim, ProviderStatus, RecoverySubject, ServiceView, SessionGrant, SessionReport,
+    SessionRequest, SessionStopped, StateProof, StateSubject, SubmittedTransaction,
+    TransactionStatus,
 };
 
 pub use listeners::{ListenError, Listeners};
@@ -108,6 +109,15 @@ described! {
         #[subscription(name = "subscribe_channel" => "channel_changed", unsubscribe = "unsubscribe_channel", item = ChannelView)]
         async fn subscribe_channel(&self, id: ChannelId) -> SubscriptionResult;
 
+        /// The transaction that takes something out of a service that main holds dead, with its
+        /// proof. Anybody may submit it on main; the money goes to whom it belongs.
+        #[method(name = "recovery")]
+        async fn recovery(
+            &self,
+            chain: ChainName,
+            subject: RecoverySubject,
+        ) -> Result<HexBytes, ErrorObjectOwned>;
+
         /// Proves what stands in a chain's state, for whoever knows the chain's validators.
         #[method(name = "prove")]
         async fn prove(
@@ -184,6 +194,29 @@ described! {
         /// gives the progress.
         #[method(name = "channel_close")]
         async fn channel_close(&self, id: ChannelId) -> Result<CloseProgress, ErrorObjectOwned>;
+
+        /// The service chains of this place, running or not.
+        #[method(name = "services")]
+        async fn services(&self) -> Result<Vec<HostedService>, ErrorObjectOwned>;
+
+        /// Makes a service chain, runs it and registers it on main, where the payee's account
+        /// locks the deposit. Blocks and batches are as far apart as main's unless said otherwise.
+        /// Repeating it changes nothing.
+        #[method(name = "service_create")]
+        async fn service_create(
+            &self,
+            chain: ChainName,
+            block_interval_ms: Option<u64>,
+            epoch_blocks: Option<u64>,
+        ) -> Result<(), ErrorObjectOwned>;
+
+        /// Stops a service chain until it is started again. Silent for too long it is dead.
+        #[method(name = "service_stop")]
+        async fn service_stop(&self, chain: ChainName) -> Result<(), ErrorObjectOwned>;
+
+        /// Starts a service chain that was stopped.
+        #[method(name = "service_start")]
+        async fn service_start(&self, chain: ChainName) -> Result<(), ErrorObjectOwned>;
     }
 }
 

@@ -192,7 +192,7 @@ pub enum HostedState {
 }
 
 /// What a new service chain is to be like; what is left out is as on the main chain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewService {
     /// 1 to 32 lower-case letters, digits and dashes.

@@ -87,8 +87,11 @@ pub(super) enum Command {
     /// Submit a signed transaction, or show what became of one.
     #[command(subcommand)]
     Tx(TxCommand),
-    /// Show the chains and where they are.
+    /// Show the chains and where they are, or run service chains.
+    #[command(args_conflicts_with_subcommands = true)]
     Chain {
+        #[command(subcommand)]
+        command: Option<ChainCommand>,
         /// Only this one.
         chain: Option<ChainName>,
     },
@@ -372,6 +375,34 @@ fn parse_balance(text: &str) -> Result<(Address, Amount), String> {
 }
 
 #[derive(Debug, Subcommand)]
+pub(super) enum ChainCommand {
+    /// List the service chains of this place, and how main sees them.
+    List,
+    /// Make a service chain, run it and register it on main. The payee's account locks the
+    /// deposit.
+    Create {
+        /// Its name: 1 to 32 lower-case letters, digits and dashes.
+        chain: ChainName,
+        /// Milliseconds between its blocks; main's if left out.
+        #[arg(long, value_name = "MS")]
+        block_interval_ms: Option<u64>,
+        /// Blocks between its batches; main's if left out.
+        #[arg(long, value_name = "BLOCKS")]
+        epoch_blocks: Option<u64>,
+    },
+    /// Stop a service chain. One that stays silent for too long is dead for good.
+    Stop {
+        /// Its name.
+        chain: ChainName,
+    },
+    /// Start a service chain that was stopped.
+    Start {
+        /// Its name.
+        chain: ChainName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(super) enum WalletCommand {
     /// Make a phrase of 24 words, and the wallet's keys from it. The phrase is shown once.
     Create,
@@ -442,6 +473,15 @@ pub(super) enum WalletCommand {
         channel: ChannelId,
         /// How much.
         amount: Amount,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Bring home what the wallet has in a service that is dead. Ask again until nothing is left:
+    /// a channel returns its rest when its claims have had their time.
+    Recover {
+        /// The service's chain.
+        #[arg(long, default_value = "vpn")]
+        service: ChainName,
         #[command(flatten)]
         patience: Patience,
     },

@@ -12,7 +12,7 @@ use topnet_ledger::{
     CodecError, Genesis,
     genesis::Role,
     machine::Key,
-    outbox::{Batch, OutboxEntry as _},
+    outbox::Batch,
     state::{
         Account, Channel, ChannelState, Record as _, Service, account_key, channel_key,
         outbox_entry_key, service_key,

@@ -113,19 +113,6 @@ pub(super) async fn transaction(
     Ok(())
 }
 
-pub(super) async fn chain(
-    options: &Options,
-    chain: Option<ChainName>,
-    output: Output,
-) -> Result<(), CliError> {
-    let rpc = Rpc::public(options)?;
-    match chain {
-        Some(chain) => output.print(&rpc.check(rpc.client.chain(chain).await)?),
-        None => output.print(rpc.check(rpc.client.chains().await)?.as_slice()),
-    }
-    Ok(())
-}
-
 pub(super) async fn service(
     options: &Options,
     chain: ChainName,

@@ -148,6 +148,15 @@ impl Text for ServiceView {
         Table::new(&self.chain)
             .row("escrow", self.escrow)
             .row("batches", self.batches)
+            .row("waiting", self.waiting)
+            .row("accepted", format!("block {}", self.accepted_height))
+            .row(
+                "dead",
+                match self.dead {
+                    true => "yes: `topnet wallet recover` brings home what is in it".to_owned(),
+                    false => format!("from block {} of main, if it stays silent", self.dead_from),
+                },
+            )
             .end()
     }
 }

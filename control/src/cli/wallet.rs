@@ -2,6 +2,7 @@
 
 pub(super) mod keys;
 mod pay;
+mod recover;
 mod report;
 mod statement;
 
@@ -112,6 +113,9 @@ pub(super) async fn execute(
             let service = wallet.rpc.chain(&view.chain).await?.parameters;
             let id = wallet.owner(&key).top_up(&service, channel, amount).await?;
             wallet.finish(&service.chain, id, patience, output).await
+        }
+        WalletCommand::Recover { service, patience } => {
+            recover::recover(&wallet, service, patience, output).await
         }
         WalletCommand::Pay(arguments) => pay::pay(&wallet, arguments, output).await,
         WalletCommand::Statement(arguments) => {

@@ -3,8 +3,9 @@
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BlockView, ChainName, ChainParameters, ChainReport, ChainTip,
-    ChannelView, ClaimReport, DayEarnings, HexBytes, PaidClaim, ServiceView, SettlementClient,
-    StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
+    ChannelView, ClaimReport, DayEarnings, HexBytes, HostedService, NewService, PaidClaim,
+    RecoverySubject, ServiceView, SettlementClient, StateProof, StateSubject, SubmittedTransaction,
+    TransactionStatus,
 };
 
 use super::Provider;
@@ -131,6 +132,52 @@ impl Provider {
             async move { client.prove(context, chain, subject).await }
         };
         self.processes.settlement.ask(ask).await?
+    }
+
+    /// The service chains of this place.
+    pub async fn services(&self) -> Result<Vec<HostedService>, ApiError> {
+        let ask = |client: SettlementClient, context| async move { client.services(context).await };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// Makes a service chain, runs it and has it registered on main.
+    pub async fn create_service(&self, new: NewService) -> Result<(), ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let new = new.clone();
+            async move { client.create_service(context, new).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// Stops a service chain until it is started again.
+    pub async fn stop_service(&self, chain: ChainName) -> Result<(), ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.stop_service(context, chain).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// Starts a service chain that was stopped.
+    pub async fn start_service(&self, chain: ChainName) -> Result<(), ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.start_service(context, chain).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// The transaction that takes something out of a dead service.
+    pub async fn recovery(
+        &self,
+        chain: ChainName,
+        subject: RecoverySubject,
+    ) -> Result<HexBytes, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let (chain, subject) = (chain.clone(), subject.clone());
+            async move { client.recovery(context, chain, subject).await }
+        };
+        self.processes.settlement.ask(ask).await?.map(HexBytes)
     }
 
     /// What a chain starts from, as its genesis file says it.

@@ -12,9 +12,10 @@ use serde_json::{Map, Value};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BlockView, ChainName, ChainReport, ChannelReport, ChannelStatus,
-    ChannelView, ClaimReport, CloseProgress, DayEarnings, HexBytes, Offer, PaidClaim,
-    ProviderStatus, ServiceView, SessionGrant, SessionReport, SessionRequest, SessionStopped,
-    StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
+    ChannelView, ClaimReport, CloseProgress, DayEarnings, HexBytes, HostedService, NewService,
+    Offer, PaidClaim, ProviderStatus, RecoverySubject, ServiceView, SessionGrant, SessionReport,
+    SessionRequest, SessionStopped, StateProof, StateSubject, SubmittedTransaction,
+    TransactionStatus,
 };
 
 use super::{
@@ -145,6 +146,14 @@ impl PublicServer for Methods {
         self.1.channel(&self.0, pending, id).await
     }
 
+    async fn recovery(
+        &self,
+        chain: ChainName,
+        subject: RecoverySubject,
+    ) -> Result<HexBytes, ErrorObjectOwned> {
+        self.0.recovery(chain, subject).await.map_err(refused)
+    }
+
     async fn prove(
         &self,
         chain: ChainName,
@@ -213,5 +222,31 @@ impl OperatorServer for Methods {
 
     async fn channel_close(&self, id: ChannelId) -> Result<CloseProgress, ErrorObjectOwned> {
         self.0.close_channel(id).await.map_err(refused)
+    }
+
+    async fn services(&self) -> Result<Vec<HostedService>, ErrorObjectOwned> {
+        self.0.services().await.map_err(refused)
+    }
+
+    async fn service_create(
+        &self,
+        chain: ChainName,
+        block_interval_ms: Option<u64>,
+        epoch_blocks: Option<u64>,
+    ) -> Result<(), ErrorObjectOwned> {
+        let new = NewService {
+            chain,
+            block_interval_ms,
+            epoch_blocks,
+        };
+        self.0.create_service(new).await.map_err(refused)
+    }
+
+    async fn service_stop(&self, chain: ChainName) -> Result<(), ErrorObjectOwned> {
+        self.0.stop_service(chain).await.map_err(refused)
+    }
+
+    async fn service_start(&self, chain: ChainName) -> Result<(), ErrorObjectOwned> {
+        self.0.start_service(chain).await.map_err(refused)
     }
 }

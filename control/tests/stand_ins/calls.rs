@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
-    HexBytes, SessionAction, SessionRequest, SessionStatus, StateSubject, WireguardPublicKey,
+    HexBytes, RecoverySubject, SessionAction, SessionRequest, SessionStatus, StateSubject,
+    WireguardPublicKey,
 };
 
 use super::{Setup, channel, payee, signer, status_of};
@@ -61,6 +62,10 @@ pub fn calls(setup: &Setup) -> Vec<Call> {
         ("prove", subject(StateSubject::Channel(id))),
         ("prove", subject(StateSubject::Batch(3))),
         ("prove", subject(StateSubject::Service(Hash([3; 32])))),
+        (
+            "recovery",
+            vec![json!("vpn"), json!(RecoverySubject::Account(payee()))],
+        ),
         ("genesis", vec![json!("vpn")]),
         (
             "session_start",
@@ -74,6 +79,10 @@ pub fn calls(setup: &Setup) -> Vec<Call> {
         ("earnings", vec![json!(0)]),
         ("channel_close", vec![json!(closing)]),
         ("channel", vec![json!(closing)]),
+        ("services", vec![]),
+        ("service_create", vec![json!("cdn"), json!(200), json!(50)]),
+        ("service_stop", vec![json!("cdn")]),
+        ("service_start", vec![json!("cdn")]),
         ("provider_channel", vec![json!(closing)]),
         (
             "session_stop",

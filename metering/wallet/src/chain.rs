@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
     AccountView, ApiError, ChainName, ChainParameters, ChainReport, ChannelView, HexBytes, Offer,
-    SessionAction, SessionGrant, SessionRequest, SessionStopped, SubmittedTransaction,
-    TransactionStatus, WireguardPublicKey,
+    RecoverySubject, ServiceView, SessionAction, SessionGrant, SessionRequest, SessionStopped,
+    SubmittedTransaction, TransactionStatus, WireguardPublicKey,
 };
 use topnet_channel::SecretKey;
 use topnet_ledger::{
@@ -125,6 +125,29 @@ impl Rpc {
     ) -> Result<SubmittedTransaction, RpcError> {
         let bytes = HexBytes(transaction.to_bytes());
         self.ask("submit", rpc_params![chain, bytes]).await
+    }
+
+    /// The same with the transaction's bytes as somebody else made them.
+    pub async fn submit_bytes(
+        &self,
+        chain: &ChainName,
+        transaction: HexBytes,
+    ) -> Result<SubmittedTransaction, RpcError> {
+        self.ask("submit", rpc_params![chain, transaction]).await
+    }
+
+    /// A service as main knows it.
+    pub async fn service(&self, chain: &ChainName) -> Result<ServiceView, RpcError> {
+        self.ask("service", rpc_params![chain]).await
+    }
+
+    /// The transaction for main that takes something out of a dead service.
+    pub async fn recovery(
+        &self,
+        chain: &ChainName,
+        subject: &RecoverySubject,
+    ) -> Result<HexBytes, RpcError> {
+        self.ask("recovery", rpc_params![chain, subject]).await
     }
 
     /// What became of a transaction.

@@ -191,6 +191,7 @@ fn launch(runtime: &Runtime, storage: PathBuf, machine: &Loaded) -> Result<(Chai
         listen: loopback,
         block_interval: BLOCK_INTERVAL,
         mempool_transactions_max: MEMPOOL_TRANSACTIONS,
+        halted: false,
     };
     let chain = runtime.block_on(engine.launch(machine.clone(), config))?;
     Ok((engine, chain))
