@@ -226,7 +226,7 @@ impl WireguardConfig {
 
 /// A Curve25519 public key; text form base64, as `wg` shows it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
-#[schemars(example = WireguardPublicKey([0; 32]))]
+#[schemars(example = WireguardPublicKey::example())]
 pub struct WireguardPublicKey(
     // 32 bytes leave two bits of the last character unused, which are zero.
     #[schemars(
@@ -240,6 +240,20 @@ pub struct WireguardPublicKey(
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a WireGuard key: expected 44 characters of base64, as `wg pubkey` prints")]
 pub struct WireguardKeyError(String);
+
+impl WireguardPublicKey {
+    /// What a schema shows.
+    fn example() -> Self {
+        Self([0; 32])
+    }
+}
+
+impl HexBytes {
+    /// What a schema shows.
+    fn example() -> Self {
+        Self(vec![0, 0xab])
+    }
+}
 
 impl fmt::Display for WireguardPublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -279,7 +293,7 @@ impl<'de> Deserialize<'de> for WireguardPublicKey {
 
 /// Transaction bytes in JSON: 0x and hex.
 #[derive(Clone, Debug, PartialEq, Eq, JsonSchema)]
-#[schemars(example = HexBytes(vec![0, 0xab]))]
+#[schemars(example = HexBytes::example())]
 pub struct HexBytes(
     #[schemars(with = "String", regex(pattern = "^0x([0-9a-f]{2})*$"))] pub Vec<u8>,
 );

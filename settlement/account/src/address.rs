@@ -14,7 +14,7 @@ const DOMAIN: &[u8] = b"topnet/address/1";
 
 /// SHA-256 over a domain tag and an account's public key; text form `top1…` (BIP-350).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
-#[schemars(example = Address([0; 32]))]
+#[schemars(example = Address::example())]
 pub struct Address(
     // The alphabet of bech32: 52 characters for the digest and six for the checksum.
     #[schemars(with = "String", regex(pattern = "^top1[02-9ac-hj-np-z]{58}$"))] pub [u8; 32],
@@ -28,6 +28,11 @@ pub struct AddressError(String);
 impl Address {
     /// Length in bytes.
     pub const SIZE: usize = 32;
+
+    /// What a schema shows.
+    fn example() -> Self {
+        Self([0; 32])
+    }
 
     /// The address of the account that `key` signs for.
     pub fn of(key: &PublicKey) -> Self {

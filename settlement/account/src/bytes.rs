@@ -18,7 +18,7 @@ macro_rules! byte_string {
     ($(#[$doc:meta])* $name:ident, $size:literal, $what:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
-        #[schemars(example = $name([0; $size]))]
+        #[schemars(example = $name::example())]
         pub struct $name(
             #[schemars(
                 with = "String",
@@ -30,6 +30,11 @@ macro_rules! byte_string {
         impl $name {
             /// Length in bytes.
             pub const SIZE: usize = $size;
+
+            /// What a schema shows.
+            fn example() -> Self {
+                Self([0; $size])
+            }
 
             /// The bytes.
             pub const fn as_bytes(&self) -> &[u8; $size] {
