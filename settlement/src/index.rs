@@ -7,34 +7,32 @@
 //! are not derived from anything; they stand apart, are synced, and survive that.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use rocksdb::{
     ColumnFamilyDescriptor, DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use topnet_account::{Address, Amount, ChannelId, Hash};
-use topnet_api::{BlockRef, ChainName, DayEarnings, HexBytes, PaidClaim};
-use topnet_chain::FinalBlock;
+use topnet_account::{Address, ChannelId, Hash};
+use topnet_api::{BlockRef, ChainName, DayEarnings, PaidClaim};
 use topnet_ledger::{
-    event::{Event, decode_events},
     machine::Key,
-    outbox::{Fund, OutboxHead},
+    outbox::OutboxHead,
     state::{Heads, Record as _, heads_key as heads_state_key},
 };
 
 mod record;
+mod take;
 
 pub(crate) use record::{
     BatchRecord, ChannelEnd, ChannelRecord, CloseRecord, DayRecord, TransactionRecord,
-    WaitingRecord,
 };
 use record::{
     batch_key, claimed_key, cursor_key, day_key, genesis_key, heads_key, outbox_key, outboxes_key,
-    party_key, payout_key, transaction_key, waiting_key,
+    party_key, payout_key, transaction_key,
 };
 
 /// A key and its value, as stored.
@@ -109,6 +107,8 @@ pub enum IndexError {
 pub(crate) struct Index {
     database: Arc<DB>,
     path: PathBuf,
+    /// One block is taken in at a time.
+    taking: Arc<Mutex<()>>,
 }
 
 impl Index {
@@ -141,6 +141,7 @@ impl Index {
         let index = Self {
             database: Arc::new(database),
             path: path.to_owned(),
+            taking: Arc::default(),
         };
         let mut batch = index.batch();
         batch.put_bytes(META, IDENTITY, identity.as_bytes());
@@ -176,332 +177,6 @@ impl Index {
     /// Height of the next block of `chain` to be taken in.
     pub(crate) fn cursor(&self, chain: &ChainName) -> Result<u64, IndexError> {
         Ok(self.get(META, &cursor_key(chain))?.unwrap_or(1))
-    }
-
-    /// Takes a final block in. Blocks come in order of height, one chain beside the other.
-    pub(crate) fn apply(&self, chain: &ChainName, block: &FinalBlock) -> Result<(), IndexError> {
-        let height = block.header.height();
-        let place = BlockRef {
-            chain: chain.clone(),
-            height,
-            hash: block.hash,
-        };
-        let mut batch = self.batch();
-        let mut changes = Changes {
-            place,
-            day_ms: block.header.time_ms() / DAY_MS * DAY_MS,
-            channels: HashMap::new(),
-            days: HashMap::new(),
-            claims: 0,
-            outboxes: None,
-            waiting: HashMap::new(),
-        };
-        for receipt in &block.receipts {
-            let record = TransactionRecord {
-                block: changes.place.clone(),
-                events: HexBytes(receipt.events.clone()),
-            };
-            batch.put(TRANSACTIONS, &transaction_key(chain, &receipt.id), &record)?;
-            for event in self.events(TRANSACTIONS, &receipt.events)? {
-                self.take(&mut batch, &mut changes, &receipt.id, &event)?;
-            }
-        }
-        for event in self.events(META, &block.block_events)? {
-            self.take(&mut batch, &mut changes, &Hash::ZERO, &event)?;
-        }
-        for (id, record) in changes.channels {
-            batch.put(CHANNELS, id.as_ref(), &record)?;
-        }
-        for (payee, record) in changes.days {
-            batch.put(DAYS, &day_key(&payee, changes.day_ms, chain), &record)?;
-        }
-        if let Some(heads) = changes.outboxes {
-            let stored = stored_heads(&heads);
-            for head in &heads {
-                let key = heads_key(chain, &head.destination, head.next);
-                if self.bytes(HEADS, &key)?.is_none() {
-                    batch.put(HEADS, &key, &stored)?;
-                }
-            }
-            batch.put(META, &outboxes_key(chain), &stored)?;
-        }
-        let outbox_key = outbox_key(chain, &block.header.outbox());
-        let outbox_known = self.bytes(OUTBOXES, &outbox_key)?.is_some();
-        if !outbox_known {
-            batch.put(OUTBOXES, &outbox_key, &height)?;
-        }
-        // Most blocks say nothing; seeing some of them again after a crash costs less than
-        // noting each.
-        if batch.is_empty() && !height.is_multiple_of(CURSOR_BLOCKS) {
-            return Ok(());
-        }
-        batch.put(META, &cursor_key(chain), &(height + 1))?;
-        batch.write()
-    }
-
-    fn events(&self, table: &'static str, bytes: &[u8]) -> Result<Vec<Event>, IndexError> {
-        if bytes.is_empty() {
-            return Ok(Vec::new());
-        }
-        decode_events(bytes).map_err(|error| self.unreadable(table, error))
-    }
-
-    fn take(
-        &self,
-        batch: &mut Batch<'_>,
-        changes: &mut Changes,
-        transaction: &Hash,
-        event: &Event,
-    ) -> Result<(), IndexError> {
-        match event {
-            Event::Opened {
-                channel,
-                payer,
-                payee,
-                ..
-            } => {
-                let (payer, payee) = (*payer, *payee);
-                let payee_fees = Amount::ZERO;
-                let record = ChannelRecord {
-                    chain: changes.place.chain.clone(),
-                    payer,
-                    payee,
-                    payee_fees,
-                    units: 0,
-                    end: None,
-                };
-                changes.channels.insert(*channel, record);
-                for party in [payer, payee] {
-                    batch.put_bytes(PARTIES, &party_key(&party, channel), &[]);
-                }
-            }
-            Event::Claimed {
-                channel,
-                units,
-                payout,
-                paid,
-                fee,
-                log_root,
-                ..
-            } => {
-                let claim = PaidClaim {
-                    transaction: *transaction,
-                    block: changes.place.clone(),
-                    units: *units,
-                    payout: *payout,
-                    fee: *fee,
-                    paid: *paid,
-                    log_root: *log_root,
-                };
-                self.take_claim(batch, changes, channel, &claim)?;
-            }
-            Event::Closed {
-                channel,
-                paid,
-                refund,
-            }
-            | Event::Finalised {
-                channel,
-                paid,
-                refund,
-                ..
-            } => {
-                if let Some(record) = self.known(&mut changes.channels, channel)? {
-                    batch.delete(CLOSING, &party_key(&record.payee, channel));
-                    record.end = Some(ChannelEnd {
-                        transaction: *transaction,
-                        block: changes.place.clone(),
-                        paid: *paid,
-                        refund: *refund,
-                    });
-                }
-            }
-            Event::Closing { channel, .. } => {
-                if let Some(record) = self.known(&mut changes.channels, channel)? {
-                    batch.put_bytes(CLOSING, &party_key(&record.payee, channel), &[]);
-                }
-            }
-            Event::ChannelRecovered {
-                channel,
-                payer,
-                payee,
-                ..
-            } => {
-                let (payer, payee) = (*payer, *payee);
-                let known = self.known(&mut changes.channels, channel)?.cloned();
-                let known = known.unwrap_or(ChannelRecord {
-                    chain: changes.place.chain.clone(),
-                    payer,
-                    payee,
-                    payee_fees: Amount::ZERO,
-                    units: 0,
-                    end: None,
-                });
-                let record = ChannelRecord {
-                    chain: changes.place.chain.clone(),
-                    // What its chain did after the state that counts is void.
-                    end: None,
-                    ..known
-                };
-                changes.channels.insert(*channel, record);
-                for party in [payer, payee] {
-                    batch.put_bytes(PARTIES, &party_key(&party, channel), &[]);
-                }
-                batch.put_bytes(CLOSING, &party_key(&payee, channel), &[]);
-            }
-            Event::Funded {
-                service,
-                funder,
-                beneficiary,
-                amount,
-                ..
-            } => {
-                let fund = Fund {
-                    funder: *funder,
-                    beneficiary: *beneficiary,
-                    amount: *amount,
-                };
-                let lost = || self.unreadable(META, "an outbox is not known");
-                let outboxes = self.outboxes(changes)?;
-                let head = outboxes.iter_mut().find(|one| one.destination == *service);
-                let head = head.ok_or_else(lost)?;
-                *head = head.push(&fund.to_bytes()).ok_or_else(lost)?;
-            }
-            Event::Registered { service, .. } => {
-                self.outboxes(changes)?.push(OutboxHead::empty(*service));
-            }
-            Event::Dissolved { service, .. } => {
-                let outboxes = self.outboxes(changes)?;
-                outboxes.retain(|one| one.destination != *service);
-            }
-            Event::BatchAccepted {
-                service,
-                seq,
-                height,
-                ..
-            } => {
-                let record = BatchRecord {
-                    seq: *seq,
-                    main_block: changes.place.clone(),
-                };
-                batch.put(BATCHES, &batch_key(service, *height), &record)?;
-            }
-            Event::PaidOut {
-                service,
-                seq,
-                account,
-                ..
-            } => {
-                batch.put(PAYOUTS, &payout_key(service, account, *seq), &changes.place)?;
-            }
-            Event::PayoutWaits {
-                service,
-                seq,
-                account,
-                place,
-                ..
-            } => {
-                let waiting = WaitingRecord {
-                    account: *account,
-                    seq: *seq,
-                };
-                batch.put(META, &waiting_key(service, *place), &waiting)?;
-                changes.waiting.insert((*service, *place), waiting);
-            }
-            Event::WaitingPaid {
-                service,
-                place,
-                rest,
-                ..
-            } if rest.is_zero() => {
-                let key = waiting_key(service, *place);
-                let waiting = match changes.waiting.remove(&(*service, *place)) {
-                    Some(waiting) => Some(waiting),
-                    None => self.get(META, &key)?,
-                };
-                if let Some(WaitingRecord { account, seq }) = waiting {
-                    batch.put(PAYOUTS, &payout_key(service, &account, seq), &changes.place)?;
-                }
-                batch.delete(META, &key);
-            }
-            Event::WaitingPaid { .. }
-            | Event::RecoveryBegun { .. }
-            | Event::AccountRecovered { .. }
-            | Event::FundReturned { .. }
-            | Event::Transferred { .. }
-            | Event::Credited { .. }
-            | Event::Withdrawn { .. }
-            | Event::ToppedUp { .. }
-            | Event::BatchCut { .. } => {}
-        }
-        Ok(())
-    }
-
-    /// Where the block's chain has its outboxes so far.
-    fn outboxes<'a>(
-        &self,
-        changes: &'a mut Changes,
-    ) -> Result<&'a mut Vec<OutboxHead>, IndexError> {
-        let known = match changes.outboxes.take() {
-            Some(known) => known,
-            None => {
-                let key = outboxes_key(&changes.place.chain);
-                let stored: Vec<StoredHead> = self.get(META, &key)?.unwrap_or_default();
-                heads_of(stored)
-            }
-        };
-        Ok(changes.outboxes.insert(known))
-    }
-
-    fn take_claim(
-        &self,
-        batch: &mut Batch<'_>,
-        changes: &mut Changes,
-        channel: &ChannelId,
-        claim: &PaidClaim,
-    ) -> Result<(), IndexError> {
-        let overflow = || self.unreadable(CHANNELS, "claims overflow");
-        let Some(record) = self.known(&mut changes.channels, channel)? else {
-            return Ok(());
-        };
-        let (payee, units_before) = (record.payee, record.units);
-        record.units = units_before.max(claim.units);
-        let fees = record.payee_fees.checked_add(claim.fee);
-        record.payee_fees = fees.ok_or_else(overflow)?;
-        let key = claimed_key(channel, claim.block.height, changes.claims);
-        batch.put(CLAIMED, &key, claim)?;
-        changes.claims += 1;
-        if claim.payout == Amount::ZERO {
-            return Ok(());
-        }
-        let mut day = match changes.days.get(&payee) {
-            Some(day) => *day,
-            None => {
-                let key = day_key(&payee, changes.day_ms, &claim.block.chain);
-                self.get(DAYS, &key)?.unwrap_or_default()
-            }
-        };
-        day.claims += 1;
-        day.units = day
-            .units
-            .saturating_add(claim.units.saturating_sub(units_before));
-        day.payout = day.payout.checked_add(claim.payout).ok_or_else(overflow)?;
-        day.fees = day.fees.checked_add(claim.fee).ok_or_else(overflow)?;
-        changes.days.insert(payee, day);
-        Ok(())
-    }
-
-    fn known<'a>(
-        &self,
-        channels: &'a mut HashMap<ChannelId, ChannelRecord>,
-        id: &ChannelId,
-    ) -> Result<Option<&'a mut ChannelRecord>, IndexError> {
-        if !channels.contains_key(id)
-            && let Some(record) = self.channel(id)?
-        {
-            channels.insert(*id, record);
-        }
-        Ok(channels.get_mut(id))
     }
 
     pub(crate) fn transaction(
@@ -751,21 +426,6 @@ impl Index {
             problem: problem.to_string(),
         }
     }
-}
-
-/// What a block changes of what is kept by channel and by payee.
-struct Changes {
-    place: BlockRef,
-    /// When the block's day began.
-    day_ms: u64,
-    channels: HashMap<ChannelId, ChannelRecord>,
-    days: HashMap<Address, DayRecord>,
-    /// Claims so far.
-    claims: u32,
-    /// Where the outboxes stand, once the block has put something in.
-    outboxes: Option<Vec<OutboxHead>>,
-    /// Payouts that began to wait in this block.
-    waiting: HashMap<(Hash, u64), WaitingRecord>,
 }
 
 /// An outbox's destination, next number and root.
