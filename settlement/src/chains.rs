@@ -115,6 +115,16 @@ impl Engine {
     }
 }
 
+/// What came of a look at the chains; `None` if a service was stopped under it. Main's end, and
+/// that of a service by itself, are seen by those who watch over them.
+pub(crate) fn unless_stopped<T>(outcome: Result<T, TaskError>) -> Result<Option<T>, TaskError> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(TaskError::Ended(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Runs what must not end; how it ended is told to `faults`.
 pub(crate) fn watch_over(
     faults: &mpsc::UnboundedSender<String>,
@@ -250,25 +260,36 @@ impl Chains {
         service.is_dead(&main.genesis.rules, next)
     }
 
-    /// Takes a service in and runs it, unless the operator has stopped it.
+    /// Takes a service in, if it is not known, and runs it, unless the operator has stopped it.
     pub(crate) async fn host(&self, record: ServiceRecord) -> Result<(), StartError> {
         let name = ChainName(record.genesis.name.clone());
         self.check(&record.genesis)?;
-        self.0.services.keep(&record)?;
-        self.set(&name, |hosted| {
-            hosted.get_or_insert(Hosted {
-                record: record.clone(),
-                running: None,
-                problem: None,
-            });
-        });
+        let known = self.hosted().remove(&name).map(|hosted| hosted.record);
+        let record = match known {
+            Some(known) => known,
+            None => {
+                self.0.services.keep(&record)?;
+                self.set(&name, |hosted| {
+                    hosted.get_or_insert(Hosted {
+                        record: record.clone(),
+                        running: None,
+                        problem: None,
+                    });
+                });
+                record
+            }
+        };
         if record.stopped {
+            return Ok(());
+        }
+        let mut engines = self.0.engines.lock().await;
+        // Somebody else may have started it meanwhile.
+        if engines.contains_key(&name) {
             return Ok(());
         }
         let genesis = record.genesis;
         let known = self.on_main(&genesis.hash()).await?;
         let halted = known.is_some_and(|service| self.is_dead(&service));
-        let mut engines = self.0.engines.lock().await;
         self.run(&mut engines, genesis, halted).await
     }
 
@@ -342,14 +363,18 @@ impl Chains {
     pub(crate) async fn resume(&self, name: &ChainName) -> Result<(), StartError> {
         let record = self.intend(name, |record| record.stopped = false)?;
         match record {
-            Some(record) if self.get(name).is_err() => self.host(record).await,
-            _ => Ok(()),
+            Some(record) => self.host(record).await,
+            None => Ok(()),
         }
     }
 
     /// Runs a service without consensus from now on.
     pub(crate) async fn freeze(&self, running: &Running) -> Result<(), StartError> {
         let mut engines = self.0.engines.lock().await;
+        // The operator may have stopped it meanwhile.
+        if !engines.contains_key(&running.name) {
+            return Ok(());
+        }
         self.halt(&mut engines, &running.name).await;
         let genesis = Genesis::clone(&running.genesis);
         self.run(&mut engines, genesis, true).await

@@ -14,7 +14,7 @@ use topnet_ledger::{
 use tracing::{info, warn};
 
 use crate::{
-    chains::{Chains, Running},
+    chains::{Chains, Running, unless_stopped},
     held::{ClaimFault, Held, check, decode},
     index::{ChannelEnd, CloseRecord, Index, IndexError},
     relay::record,
@@ -135,7 +135,7 @@ impl Closer {
     pub(crate) async fn run(self) -> Result<(), TaskError> {
         loop {
             for (id, kept) in self.index.closes()? {
-                self.retry(id, kept).await?;
+                unless_stopped(self.retry(id, kept).await)?;
             }
             tokio::time::sleep(self.chains.look_interval()).await;
         }

@@ -4,14 +4,15 @@
 //! of it are proved, for whoever asks, the transactions that bring home what is in it. What is
 //! this process's own business is done without being asked: the recovery is begun, the funds that
 //! were not credited go back, the payee's and the validator's accounts come home, and so do the
-//! channels that a claim is held for, which the [tower](crate::tower) then closes on main.
+//! channels that a claim is held for. On main they are about to end like any other: control closes
+//! them with metering's last claim, or else the [tower](crate::tower) makes the one that is held.
 //!
 //! Everything here is read from main's state, so it may be stopped anywhere and started again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use topnet_account::{Address, Amount, ChannelId};
-use topnet_api::{ApiError, RecoverySubject};
+use topnet_api::{ApiError, ChainName, RecoverySubject};
 use topnet_chain::Standing;
 use topnet_ledger::{
     Transaction,
@@ -26,7 +27,7 @@ use topnet_ledger::{
 use tracing::{info, warn};
 
 use crate::{
-    chains::{Chains, Running},
+    chains::{Chains, Running, unless_stopped},
     close::unavailable,
     held::Held,
     relay::record,
@@ -35,6 +36,15 @@ use crate::{
 
 /// Recoveries that wait on main at one time, at most.
 const WAITING_MAX: usize = 256;
+
+/// What need not be looked at or said again.
+#[derive(Default)]
+struct Seen {
+    /// What is home or never was, by chain: nothing changes that.
+    nothing: BTreeSet<(ChainName, String)>,
+    /// Why main refused something when it was last said.
+    refused: BTreeMap<(ChainName, String), String>,
+}
 
 /// Looks after dead services. Clones are the same.
 #[derive(Clone)]
@@ -47,29 +57,28 @@ pub(crate) struct Rescue {
 impl Rescue {
     /// Looks whether a service is dead, for good.
     pub(crate) async fn run(self) -> Result<(), TaskError> {
-        let mut told = BTreeMap::new();
+        let mut seen = Seen::default();
         loop {
             tokio::time::sleep(self.chains.look_interval()).await;
             for hosted in self.chains.hosted().into_values() {
-                let Some(running) = hosted.running else {
-                    continue;
-                };
-                let id = running.chain.genesis();
-                let Some(service) = self.chains.on_main(&id).await? else {
-                    continue;
-                };
-                if !self.chains.is_dead(&service) {
-                    continue;
-                }
-                if running.halted {
-                    self.bring_home(&running, &service, &mut told).await?;
-                } else {
-                    warn!(chain = %running.name, "main holds this service dead; halting it");
-                    let frozen = self.chains.freeze(&running).await;
-                    frozen.map_err(|error| TaskError::Start(Box::new(error)))?;
+                if let Some(running) = hosted.running {
+                    unless_stopped(self.look(&running, &mut seen).await)?;
                 }
             }
         }
+    }
+
+    async fn look(&self, running: &Running, seen: &mut Seen) -> Result<(), TaskError> {
+        let service = self.chains.on_main(&running.chain.genesis()).await?;
+        let Some(service) = service.filter(|service| self.chains.is_dead(service)) else {
+            return Ok(());
+        };
+        if running.halted {
+            return self.bring_home(running, &service, seen).await;
+        }
+        warn!(chain = %running.name, "main holds this service dead; halting it");
+        let frozen = self.chains.freeze(running).await;
+        frozen.map_err(|error| TaskError::Start(Box::new(error)))
     }
 
     /// Does what is next of this process's own business.
@@ -77,7 +86,7 @@ impl Rescue {
         &self,
         running: &Running,
         service: &Service,
-        told: &mut BTreeMap<String, String>,
+        seen: &mut Seen,
     ) -> Result<(), TaskError> {
         if self.ready(running, service).await?.is_err() {
             return Ok(());
@@ -92,24 +101,31 @@ impl Rescue {
             subjects.extend(self.channels(running).await?);
         }
         let main = &self.chains.main().chain;
-        for subject in subjects.into_iter().take(WAITING_MAX) {
-            let transaction = match self.transaction(running, service, &subject).await? {
-                Ok(transaction) => transaction,
-                // There is no such thing, or it is home.
-                Err(_) => continue,
+        let mut waiting = 0;
+        for subject in subjects {
+            if waiting == WAITING_MAX {
+                break;
+            }
+            let what = (running.name.clone(), format!("{subject:?}"));
+            if seen.nothing.contains(&what) {
+                continue;
+            }
+            let Ok(transaction) = self.transaction(running, service, &subject).await? else {
+                // It is home, or there never was such a thing: both stay so.
+                seen.nothing.insert(what);
+                continue;
             };
-            let id = transaction.id();
-            if matches!(main.standing(&id), Standing::Waiting(_)) {
+            waiting += 1;
+            if matches!(main.standing(&transaction.id()), Standing::Waiting(_)) {
                 continue;
             }
             match main.submit(transaction.to_bytes()).await {
                 Ok(_) => info!(chain = %running.name, ?subject, "recovering"),
                 Err(reason) => {
-                    let what = format!("{} {subject:?}", running.name);
                     let reason = reason.to_string();
-                    if told.get(&what) != Some(&reason) {
+                    if seen.refused.get(&what) != Some(&reason) {
                         warn!(chain = %running.name, ?subject, reason, "cannot be recovered now");
-                        told.insert(what, reason);
+                        seen.refused.insert(what, reason);
                     }
                 }
             }
@@ -129,14 +145,11 @@ impl Rescue {
         let next = heads.as_ref().and_then(|heads| heads.to(&id));
         let next = next.map_or(0, |head| head.next);
         let first = service.recovery.map_or(next, |begun| begun.credited);
-        let mut funds = Vec::new();
-        for seq in first..next {
-            let key = state::outbox_entry_key(&id, seq);
-            if record::<Fund>(main, key).await?.is_some() {
-                funds.push(RecoverySubject::Fund(seq));
-            }
-        }
-        Ok(funds)
+        let key = |seq| state::outbox_entry_key(&id, seq);
+        let found = main.read((first..next).map(key).collect()).await?;
+        let is_there = |seq: &u64| matches!(found.values.get(&key(*seq)), Some(Some(_)));
+        let funds = (first..next).filter(is_there);
+        Ok(funds.map(RecoverySubject::Fund).collect())
     }
 
     /// Channels on the dead chain that a claim is held for.

@@ -8,7 +8,6 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use topnet_api::ChainName;
 use topnet_ledger::Genesis;
 
 /// A service chain that is to run here, or was.
@@ -46,7 +45,7 @@ impl Services {
     }
 
     /// All of them.
-    pub(crate) fn all(&self) -> Result<Vec<(ChainName, ServiceRecord)>, ServicesError> {
+    pub(crate) fn all(&self) -> Result<Vec<ServiceRecord>, ServicesError> {
         let directory = &self.directory;
         let entries = fs::read_dir(directory).map_err(|error| failed(directory, error))?;
         let mut services = Vec::new();
@@ -58,9 +57,8 @@ impl Services {
             let text = fs::read_to_string(&path).map_err(|error| failed(&path, error))?;
             let record: ServiceRecord =
                 serde_json::from_str(&text).map_err(|error| failed(&path, error))?;
-            services.push((ChainName(record.genesis.name.clone()), record));
+            services.push(record);
         }
-        services.sort_by(|(one, _), (other, _)| one.cmp(other));
         Ok(services)
     }
 

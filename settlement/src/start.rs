@@ -168,9 +168,15 @@ impl Settlement {
             claim_exposure,
             mempool_transactions_max,
         } = inputs;
-        let Role::Main { .. } = &main.role else {
+        let Role::Main { services: listed } = &main.role else {
             return Err(StartError::Pair("main_genesis_file is not a main chain's"));
         };
+        let is_listed = |genesis: &Genesis| listed.contains(&genesis.counterpart());
+        if !services.iter().all(is_listed) {
+            return Err(StartError::Pair(
+                "the main chain does not list the configured service",
+            ));
+        }
         let index = Index::open(&storage_dir.join("index"), &main.hash())?;
         let held = Held::open(&storage_dir.join("claims"))?;
         let list = Services::open(&storage_dir.join("services"))?;
@@ -183,19 +189,14 @@ impl Settlement {
         let payout_min = main.rules.claim_payout_min;
         let (told, faults) = mpsc::unbounded_channel();
         let chains = Chains::start(setup, main, index.clone(), list.clone(), told.clone()).await?;
-        let known = list.all()?;
-        let named = services.into_iter().filter(|genesis| {
-            let name = &genesis.name;
-            !known.iter().any(|(known, _)| known.0 == *name)
+        // First those that ran here before: what the configuration says of them is no news, and
+        // another genesis under the same name is refused.
+        let configured = services.into_iter().map(|genesis| ServiceRecord {
+            genesis,
+            stopped: false,
+            register: false,
         });
-        let named: Vec<ServiceRecord> = named
-            .map(|genesis| ServiceRecord {
-                genesis,
-                stopped: false,
-                register: false,
-            })
-            .collect();
-        for record in known.into_iter().map(|(_, record)| record).chain(named) {
+        for record in list.all()?.into_iter().chain(configured) {
             chains.host(record).await?;
         }
 

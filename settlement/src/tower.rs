@@ -5,8 +5,7 @@
 //! | when | what |
 //! |---|---|
 //! | it has been held for the interval, or more than the exposure is unclaimed | a claim; the channel stays open |
-//! | a quarter of the close window has passed and nobody has closed the channel | a claim |
-//! | its service is dead and the channel goes on on main | the payee's close, at once |
+//! | a quarter of the close window, or of the recovery window of a dead service's channel, has passed and nobody has closed the channel | a claim |
 //! | a quarter of it is left | the payee's close, which also pays what is too little for a claim |
 //!
 //! The first quarter belongs to control, which asks metering for the last claim and closes with it.
@@ -27,13 +26,14 @@ use topnet_api::{ApiError, BlockRef, ClaimReport, ClaimStage, HeldClaim};
 use topnet_chain::Standing;
 use topnet_ledger::{
     Transaction,
+    genesis::Role,
     state::{Account, Channel, ChannelState, account_key},
     transaction::Body,
 };
 use tracing::{info, warn};
 
 use crate::{
-    chains::{Chains, Running},
+    chains::{Chains, Running, unless_stopped},
     close::{Closer, claim_body, malformed, unavailable},
     held::{Held, HeldRecord, Pace, check},
     index::Index,
@@ -85,7 +85,7 @@ impl Tower {
     /// Looks at what is due and at what is about to end, for good.
     pub(crate) async fn run(self) -> Result<(), TaskError> {
         loop {
-            self.look().await?;
+            unless_stopped(self.look().await)?;
             tokio::time::sleep(self.chains.look_interval()).await;
         }
     }
@@ -125,15 +125,9 @@ impl Tower {
             return Ok(None);
         }
         let height = sight.home.chain.tip().height();
-        let left = deadline.saturating_sub(height);
-        if sight.home.name == self.chains.main().name {
-            // Control knows nothing of it, and nobody adds to it: what is held is all.
-            let closed = self.closer.close(*id, Some(sight.held.claim())).await;
-            let problem = closed.err().map(|error| format!(": {error}"));
-            return Ok(problem.map(|problem| alarm(&sight, left, &problem)));
-        }
-        let part = u64::from(sight.channel.close_window) / WINDOW_PARTS;
-        let begun = deadline.saturating_sub(sight.channel.close_window.into());
+        let window = sight.window();
+        let part = window / WINDOW_PARTS;
+        let begun = deadline.saturating_sub(window);
         if height < begun.saturating_add(part) {
             return Ok(None);
         }
@@ -145,7 +139,11 @@ impl Tower {
             problem = self.claim(id, &sight).await?;
         }
         let problem = problem.map_or_else(String::new, |problem| format!(": {problem}"));
-        Ok(Some(alarm(&sight, left, &problem)))
+        let left = deadline.saturating_sub(height);
+        Ok(Some(format!(
+            "{} can be claimed for {left} blocks more{problem}",
+            sight.unpaid
+        )))
     }
 
     /// A channel whose claim has waited long enough, or has become large enough.
@@ -317,11 +315,15 @@ impl Sight {
     fn payout_min(&self) -> Amount {
         self.home.genesis.rules.claim_payout_min
     }
-}
 
-fn alarm(sight: &Sight, left: u64, problem: &str) -> String {
-    let unpaid = sight.unpaid;
-    format!("{unpaid} can be claimed for {left} blocks more{problem}")
+    /// For how many blocks a channel that is about to end can be claimed there. On main it was
+    /// recovered from a dead service.
+    fn window(&self) -> u64 {
+        match self.home.genesis.role {
+            Role::Service { .. } => self.channel.close_window.into(),
+            Role::Main { .. } => self.home.genesis.rules.recovery_window.into(),
+        }
+    }
 }
 
 /// The time of day; it decides when a claim is worth its fee, and no money follows from it.

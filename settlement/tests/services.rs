@@ -6,14 +6,14 @@ mod support;
 use support::{Provider, balance, settle, soon, top, until};
 use topnet_account::{Amount, ChannelId};
 use topnet_api::{
-    ApiError, ChainName, ClaimBytes, HeldClaim, HostedService, HostedState, NewService,
-    RecoverySubject, ServiceView, SettlementClient,
+    ApiError, ChainName, ChannelState, ClaimBytes, HeldClaim, HostedService, HostedState,
+    NewService, RecoverySubject, ServiceView, SettlementClient,
 };
 use topnet_channel::Voucher;
 use topnet_ledger::{
     Genesis, Transaction,
     genesis::Rules,
-    transaction::{Action, Open, channel_id},
+    transaction::{Action, Body, Open, channel_id},
 };
 
 const HOUR_MS: u64 = 3_600_000;
@@ -245,7 +245,7 @@ async fn a_dead_service_gives_back_everything_and_its_claims_are_paid_on_main() 
 
     // The claim and the fund come home by themselves.
     until("the payee's money", async || {
-        let expected = top(7).checked_sub(fees.close);
+        let expected = top(7).checked_sub(fees.claim);
         (Some(balance(&client, &main, payee).await) == expected).then_some(())
     })
     .await;
@@ -269,17 +269,31 @@ async fn a_dead_service_gives_back_everything_and_its_claims_are_paid_on_main() 
         (view.escrow == Amount::ZERO).then_some(())
     })
     .await;
+    let recovered = client.channel(soon(), channel).await.unwrap().unwrap();
+    let ChannelState::Closing { deadline } = recovered.state else {
+        panic!("{recovered:?}")
+    };
+    assert_eq!((recovered.chain, recovered.paid), (main.clone(), top(7)));
+    until("the deadline", async || {
+        let tip = client.tip(soon(), main.clone()).await.unwrap().unwrap();
+        (tip.block.height >= deadline).then_some(())
+    })
+    .await;
+    let finalise = Transaction {
+        chain: provider.main.hash(),
+        body: Body::Finalise(channel),
+    };
+    settle(&client, &main, &finalise).await;
     let gain = balance(&client, &main, payer).await.checked_sub(before);
     let account = on_service.checked_sub(fees.recover).unwrap();
     let returned = top(5).checked_sub(fees.recover).unwrap();
-    let set_aside = fees.closing().unwrap().checked_sub(fees.recover).unwrap();
+    // The recovery and the finalisation are paid out of what was set aside.
+    let spent = fees.recover.checked_add(fees.finalise).unwrap();
+    let set_aside = fees.closing().unwrap().checked_sub(spent).unwrap();
     let rest = top(53).checked_add(set_aside).unwrap();
     assert_eq!(
         gain,
         Amount::checked_sum([account, returned, rest]),
         "the payer has all that is his"
     );
-    let channel = client.channel(soon(), channel).await.unwrap().unwrap();
-    assert_eq!(channel.chain, main);
-    assert_eq!(channel.paid, top(7));
 }
