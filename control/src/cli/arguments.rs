@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{ChainName, HexBytes, WireguardPublicKey};
 use topnet_config::{Ipv4Subnet, Process};
+use topnet_ledger::genesis::Rules;
 
 use super::since::Since;
 
@@ -343,6 +344,12 @@ pub(super) struct InitChains {
     /// The shortest close window, on the chain and in the offer.
     #[arg(long, value_name = "BLOCKS", default_value_t = 6_000)]
     pub(super) close_window_min: u32,
+    /// A service that brings main no batch for more than so many of its blocks is dead.
+    #[arg(long, value_name = "BLOCKS", default_value_t = Rules::default().service_silence)]
+    pub(super) service_silence: u64,
+    /// A dead service's channels can be claimed on main for so many blocks.
+    #[arg(long, value_name = "BLOCKS", default_value_t = Rules::default().recovery_window)]
+    pub(super) recovery_window: u32,
 }
 
 #[derive(Debug, Args)]
@@ -564,7 +571,7 @@ pub(super) struct WalletOpen {
     #[arg(long, value_name = "BLOCKS")]
     pub(super) close_window: Option<u32>,
     /// Blocks after which anybody may close the channel: a week at 100 ms.
-    #[arg(long, value_name = "BLOCKS", default_value_t = 6_048_000)]
+    #[arg(long, value_name = "BLOCKS", default_value_t = Rules::default().service_silence)]
     pub(super) expiry_blocks: u64,
     /// Public key of the session key that signs the channel's vouchers, where another machine
     /// has it; this wallet's own if left out.

@@ -264,8 +264,20 @@ fn chains(
 ) -> Result<(Genesis, Genesis), CliError> {
     let rules = Rules {
         close_window_min: init.close_window_min,
+        service_silence: init.service_silence,
+        recovery_window: init.recovery_window,
         ..Rules::default()
     };
+    if rules.service_silence <= init.epoch_blocks {
+        return Err(CliError::new(
+            "genesis",
+            format!(
+                "a batch every {} blocks, and dead after {} without one: the service would never live",
+                init.epoch_blocks, rules.service_silence
+            ),
+            "raise --service-silence, or lower --epoch-blocks",
+        ));
+    }
     let balances = match init.balances.as_slice() {
         [] => [(payee, FIRST_BALANCE)].into(),
         balances => balances.iter().copied().collect(),

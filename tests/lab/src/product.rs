@@ -203,7 +203,8 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// Makes keys, chains and configuration, with `balance` nTOP for each of `payers`.
+    /// Makes keys, chains and configuration, with `balance` nTOP for each of `payers` and these
+    /// `rules` (options of `topnet init`).
     pub fn create(
         topology: &Topology,
         run_dir: &RunDir,
@@ -211,6 +212,7 @@ impl Provider {
         interrupt: &Interrupt,
         payers: &[&str],
         balance: u64,
+        rules: &[(&str, u32)],
     ) -> Result<Self> {
         let home = run_dir.join("provider");
         let passphrase = passphrase_file(&run_dir.join("passphrase"), METERING, 0o440)?;
@@ -239,6 +241,9 @@ impl Provider {
         init.args(["--block-interval-ms", &BLOCK_INTERVAL_MS.to_string()]);
         init.args(["--epoch-blocks", &EPOCH_BLOCKS.to_string()]);
         init.args(["--close-window-min", &CLOSE_WINDOW_BLOCKS.to_string()]);
+        for (option, blocks) in rules {
+            init.args([option, &*blocks.to_string()]);
+        }
         let made = output(&topology.provider, init, interrupt, COMMAND_WAIT)?;
         let made: serde_json::Value = serde_json::from_str(&made)?;
         let keys = [

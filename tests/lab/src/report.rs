@@ -223,8 +223,10 @@ pub struct Evidence {
     pub channel: String,
     /// The payee's close.
     pub close_tx: String,
-    /// Block of the close on the service chain.
-    pub service_block: u64,
+    /// The chain that it is on: the service's, or main if that is dead.
+    pub close_chain: String,
+    /// Its block there.
+    pub close_block: u64,
     /// Block of the batch on main.
     pub main_block: u64,
 }
@@ -440,8 +442,11 @@ impl Report {
             text.push_str(&format!("  DOES NOT HOLD: {mismatch}\n"));
         }
         text.push_str(&format!(
-            "  close {} in vpn block {}, main block {}\n",
-            self.evidence.close_tx, self.evidence.service_block, self.evidence.main_block
+            "  close {} in {} block {}, main block {}\n",
+            self.evidence.close_tx,
+            self.evidence.close_chain,
+            self.evidence.close_block,
+            self.evidence.main_block
         ));
         text
     }

@@ -36,6 +36,8 @@ pub(super) struct Needs {
     pub(super) forger: bool,
     /// A disk for metering that can be filled.
     pub(super) small_disk: bool,
+    /// Rules of the chains that are not as usual, as `topnet init` has them.
+    pub(super) rules: &'static [(&'static str, u32)],
 }
 
 /// A channel of the client's, and what its parties had before it was opened.
@@ -88,6 +90,7 @@ impl<'a> Lab<'a> {
             interrupt,
             &payers,
             BALANCE_NTOP,
+            needs.rules,
         )?;
         let journal_dir = run_dir.join("data/metering");
         let disk = needs

@@ -11,6 +11,7 @@ mod outage;
 mod paid_download;
 mod payer_closes;
 mod reconcile;
+mod service_dead;
 mod settlement;
 mod unpaid_stops;
 
@@ -42,6 +43,8 @@ pub enum Scenario {
     Crash,
     /// The payer closes in mid-download while metering is dead.
     Settlement,
+    /// The service's chain dies in mid-download.
+    ServiceDead,
     /// Everybody tries to get more than is due.
     Cheats,
     /// Whatever can happen to processes and disks, by chance.
@@ -50,11 +53,12 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario, in the order in which `all` runs them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::PaidDownload,
         Self::UnpaidStops,
         Self::Crash,
         Self::Settlement,
+        Self::ServiceDead,
         Self::Cheats,
         Self::Chaos,
     ];
@@ -66,6 +70,7 @@ impl Scenario {
             Self::UnpaidStops => "unpaid-stops",
             Self::Crash => "crash",
             Self::Settlement => "settlement",
+            Self::ServiceDead => "service-dead",
             Self::Cheats => "cheats",
             Self::Chaos => "chaos",
         }
@@ -86,6 +91,9 @@ impl Scenario {
             Self::Settlement => {
                 "the payer closes in mid-download while metering is dead: what settlement holds is claimed in time"
             }
+            Self::ServiceDead => {
+                "the service's chain dies in mid-download: everybody's money comes home from main, to the nTOP"
+            }
             Self::Cheats => {
                 "a provider that overstates, a payer that forges or closes, claims that are false: all for nothing"
             }
@@ -104,6 +112,10 @@ impl Scenario {
         Needs {
             forger: self == Self::Cheats,
             small_disk: self == Self::Chaos,
+            rules: match self {
+                Self::ServiceDead => service_dead::RULES,
+                _ => &[],
+            },
         }
     }
 }
@@ -143,6 +155,7 @@ pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<
         Scenario::UnpaidStops => lab.unpaid_stops(&mut report),
         Scenario::Crash => lab.crash(&mut report),
         Scenario::Settlement => lab.settlement(&mut report),
+        Scenario::ServiceDead => lab.service_dead(&mut report),
         Scenario::Cheats => lab.cheats(&mut report),
         Scenario::Chaos => lab.chaos(&mut report),
     };

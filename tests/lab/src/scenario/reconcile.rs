@@ -164,7 +164,8 @@ impl Lab<'_> {
         report.evidence = Evidence {
             channel: channel.id.clone(),
             close_tx: text(&close["transaction"]).unwrap_or_default(),
-            service_block: of(service_block, "height")?,
+            close_chain: text(&service_block["chain"]).unwrap_or_default(),
+            close_block: of(service_block, "height")?,
             main_block: of(main_block, "height")?,
         };
         Ok(())
