@@ -45,6 +45,18 @@ fn register(main: &Chain, seed: u8, service: Counterpart) -> Transaction {
     main.order(seed, Action::Register(service))
 }
 
+fn fund(main: &Chain, seed: u8, service: Hash, amount: u64) -> Transaction {
+    let (amount, beneficiary) = (ntop(amount), address(PAYER));
+    main.order(
+        seed,
+        Action::Fund {
+            service,
+            amount,
+            beneficiary,
+        },
+    )
+}
+
 /// What main is asked to take out of the world's service.
 fn recover(world: &World, claim: Recovery) -> Transaction {
     Transaction {
@@ -149,12 +161,7 @@ fn a_service_is_registered_once_and_can_be_funded() {
         }]
     );
     assert_eq!(world.main.balance(OWNER), BALANCE - 3_008);
-    let fund = Action::Fund {
-        service: Hash([9; 32]),
-        amount: ntop(500),
-        beneficiary: address(PAYER),
-    };
-    let fund = world.main.order(PAYER, fund);
+    let fund = fund(&world.main, PAYER, Hash([9; 32]), 500);
     world.main.block(&[fund]);
     assert_eq!(world.main.service(&Hash([9; 32])).escrow, ntop(500));
     assert_eq!(
@@ -532,12 +539,7 @@ fn a_service_that_never_brought_a_batch_gives_all_funds_back() {
     world.main.block(&[order]);
     let id = Hash([9; 32]);
     for amount in [500, 700] {
-        let fund = Action::Fund {
-            service: id,
-            amount: ntop(amount),
-            beneficiary: address(PAYER),
-        };
-        let fund = world.main.order(OTHER, fund);
+        let fund = fund(&world.main, OTHER, id, amount);
         world.main.block(&[fund]);
     }
     world.main.empty_blocks(200);
