@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
-use topnet_account::{Address, Amount, ChannelId};
-use topnet_api::{ApiError, BlockRef, ChainName, ClaimBytes, CloseProgress, HexBytes};
+use topnet_account::{Amount, ChannelId};
+use topnet_api::{ApiError, ChainName, ClaimBytes, CloseProgress, HexBytes};
 use topnet_chain::{ChainEnded, Standing};
 use topnet_channel::SecretKey;
 use topnet_ledger::{
-    state::{Account, Channel, ChannelState, account_key, channel_key},
+    state::{Channel, ChannelState, channel_key},
     transaction::{ClaimBody, CloseByPayee, Message as _},
 };
 use tracing::{info, warn};
@@ -16,8 +16,9 @@ use tracing::{info, warn};
 use crate::{
     chains::{Chains, Running, unless_stopped},
     held::{ClaimFault, Held, check, decode},
-    index::{ChannelEnd, CloseRecord, Index, IndexError},
+    index::{CloseRecord, Index, IndexError},
     relay::record,
+    settled::settled,
     start::TaskError,
 };
 
@@ -199,52 +200,15 @@ impl Closer {
         let Some(end) = channel.end else {
             return Ok(progress);
         };
-        progress.main_block = self
-            .settled([channel.payer, channel.payee], &end)
-            .await
-            .map_err(unavailable)?;
+        let parties = [channel.payer, channel.payee];
+        let settled = settled(&self.chains, &parties, &end.block).await;
+        progress.main_block = settled.map_err(unavailable)?;
         progress.redeemed = Some(end.paid);
         progress.payee_fees = Some(channel.payee_fees);
         progress.refund = Some(end.refund);
         progress.transaction = end.transaction;
         progress.service_block = Some(end.block);
         Ok(progress)
-    }
-
-    /// The block of main from which on what the close paid is in the parties' balances there:
-    /// that of the batch after the close, or of the later one that has the last of them.
-    /// What is not worth sending stays on the service and is waited for by nobody.
-    async fn settled(
-        &self,
-        parties: [Address; 2],
-        end: &ChannelEnd,
-    ) -> Result<Option<BlockRef>, TaskError> {
-        let main = &self.chains.main().name;
-        if end.block.chain == *main {
-            return Ok(Some(end.block.clone()));
-        }
-        // A chain that is stopped tells nothing.
-        let Ok(Running { chain, .. }) = self.chains.get(&end.block.chain) else {
-            return Ok(None);
-        };
-        let service = chain.genesis();
-        let Some(batch) = self.index.batch_from(&service, end.block.height)? else {
-            return Ok(None);
-        };
-        let mut settled = batch.main_block;
-        for party in parties {
-            if let Some(paid) = self.index.payout_from(&service, &party, batch.seq)? {
-                if paid.height > settled.height {
-                    settled = paid;
-                }
-                continue;
-            }
-            let account: Option<Account> = record(&chain, account_key(&party)).await?;
-            if account.is_some_and(|account| account.queued) {
-                return Ok(None);
-            }
-        }
-        Ok(Some(settled))
     }
 
     async fn channel(&self, id: &ChannelId) -> Result<(Running, Channel), ApiError> {

@@ -27,9 +27,7 @@ use topnet_ledger::{
 mod record;
 mod take;
 
-pub(crate) use record::{
-    BatchRecord, ChannelEnd, ChannelRecord, CloseRecord, DayRecord, TransactionRecord,
-};
+pub(crate) use record::{BatchRecord, ChannelRecord, CloseRecord, DayRecord, TransactionRecord};
 use record::{
     batch_key, claimed_key, cursor_key, day_key, genesis_key, heads_key, outbox_key, outboxes_key,
     party_key, payout_key, transaction_key,

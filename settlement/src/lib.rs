@@ -11,6 +11,7 @@
 //! | brings funds to the service and batches to main | `relay` |
 //! | submits the payee's closes until they are final | `close` |
 //! | holds the best claim of each channel, and makes it in time | `held`, `tower` |
+//! | says when what a service paid is on main | `settled` |
 //! | answers on the process's socket | `service` |
 //!
 //! Everything here but closes, held claims and the list of services can be made anew from the
@@ -31,6 +32,7 @@ mod relay;
 mod rescue;
 mod service;
 mod services;
+mod settled;
 mod start;
 mod tower;
 

@@ -22,12 +22,12 @@ use std::{
 };
 
 use topnet_account::{Amount, ChannelId, Hash};
-use topnet_api::{ApiError, BlockRef, ClaimReport, ClaimStage, HeldClaim};
+use topnet_api::{ApiError, ClaimReport, ClaimStage, HeldClaim};
 use topnet_chain::Standing;
 use topnet_ledger::{
     Transaction,
     genesis::Role,
-    state::{Account, Channel, ChannelState, account_key},
+    state::{Channel, ChannelState},
     transaction::Body,
 };
 use tracing::{info, warn};
@@ -37,7 +37,7 @@ use crate::{
     close::{Closer, claim_body, malformed, unavailable},
     held::{Held, HeldRecord, Pace, check},
     index::Index,
-    relay::record,
+    settled::settled,
     start::TaskError,
 };
 
@@ -251,7 +251,7 @@ impl Tower {
         };
         let claimed = sight.unpaid == Amount::ZERO;
         let main_block = match &service_block {
-            Some(block) if claimed => self.settled(sight, block).await?,
+            Some(block) if claimed => settled(&self.chains, &[sight.channel.payee], block).await?,
             _ => None,
         };
         let stage = if main_block.is_some() {
@@ -283,30 +283,6 @@ impl Tower {
             // It stands there until the next look.
             alarm: alarms.get(&id).filter(|_| !claimed).cloned(),
         })
-    }
-
-    /// The block of main with the payout after `claimed`, if the payee waits for none any more.
-    async fn settled(
-        &self,
-        sight: &Sight,
-        claimed: &BlockRef,
-    ) -> Result<Option<BlockRef>, TaskError> {
-        if claimed.chain == self.chains.main().name {
-            return Ok(Some(claimed.clone()));
-        }
-        let Ok(Running { chain, .. }) = self.chains.get(&claimed.chain) else {
-            return Ok(None);
-        };
-        let (service, payee) = (chain.genesis(), &sight.channel.payee);
-        let Some(batch) = self.index.batch_from(&service, claimed.height)? else {
-            return Ok(None);
-        };
-        if let Some(paid) = self.index.payout_from(&service, payee, batch.seq)? {
-            return Ok(Some(paid));
-        }
-        let account: Option<Account> = record(&chain, account_key(payee)).await?;
-        let waits = account.is_some_and(|account| account.queued);
-        Ok((!waits).then_some(batch.main_block))
     }
 }
 

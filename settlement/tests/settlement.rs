@@ -552,6 +552,21 @@ async fn a_close_without_a_claim_takes_the_one_that_is_held() {
     reconcile(&client, &provider, &closed, worth).await;
 }
 
+/// Main lets the payer's refund wait for epochs with room; until then the close is not settled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_is_settled_when_the_last_of_its_payouts_is_paid() {
+    let mut provider = Provider::with(|rules| rules.outflow_max = top(20), 1_000);
+    let client = provider.start().await;
+    let channel = opened(&client, &provider).await;
+    let (main, payer) = (ChainName::main(), provider.payer.address());
+    let before = balance(&client, &main, payer).await;
+    let (claim, worth) = claim(&provider, channel);
+    let progress = closed(&client, channel, &claim).await;
+    let after = balance(&client, &main, payer).await;
+    assert_eq!(progress.redeemed, Some(worth));
+    assert_eq!(after.checked_sub(before), progress.refund);
+}
+
 #[test]
 fn what_cannot_start_names_the_file_and_the_mend() {
     let provider = Provider::new();
