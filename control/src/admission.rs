@@ -122,6 +122,7 @@ mod tests {
             payee: Address([1; 32]),
             signer: PublicKey([3; 32]),
             allocation: Amount::from_ntop(150),
+            backed: Amount::from_ntop(150),
             paid: Amount::from_ntop(100),
             close_window: 100,
             expiry: 1_001,

@@ -9,7 +9,9 @@ mod chain;
 mod channel;
 mod client;
 mod error;
+mod history;
 mod init;
+mod market;
 mod output;
 mod passphrase;
 mod proof;
@@ -89,8 +91,21 @@ fn execute(arguments: Arguments, output: Output) -> Result<(), CliError> {
             Command::Claims => provider::claims(&options, output).await,
             Command::Earnings { since } => provider::earnings(&options, since, output).await,
             Command::Block { height, chain } => {
-                provider::block(&options, chain, height, output).await
+                history::block(&options, chain, height, output).await
             }
+            Command::Blocks { chain, from, to } => {
+                history::blocks(&options, chain, from, to, output).await
+            }
+            Command::History {
+                address,
+                chain,
+                count,
+            } => history::history(&options, chain, address, count, output).await,
+            Command::Batches { chain, from } => {
+                history::batches(&options, chain, from, output).await
+            }
+            Command::Market { chain } => market::market(&options, chain, output).await,
+            Command::Offer(command) => market::offer(&options, command, output).await,
             Command::Offers => provider::offers(&options, output).await,
             Command::Account { address, chain } => {
                 provider::account(&options, chain, address, output).await

@@ -75,6 +75,11 @@ impl Page {
                 "Forwarded beyond what is paid for: the provider's exposure.",
                 metering.unpaid_bytes_now,
             ),
+            (
+                "unbacked_ntop",
+                "Redeemable, and lost if the service died now: in no state that main has accepted.",
+                metering.unbacked.ntop(),
+            ),
             ("payers", "Payers connected.", metering.connections),
             ("channels", "Channels known.", metering.channels),
             (
@@ -243,6 +248,7 @@ mod tests {
             unpaid_bytes_now: 11,
             unpaid_bytes: 12,
             redeemable: Amount::ZERO,
+            unbacked: Amount::ZERO,
             state: "open".to_owned(),
             reason: None,
             connected: true,
@@ -268,6 +274,7 @@ mod tests {
                 },
                 unit_us: Latency::default(),
                 unpaid_bytes_now: 11,
+                unbacked: Amount::from_ntop(13),
                 journal_fault: Some("full".to_owned()),
                 frozen: None,
             }),
@@ -281,6 +288,7 @@ mod tests {
         let id = format!("0x{}", "09".repeat(32));
         for line in [
             "topnet_unpaid_bytes 11".to_owned(),
+            "topnet_unbacked_ntop 13".to_owned(),
             "topnet_tokens_total 4".to_owned(),
             "topnet_journal_faulty 1".to_owned(),
             "topnet_journal_commit_seconds{quantile=\"0.99\"} 0.0015".to_owned(),

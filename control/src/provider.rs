@@ -6,14 +6,14 @@
 mod chains;
 mod reports;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::{Mutex, Notify, watch};
 use topnet_account::{Address, ChannelId};
 use topnet_api::{
     ApiError, ChainName, ChainParameters, ChannelState, ChannelView, CloseProgress, MeteringStatus,
-    Offer, PaymentEndpoint, SessionAction, SessionGrant, SessionId, SessionRequest, SessionStopped,
-    WireguardConfig, WireguardPublicKey,
+    NewOffer, Offer, OfferTerms, PaymentEndpoint, SessionAction, SessionGrant, SessionId,
+    SessionRequest, SessionStopped, WireguardConfig, WireguardPublicKey,
 };
 use topnet_config::{Config, ConfigError};
 use topnet_unit::UNIT_BYTES;
@@ -133,6 +133,36 @@ impl Provider {
             payment: self.payment_endpoint().await?,
             chains: self.chain_parameters().await?,
         })
+    }
+
+    /// What main is to tell of the offer.
+    pub(crate) async fn new_offer(&self) -> Result<NewOffer, ApiError> {
+        let offer = self.offer().await?;
+        let control = self.config.control().map_err(|_| not_configured())?;
+        let rpc_url = control.offer.rpc_url.clone().unwrap_or_else(|| {
+            let port = control.public_listen.port();
+            let address = SocketAddr::new(control.offer.wireguard_endpoint.ip(), port);
+            format!("http://{address}")
+        });
+        let close_window = offer.close_window_blocks_min;
+        Ok(NewOffer {
+            chain: offer.service,
+            terms: OfferTerms {
+                unit_price: offer.unit_price,
+                close_window_blocks_min: u32::try_from(close_window).unwrap_or(u32::MAX),
+                payment_key: offer.payment.key,
+                payment_address: offer.payment.address.to_string(),
+                rpc_url,
+                name: offer.name,
+                region: offer.region,
+            },
+        })
+    }
+
+    /// The service that is offered.
+    pub(crate) fn offered_service(&self) -> Result<ChainName, ApiError> {
+        let metering = self.config.metering().map_err(|_| not_configured())?;
+        Ok(ChainName(metering.service.clone()))
     }
 
     /// Lets a client's WireGuard key have service, paid by the request's channel.

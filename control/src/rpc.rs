@@ -15,11 +15,11 @@ use jsonrpsee::{core::SubscriptionResult, proc_macros::rpc, types::ErrorObjectOw
 use serde_json::{Map, Value};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ApiError, BlockView, ChainName, ChainReport, ChainTip, ChannelReport,
-    ChannelStatus, ChannelView, ClaimReport, CloseProgress, DayEarnings, HexBytes, HostedService,
-    Offer, PaidClaim, ProviderStatus, RecoverySubject, ServiceView, SessionGrant, SessionReport,
-    SessionRequest, SessionStopped, StateProof, StateSubject, SubmittedTransaction,
-    TransactionStatus,
+    AccountView, ApiError, BatchView, BlockSummary, BlockView, ChainName, ChainReport, ChainTip,
+    ChannelReport, ChannelStatus, ChannelView, ClaimReport, CloseProgress, DayEarnings, HexBytes,
+    HistoryEntry, HistoryPlace, HostedService, MarketOffer, Offer, PaidClaim, ProviderStatus,
+    RecoverySubject, ServiceView, SessionGrant, SessionReport, SessionRequest, SessionStopped,
+    StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
 
 pub use listeners::{ListenError, Listeners};
@@ -92,6 +92,36 @@ described! {
         #[method(name = "block")]
         async fn block(&self, chain: ChainName, height: u64) -> Result<BlockView, ErrorObjectOwned>;
 
+        /// Final blocks from one height to another, both included, in order: at most a hundred in an
+        /// answer, fewer where they are full. Without `from_height` or `to_height` the newest.
+        #[method(name = "blocks")]
+        async fn blocks(
+            &self,
+            chain: ChainName,
+            from_height: Option<u64>,
+            to_height: Option<u64>,
+        ) -> Result<Vec<BlockSummary>, ErrorObjectOwned>;
+
+        /// What happened to an account and its channels on a chain, the newest first: what comes
+        /// before the place `before`, at most a hundred in an answer. What a block's proposer
+        /// earns by it is left out.
+        #[method(name = "account_history")]
+        async fn account_history(
+            &self,
+            chain: ChainName,
+            address: Address,
+            before: Option<HistoryPlace>,
+        ) -> Result<Vec<HistoryEntry>, ErrorObjectOwned>;
+
+        /// Batches that a service has cut for main, in order: from the one with the number `from`
+        /// on, at most a thousand in an answer.
+        #[method(name = "batches")]
+        async fn batches(
+            &self,
+            chain: ChainName,
+            from: Option<u64>,
+        ) -> Result<Vec<BatchView>, ErrorObjectOwned>;
+
         /// Claims that were paid on a channel, in the order of their blocks, from the one at
         /// `from_height` on, at most a thousand in an answer.
         #[method(name = "paid_claims")]
@@ -108,6 +138,20 @@ described! {
         /// A channel at once, and within a second whenever its chain says something else of it.
         #[subscription(name = "subscribe_channel" => "channel_changed", unsubscribe = "unsubscribe_channel", item = ChannelView)]
         async fn subscribe_channel(&self, id: ChannelId) -> SubscriptionResult;
+
+        /// Each batch of a service when main has accepted it, in order from the number `from` on, or
+        /// from the next on; none is left out.
+        #[subscription(name = "subscribe_batches" => "batch_accepted", unsubscribe = "unsubscribe_batches", item = BatchView)]
+        async fn subscribe_batches(&self, chain: ChainName, from: Option<u64>) -> SubscriptionResult;
+
+        /// What providers offer on main for a service, in the order of their addresses: those behind
+        /// `after`, at most a hundred in an answer. Ask one at its `rpc_url` for all that it says.
+        #[method(name = "market")]
+        async fn market(
+            &self,
+            chain: ChainName,
+            after: Option<Address>,
+        ) -> Result<Vec<MarketOffer>, ErrorObjectOwned>;
 
         /// The transaction that takes something out of a service that main holds dead, with its
         /// proof. Anybody may submit it on main; the money goes to whom it belongs.
@@ -194,6 +238,15 @@ described! {
         /// gives the progress.
         #[method(name = "channel_close")]
         async fn channel_close(&self, id: ChannelId) -> Result<CloseProgress, ErrorObjectOwned>;
+
+        /// Publishes on main what this provider offers, in the place of what it offered before. The
+        /// payee's account locks a deposit. Null if the same stands there already.
+        #[method(name = "offer_publish")]
+        async fn offer_publish(&self) -> Result<Option<SubmittedTransaction>, ErrorObjectOwned>;
+
+        /// Takes this provider's offer from main; the deposit returns. Null if there is none.
+        #[method(name = "offer_retract")]
+        async fn offer_retract(&self) -> Result<Option<SubmittedTransaction>, ErrorObjectOwned>;
 
         /// The service chains of this place, running or not.
         #[method(name = "services")]

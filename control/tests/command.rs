@@ -403,6 +403,7 @@ async fn every_word_speaks_with_a_provider() {
     let setup = Setup::start().await;
     let id = setup.world.put(channel(9)).to_string();
     setup.world.chain().settles = true;
+    setup.world.chain().accepted_batches = 2;
     let operator = format!("http://{}", setup.listeners().operator_address);
     let public = format!("http://{}", setup.listeners().public_address);
     let key = setup.dir.path().join("wallet.key");
@@ -450,6 +451,15 @@ async fn every_word_speaks_with_a_provider() {
         assert_eq!(ask(&["service"])["batches"], 2);
         let payee = stand_ins::payee().to_string();
         assert_eq!(ask(&["account", &payee])["nonce"], 3);
+        assert_eq!(ask(&["block", "5"])["height"], 5);
+        let range = ["blocks", "--chain", "vpn", "--from", "3", "--to", "5"];
+        assert_eq!(ask(&range)[2]["transaction_count"], 1);
+        assert_eq!(ask(&["history", &payee])[1]["place"]["height"], 4);
+        assert_eq!(ask(&["history", &payee, "--count", "1"])[1], Value::Null);
+        assert_eq!(ask(&["batches", "--from", "1"])[0]["number"], 1);
+        assert_eq!(ask(&["offer", "publish"]), Value::Null, "the second time");
+        assert_eq!(ask(&["market"])[0]["provider"], payee);
+        assert_eq!(ask(&["offer", "retract"]), Value::Null);
         let transaction = ask(&["tx", "submit", "0x0102"])["id"]
             .as_str()
             .unwrap()

@@ -135,9 +135,11 @@ fn spoilt(value: &Value) -> Vec<Value> {
 /// What subscriptions are given.
 fn subscriptions(setup: &Setup) -> Vec<Call> {
     let id = setup.world.put(channel(9));
+    setup.world.chain().accepted_batches = 1;
     vec![
         ("subscribe_blocks", vec![json!("vpn")]),
         ("subscribe_channel", vec![json!(id)]),
+        ("subscribe_batches", vec![json!("vpn"), json!(0)]),
     ]
 }
 
@@ -374,8 +376,10 @@ async fn subscriptions_are_what_the_document_says() {
     for (method, values) in subscriptions {
         let described = document.method(method);
         let subscription = &described["x-subscription"];
-        let name = document.parameters(method)[0].0;
-        let (id, mut notifications) = ask(method, json!({ name: values[0] })).await;
+        let names = document.parameters(method);
+        let names = names.iter().map(|(name, ..)| (*name).to_owned());
+        let named: serde_json::Map<String, Value> = names.zip(values).collect();
+        let (id, mut notifications) = ask(method, json!(named)).await;
         document.check(method, &described["result"]["schema"], &id, false);
 
         let notification = tokio::time::timeout(Duration::from_secs(20), notifications.recv());

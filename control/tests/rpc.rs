@@ -78,9 +78,27 @@ async fn questions_about_chains_are_passed_on() {
         code(rpc.channel(ChannelId([1; 32])).await),
         "channel_unknown"
     );
-    assert_eq!(rpc.service(ChainName::vpn()).await.unwrap().batches, 2);
+    assert!(!rpc.service(ChainName::vpn()).await.unwrap().dead);
     let block = rpc.block(ChainName::vpn(), 5).await.unwrap();
-    assert_eq!((block.block.height, block.transactions.len()), (5, 1));
+    assert_eq!(
+        (block.header.block.height, block.transactions.len()),
+        (5, 1)
+    );
+    let blocks = rpc
+        .blocks(ChainName::vpn(), Some(3), Some(5))
+        .await
+        .unwrap();
+    let heights: Vec<u64> = blocks.iter().map(|b| b.header.block.height).collect();
+    assert_eq!(heights, [3, 4, 5]);
+    let main = ChainName::main();
+    let history = rpc
+        .account_history(main.clone(), payee(), None)
+        .await
+        .unwrap();
+    assert_eq!(history[1].transaction, None);
+    let before = Some(history[0].place);
+    let rest = rpc.account_history(main, payee(), before).await.unwrap();
+    assert_eq!(rest, history[1..]);
     assert_eq!(rpc.paid_claims(id, None).await.unwrap().len(), 1);
     assert_eq!(rpc.paid_claims(id, Some(1_000)).await.unwrap(), []);
     let subject = StateSubject::Channel(id);
@@ -118,6 +136,54 @@ async fn blocks_and_channels_are_told_to_whoever_subscribed() {
         "{refused}"
     );
     blocks.unsubscribe().await.unwrap();
+}
+
+/// What main tells is what the provider serves.
+#[tokio::test]
+async fn the_offer_is_published_as_it_is_served_and_retracted() {
+    let setup = Setup::start().await;
+    let (rpc, operator) = (setup.public(), setup.operator());
+    let vpn = ChainName::vpn();
+    assert_eq!(rpc.market(vpn.clone(), None).await.unwrap(), []);
+    assert!(operator.offer_publish().await.unwrap().is_some());
+    assert_eq!(operator.offer_publish().await.unwrap(), None);
+    let offer = rpc.offers().await.unwrap().remove(0);
+    let market = rpc.market(vpn.clone(), None).await.unwrap();
+    let terms = &market[0].terms;
+    assert_eq!(market[0].provider, offer.payee);
+    assert_eq!(terms.unit_price, offer.unit_price);
+    assert_eq!(terms.payment_key, offer.payment.key);
+    assert_eq!(terms.payment_address, offer.payment.address.to_string());
+    assert_eq!(terms.name, offer.name);
+    assert!(terms.rpc_url.starts_with("http://"), "{}", terms.rpc_url);
+    assert!(operator.offer_retract().await.unwrap().is_some());
+    assert_eq!(operator.offer_retract().await.unwrap(), None);
+    assert_eq!(rpc.market(vpn, None).await.unwrap(), []);
+}
+
+/// None is left out, whoever subscribes when, and one that main has not accepted is not told.
+#[tokio::test]
+async fn batches_are_told_one_after_the_other_once_main_has_accepted_them() {
+    let setup = Setup::start().await;
+    setup.world.chain().accepted_batches = 2;
+    let url = format!("ws://{}", setup.listeners().public_address);
+    let rpc = WsClientBuilder::new().build(url).await.unwrap();
+    let vpn = ChainName::vpn();
+    let mut next = rpc.subscribe_batches(vpn.clone(), None).await.unwrap();
+    let mut all = rpc.subscribe_batches(vpn.clone(), Some(0)).await.unwrap();
+    for number in [0, 1] {
+        assert_eq!(all.next().await.unwrap().unwrap().number, number);
+    }
+    setup.world.chain().accepted_batches = 4;
+    for number in [2, 3] {
+        let batch = next.next().await.unwrap().unwrap();
+        assert_eq!(batch.number, number);
+        assert!(batch.main_block.is_some());
+        assert_eq!(all.next().await.unwrap().unwrap(), batch);
+    }
+    let cut = rpc.batches(vpn, Some(3)).await.unwrap();
+    let accepted: Vec<bool> = cut.iter().map(|b| b.main_block.is_some()).collect();
+    assert_eq!(accepted, [true, false]);
 }
 
 #[tokio::test]

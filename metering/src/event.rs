@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::sync::{mpsc, oneshot};
-use topnet_account::{Address, ChannelId, PublicKey};
+use topnet_account::{Address, Amount, ChannelId, PublicKey};
 use topnet_api::{Assignments, ChannelStatus, ChannelView, FinalClaim, HeldClaim, Latency};
 use topnet_books::{ConnectionId, Counters, Greeting, Tips};
 use topnet_channel::{PayeeMessage, PayerMessage, Proved, RefusalCode, SlotUse, Unproved};
@@ -130,6 +130,8 @@ pub struct Overview {
     pub unit_us: Latency,
     /// Forwarded beyond what is paid for, over all channels.
     pub unpaid_bytes_now: u64,
+    /// What would be lost if the service died now.
+    pub unbacked: Amount,
     /// Why the journal cannot be written, if so.
     pub journal_fault: Option<String>,
     /// Why nothing can be served, if so.

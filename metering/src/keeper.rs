@@ -308,6 +308,7 @@ impl Keeper {
             commit_us: percentiles(&self.commit_us),
             unit_us: percentiles(&self.unit_us),
             unpaid_bytes_now: self.books.unpaid_bytes(),
+            unbacked: self.books.unbacked(),
             frozen: fault.clone().or(stale),
             journal_fault: fault,
         }

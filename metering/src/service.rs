@@ -53,6 +53,7 @@ impl Metering for Service {
             commit_us: overview.commit_us,
             unit_us: overview.unit_us,
             unpaid_bytes_now: overview.unpaid_bytes_now,
+            unbacked: overview.unbacked,
             journal_fault: overview.journal_fault,
             frozen: overview.frozen,
         }

@@ -182,6 +182,24 @@ pub(crate) fn describe(event: &Event) -> String {
         Event::Dissolved { service, deposit } => {
             format!("dissolved service {service}, returned the deposit of {deposit}")
         }
+        Event::OfferPublished {
+            provider,
+            offer,
+            deposit,
+            fee,
+        } => format!(
+            "{provider} offers service {} at {} a unit, deposit {deposit}, fee {fee}",
+            offer.service, offer.unit_price
+        ),
+        Event::OfferRetracted {
+            provider,
+            service,
+            deposit,
+            fee,
+        } => format!(
+            "{provider} no longer offers service {service}, returned the deposit of {deposit}, \
+             fee {fee}"
+        ),
         Event::PaidOut {
             service,
             seq,

@@ -1,5 +1,6 @@
 //! What the chains' state does not answer by itself: transactions by id, channels by who pays
-//! and who is paid, claims that were paid, earnings by day, which block of main settled a close.
+//! and who is paid, what happened to an account, claims that were paid, earnings by day, batches,
+//! which block of main settled a close.
 //!
 //! Made of final blocks alone. Each block and the cursor behind it are written at once, so a
 //! crash leaves the index at some earlier block, from where it goes on. An index of another
@@ -24,6 +25,8 @@ use topnet_ledger::{
     state::{Heads, Record as _, heads_key as heads_state_key},
 };
 
+mod history;
+mod offers;
 mod record;
 mod take;
 
@@ -37,7 +40,7 @@ use record::{
 type Entry = (Box<[u8]>, Box<[u8]>);
 
 /// Raised whenever the format below changes.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// Channels of one party, claims on a channel or days of a payee in one answer, at most.
 pub(crate) const PAGE_MAX: usize = 1_000;
 const DAY_MS: u64 = 86_400_000;
@@ -48,6 +51,9 @@ const CHANNELS: &str = "channels";
 const PARTIES: &str = "parties";
 const CLOSING: &str = "closing";
 const BATCHES: &str = "batches";
+const CUTS: &str = "cuts";
+const HISTORY: &str = "history";
+const OFFERS: &str = "offers";
 const PAYOUTS: &str = "payouts";
 const OUTBOXES: &str = "outboxes";
 const HEADS: &str = "heads";
@@ -59,13 +65,16 @@ const CURSOR_BLOCKS: u64 = 64;
 /// Key of the version and the chains that an index was made for.
 const IDENTITY: &[u8] = b"identity";
 /// All that is made of blocks.
-const DERIVED: [&str; 11] = [
+const DERIVED: [&str; 14] = [
     META,
     TRANSACTIONS,
     CHANNELS,
     PARTIES,
     CLOSING,
     BATCHES,
+    CUTS,
+    HISTORY,
+    OFFERS,
     PAYOUTS,
     OUTBOXES,
     HEADS,

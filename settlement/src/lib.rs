@@ -6,13 +6,14 @@
 //! | reads what the configuration names and starts everything | [`start`](Settlement::start) |
 //! | runs the chains, each on an engine of its own; which ones | `chains`, `services` |
 //! | registers services on main | `registrar` |
+//! | publishes the payee's offers | `market` |
 //! | brings home what is in a dead service | `rescue` |
 //! | follows final blocks into an index that can be made anew at any time | `index`, `follow` |
 //! | brings funds to the service and batches to main | `relay` |
 //! | submits the payee's closes until they are final | `close` |
 //! | holds the best claim of each channel, and makes it in time | `held`, `tower` |
 //! | says when what a service paid is on main | `settled` |
-//! | answers on the process's socket | `service` |
+//! | answers on the process's socket | `service`, `history` |
 //!
 //! Everything here but closes, held claims and the list of services can be made anew from the
 //! chains. Whatever is submitted is
@@ -26,7 +27,9 @@ mod close;
 mod describe;
 mod follow;
 mod held;
+mod history;
 mod index;
+mod market;
 mod registrar;
 mod relay;
 mod rescue;

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use topnet_account::{Amount, Hash};
 use topnet_api::{ApiError, ChainName, NewService};
-use topnet_chain::Standing;
+use topnet_chain::{Chain, Standing};
 use topnet_channel::SecretKey;
 use topnet_ledger::{
-    Genesis,
+    Genesis, Transaction,
     genesis::Role,
     state::{Account, account_key, name_key},
     transaction::{Action, Message as _, Order},
@@ -115,12 +115,8 @@ impl Registrar {
             return Ok(());
         }
         let main = &self.chains.main().chain;
-        let account = record::<Account>(main, account_key(&self.payee.address())).await?;
-        let order = Order {
-            nonce: account.unwrap_or_default().nonce,
-            action: Action::Register(genesis.counterpart()),
-        };
-        let order = order.sign(&main.genesis(), &self.payee);
+        let action = Action::Register(genesis.counterpart());
+        let order = next_order(main, &self.payee, action).await?;
         if matches!(main.standing(&order.id()), Standing::Waiting(_)) {
             return Ok(());
         }
@@ -129,4 +125,18 @@ impl Registrar {
             .note_problem(name, problem.map(|reason| reason.to_string()));
         Ok(())
     }
+}
+
+/// What an account wants done next on a chain.
+pub(crate) async fn next_order(
+    chain: &Chain,
+    owner: &SecretKey,
+    action: Action,
+) -> Result<Transaction, TaskError> {
+    let account = record::<Account>(chain, account_key(&owner.address())).await?;
+    let order = Order {
+        nonce: account.unwrap_or_default().nonce,
+        action,
+    };
+    Ok(order.sign(&chain.genesis(), owner))
 }

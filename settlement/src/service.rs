@@ -8,29 +8,32 @@ use std::{
 use tarpc::context::Context;
 use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ApiError, BlockRef, BlockView, ChainName, ChainParameters, ChainTip, ChannelState,
-    ChannelView, ClaimBytes, ClaimReport, CloseProgress, DayEarnings, ExecutedTransaction,
-    HeldClaim, HexBytes, HostedService, HostedState, NewService, PaidClaim, RecoverySubject,
-    ServiceView, Settlement, StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
+    AccountView, ApiError, BatchView, BlockRef, BlockSummary, BlockView, ChainName,
+    ChainParameters, ChainTip, ChannelState, ChannelView, ClaimBytes, ClaimReport, CloseProgress,
+    DayEarnings, HeldClaim, HexBytes, HistoryEntry, HistoryPlace, HostedService, HostedState,
+    MarketOffer, NewOffer, NewService, PaidClaim, RecoverySubject, ServiceView, Settlement,
+    StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
-use topnet_chain::{FinalBlock, Standing};
+use topnet_chain::Standing;
 use topnet_ledger::{
-    CodecError, Genesis,
+    Genesis,
     event::decode_events,
     genesis::Role,
-    machine::{Receipt, Rejection},
+    machine::Rejection,
     state::{
         self, Account, Channel, Record as _, Service as ServiceRecord, account_key, channel_key,
-        outbox_entry_key, service_key,
+        name_key, offer_key, outbox_entry_key, service_key,
     },
     transaction::transaction_id,
 };
 
 use crate::{
-    chains::Chains,
+    chains::{Chains, Running},
     close::{Closer, dead_service, unavailable, unknown_channel},
     describe::describe,
+    history,
     index::{Index, TransactionRecord},
+    market::Market,
     registrar::Registrar,
     relay::record,
     rescue::Rescue,
@@ -48,6 +51,7 @@ pub struct Service {
     pub(crate) closer: Closer,
     pub(crate) tower: Tower,
     pub(crate) registrar: Registrar,
+    pub(crate) market: Market,
     pub(crate) rescue: Rescue,
     pub(crate) payee: Address,
 }
@@ -118,14 +122,40 @@ impl Service {
             };
             let keys = ids.iter().map(channel_key).collect();
             let state = running.chain.read(keys).await.map_err(unavailable)?;
+            let accepted = self.accepted_height(&running).await?;
             for id in ids {
                 if let Some(Some(value)) = state.values.get(&channel_key(&id)) {
                     let channel = Channel::from_bytes(value).map_err(unavailable)?;
-                    views.insert(id, view(&name, id, &channel));
+                    let backed = self.backed(&id, &channel, accepted)?;
+                    views.insert(id, view(&name, id, &channel, backed));
                 }
             }
         }
         Ok(ids.iter().filter_map(|id| views.remove(id)).collect())
+    }
+
+    /// Height of the last state of a service that main has accepted; nothing on main itself.
+    async fn accepted_height(&self, home: &Running) -> Result<Option<u64>, ApiError> {
+        if let Role::Main { .. } = home.genesis.role {
+            return Ok(None);
+        }
+        let service = self.chains.on_main(&home.chain.genesis()).await;
+        let service = service.map_err(unavailable)?;
+        Ok(Some(service.map_or(0, |service| service.height)))
+    }
+
+    /// What of a channel's allocation main would bring back from a dead service.
+    fn backed(
+        &self,
+        id: &ChannelId,
+        channel: &Channel,
+        accepted: Option<u64>,
+    ) -> Result<Amount, ApiError> {
+        let Some(accepted) = accepted else {
+            return Ok(channel.allocation);
+        };
+        let known = self.index.channel(id).map_err(unavailable)?;
+        Ok(known.map_or(Amount::ZERO, |known| known.allocation_at(accepted)))
     }
 
     fn must_be_hosted(&self, chain: &ChainName) -> Result<(), ApiError> {
@@ -137,6 +167,27 @@ impl Service {
             format!("no service `{chain}` was created here"),
             "`topnet chain list` names those that were",
         ))
+    }
+
+    /// Hash of the genesis of a service's chain, which may be stopped.
+    fn service_id(&self, chain: &ChainName) -> Result<Hash, ApiError> {
+        if let Some(hosted) = self.chains.hosted().get(chain) {
+            return Ok(hosted.record.genesis.hash());
+        }
+        let running = self.chains.get(chain)?;
+        match running.genesis.role {
+            Role::Service { .. } => Ok(running.chain.genesis()),
+            Role::Main { .. } => Err(no_service(chain)),
+        }
+    }
+
+    /// Hash of the genesis of the service that has a name on main, wherever it runs.
+    async fn named_on_main(&self, chain: &ChainName) -> Result<Hash, ApiError> {
+        if let Ok(id) = self.service_id(chain) {
+            return Ok(id);
+        }
+        let found = record(&self.chains.main().chain, name_key(&chain.0)).await;
+        found.map_err(unavailable)?.ok_or_else(|| no_service(chain))
     }
 
     fn service_view(&self, name: &ChainName, id: Hash, found: &ServiceRecord) -> ServiceView {
@@ -157,7 +208,15 @@ impl Service {
     }
 }
 
-fn view(chain: &ChainName, id: ChannelId, channel: &Channel) -> ChannelView {
+fn no_service(chain: &ChainName) -> ApiError {
+    ApiError::new(
+        "service_unknown",
+        format!("main knows no service `{chain}`"),
+        "name a service's chain; `topnet chain` lists them",
+    )
+}
+
+fn view(chain: &ChainName, id: ChannelId, channel: &Channel, backed: Amount) -> ChannelView {
     ChannelView {
         id,
         chain: chain.clone(),
@@ -165,6 +224,7 @@ fn view(chain: &ChainName, id: ChannelId, channel: &Channel) -> ChannelView {
         payee: channel.payee,
         signer: channel.signer,
         allocation: channel.allocation,
+        backed,
         paid: channel.paid,
         close_window: channel.close_window.into(),
         expiry: channel.expiry,
@@ -252,9 +312,10 @@ impl Settlement for Service {
 
     async fn channel(self, _: Context, id: ChannelId) -> Result<ChannelView, ApiError> {
         let found = self.chains.channel(&id).await.map_err(unavailable)?;
-        found
-            .map(|(home, channel)| view(&home.name, id, &channel))
-            .ok_or_else(|| unknown_channel(&id))
+        let (home, channel) = found.ok_or_else(|| unknown_channel(&id))?;
+        let accepted = self.accepted_height(&home).await?;
+        let backed = self.backed(&id, &channel, accepted)?;
+        Ok(view(&home.name, id, &channel, backed))
     }
 
     async fn channels(
@@ -280,20 +341,9 @@ impl Settlement for Service {
     }
 
     async fn service(self, _: Context, chain: ChainName) -> Result<ServiceView, ApiError> {
-        let hosted = self.chains.hosted().remove(&chain);
-        let id = match hosted {
-            Some(hosted) => hosted.record.genesis.hash(),
-            None => self.chains.get(&chain)?.chain.genesis(),
-        };
+        let id = self.service_id(&chain)?;
         let found = self.chains.on_main(&id).await.map_err(unavailable)?;
-        let Some(found) = found else {
-            let mend = "name a service's chain; topnet_chains lists them";
-            return Err(ApiError::new(
-                "service_unknown",
-                format!("main knows no service `{chain}`"),
-                mend,
-            ));
-        };
+        let found = found.ok_or_else(|| no_service(&chain))?;
         Ok(self.service_view(&chain, id, &found))
     }
 
@@ -333,6 +383,36 @@ impl Settlement for Service {
         self.chains.resume(&chain).await.map_err(unavailable)
     }
 
+    async fn market(
+        self,
+        _: Context,
+        chain: ChainName,
+        after: Option<Address>,
+    ) -> Result<Vec<MarketOffer>, ApiError> {
+        let service = self.named_on_main(&chain).await?;
+        self.chains.main().catch_up().await?;
+        let offers = self.index.offers(&service, after.as_ref());
+        offers.map_err(unavailable)
+    }
+
+    async fn publish_offer(
+        self,
+        _: Context,
+        offer: NewOffer,
+    ) -> Result<Option<SubmittedTransaction>, ApiError> {
+        let service = self.named_on_main(&offer.chain).await?;
+        self.market.publish(service, offer).await
+    }
+
+    async fn retract_offer(
+        self,
+        _: Context,
+        chain: ChainName,
+    ) -> Result<Option<SubmittedTransaction>, ApiError> {
+        let service = self.named_on_main(&chain).await?;
+        self.market.retract(service).await
+    }
+
     async fn recovery(
         self,
         _: Context,
@@ -358,17 +438,41 @@ impl Settlement for Service {
     }
 
     async fn block(self, _: Context, chain: ChainName, height: u64) -> Result<BlockView, ApiError> {
-        let running = self.chains.get(&chain)?;
-        let found = running.chain.block_at(height).await.map_err(unavailable)?;
-        let found = found.ok_or_else(|| {
-            let tip = running.chain.tip().height();
-            ApiError::new(
-                "block_unknown",
-                format!("chain `{chain}` has no final block {height}; the newest is {tip}"),
-                "name one up to the newest",
-            )
-        })?;
-        block_view(chain, &found).map_err(unavailable)
+        history::block(&self.chains.get(&chain)?, height).await
+    }
+
+    async fn blocks(
+        self,
+        _: Context,
+        chain: ChainName,
+        from: Option<u64>,
+        to: Option<u64>,
+    ) -> Result<Vec<BlockSummary>, ApiError> {
+        history::blocks(&self.chains.get(&chain)?, from, to).await
+    }
+
+    async fn history(
+        self,
+        _: Context,
+        chain: ChainName,
+        account: Address,
+        before: Option<HistoryPlace>,
+    ) -> Result<Vec<HistoryEntry>, ApiError> {
+        self.chains.get(&chain)?.catch_up().await?;
+        let history = self.index.history(&chain, &account, before);
+        history.map_err(unavailable)
+    }
+
+    async fn batches(
+        self,
+        _: Context,
+        chain: ChainName,
+        from: u64,
+    ) -> Result<Vec<BatchView>, ApiError> {
+        let service = self.service_id(&chain)?;
+        self.catch_up().await?;
+        let batches = self.index.batches(&chain, &service, from);
+        batches.map_err(unavailable)
     }
 
     async fn tip_above(
@@ -418,12 +522,15 @@ impl Settlement for Service {
                 outbox_entry_key(&main.genesis, *seq)
             }
             (StateSubject::Service(id), Role::Main { .. }) => service_key(id),
+            (StateSubject::Offer { provider, service }, Role::Main { .. }) => {
+                offer_key(provider, service)
+            }
             (StateSubject::Channel(_) | StateSubject::Batch(_), Role::Main { .. })
-            | (StateSubject::Service(_), Role::Service { .. }) => {
+            | (StateSubject::Service(_) | StateSubject::Offer { .. }, Role::Service { .. }) => {
                 return Err(ApiError::new(
                     "subject_elsewhere",
                     format!("chain `{chain}` keeps no such thing"),
-                    "channels and batches are on a service's chain, services on main",
+                    "channels and batches are on a service's chain, services and offers on main",
                 ));
             }
         };
@@ -461,41 +568,6 @@ impl Settlement for Service {
         self.catch_up().await?;
         self.tower.reports(after).await.map_err(unavailable)
     }
-}
-
-fn block_view(chain: ChainName, block: &FinalBlock) -> Result<BlockView, CodecError> {
-    let lines = |events: &[u8]| -> Result<Vec<String>, CodecError> {
-        if events.is_empty() {
-            return Ok(Vec::new());
-        }
-        Ok(decode_events(events)?.iter().map(describe).collect())
-    };
-    let executed = |receipt: &Receipt| {
-        Ok(ExecutedTransaction {
-            id: receipt.id,
-            events: lines(&receipt.events)?,
-        })
-    };
-    let header = &block.header;
-    Ok(BlockView {
-        block: BlockRef {
-            chain,
-            height: header.height(),
-            hash: block.hash,
-        },
-        parent: header.parent(),
-        time_ms: header.time_ms(),
-        proposer: header.proposer(),
-        body_root: header.body_root(),
-        state_root: header.state_root(),
-        outbox: header.outbox(),
-        transactions: block
-            .receipts
-            .iter()
-            .map(executed)
-            .collect::<Result<_, CodecError>>()?,
-        events: lines(&block.block_events)?,
-    })
 }
 
 fn parameters(name: &ChainName, genesis: &Genesis) -> ChainParameters {

@@ -24,6 +24,7 @@ use crate::{
     close::Closer,
     held::{Held, HeldError, Pace},
     index::{Index, IndexError},
+    market::Market,
     registrar::Registrar,
     rescue::Rescue,
     service::Service,
@@ -222,6 +223,10 @@ impl Settlement {
         };
         let registrar = Registrar {
             chains: chains.clone(),
+            payee: Arc::clone(&payee),
+        };
+        let market = Market {
+            chains: chains.clone(),
             payee,
         };
         let rescue = Rescue {
@@ -241,6 +246,7 @@ impl Settlement {
             closer,
             tower,
             registrar,
+            market,
             rescue,
             payee: address,
         };

@@ -9,13 +9,13 @@ use support::{EPOCH_BLOCKS, Provider, balance, other_hash, settle, soon, top, un
 use tokio::io::AsyncWriteExt as _;
 use topnet_account::{Amount, ChannelId};
 use topnet_api::{
-    ChainName, ChannelState, ClaimBytes, ClaimStage, CloseProgress, DayEarnings, HeldClaim,
-    SettlementClient, SocketName, StateSubject,
+    BatchView, ChainName, ChannelState, ClaimBytes, ClaimStage, CloseProgress, DayEarnings,
+    HeldClaim, HistoryEntry, SettlementClient, SocketName, StateSubject,
 };
 use topnet_chain::EngineVerifier;
 use topnet_channel::{SignedVoucher, Voucher};
 use topnet_ledger::{
-    Genesis,
+    Genesis, Transaction,
     machine::Key,
     outbox::Batch,
     state::{
@@ -202,6 +202,75 @@ async fn prove(client: &SettlementClient, provider: &Provider, channel: ChannelI
     assert_eq!(refused(ChainName::vpn(), nobody).await, "state_absent");
 }
 
+/// What blocks, histories and batches say of a channel's life: gives the histories of payer and
+/// payee on the service, and the first batch.
+async fn told(
+    client: &SettlementClient,
+    provider: &Provider,
+    opening: &Transaction,
+) -> (Vec<Vec<HistoryEntry>>, BatchView) {
+    let (main, vpn) = (ChainName::main(), ChainName::vpn());
+    // Blocks in a row, and the newest of them.
+    let blocks = async |from, to| {
+        let blocks = client.blocks(soon(), vpn.clone(), from, to).await;
+        blocks.unwrap().unwrap()
+    };
+    let row = blocks(Some(2), Some(5)).await;
+    let heights: Vec<u64> = row.iter().map(|b| b.header.block.height).collect();
+    assert_eq!(heights, [2, 3, 4, 5]);
+    assert!(
+        row.windows(2)
+            .all(|two| two[1].header.parent == two[0].header.block.hash)
+    );
+    let newest = blocks(None, None).await;
+    let tip = client.tip(soon(), vpn.clone()).await.unwrap().unwrap();
+    assert!(newest.last().unwrap().header.block.height + 2 >= tip.block.height);
+    assert_eq!(blocks(Some(u64::MAX), None).await, []);
+    assert_eq!(blocks(Some(5), Some(4)).await, []);
+
+    // The newest first, each page where the one before ended.
+    let (payer, payee) = (provider.payer.address(), provider.payee.address());
+    let mut histories = Vec::new();
+    for account in [payer, payee] {
+        let page = async |before| {
+            let page = client.history(soon(), vpn.clone(), account, before).await;
+            page.unwrap().unwrap()
+        };
+        let history = page(None).await;
+        let is_new_first = |two: &[HistoryEntry]| two[0].place > two[1].place;
+        assert!(history.windows(2).all(is_new_first), "{history:?}");
+        let opened = history
+            .iter()
+            .position(|e| e.transaction == Some(opening.id()));
+        let opened = opened.expect("both have to do with the channel");
+        assert!(history[opened].events[0].contains("opened channel"));
+        assert!(history[0].events.concat().contains("closed"), "{history:?}");
+        let place = history[opened].place;
+        assert_eq!(page(Some(place)).await, history[opened + 1..]);
+        histories.push(history);
+    }
+    assert!(histories[0].last().unwrap().events[0].contains("credited"));
+    let paid = client.history(soon(), main.clone(), payee, None).await;
+    let paid = paid.unwrap().unwrap();
+    assert!(paid[0].events[0].contains(&payee.to_string()), "{paid:?}");
+
+    let batches = client
+        .batches(soon(), vpn.clone(), 0)
+        .await
+        .unwrap()
+        .unwrap();
+    let numbers: Vec<u64> = batches.iter().map(|batch| batch.number).collect();
+    assert_eq!(numbers, (0..batches.len() as u64).collect::<Vec<_>>());
+    let accepted = batches[0].main_block.as_ref().unwrap();
+    assert_eq!(accepted.chain, main);
+    assert!(batches[0].total > Amount::ZERO);
+    let rest = client.batches(soon(), vpn, 1).await.unwrap().unwrap();
+    assert_eq!(rest, batches[1..]);
+    let refused = client.batches(soon(), main, 0).await.unwrap();
+    assert_eq!(refused.unwrap_err().code, "service_unknown");
+    (histories, batches[0].clone())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn money_goes_to_the_service_through_a_channel_and_home() {
     let mut provider = Provider::new();
@@ -258,6 +327,7 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
     reconcile(&client, &provider, &progress, worth).await;
     let view = client.channel(soon(), channel).await.unwrap().unwrap();
     assert_eq!((view.state, view.paid), (ChannelState::Closed, worth));
+    assert_eq!(view.backed, view.allocation, "main has accepted its close");
 
     prove(&client, &provider, channel, worth).await;
 
@@ -316,7 +386,7 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
     // Blocks are shown with what they did; who waits for the next one has it.
     let shown = client.block(soon(), vpn.clone(), block.height).await;
     let shown = shown.unwrap().unwrap();
-    assert_eq!(shown.block, block);
+    assert_eq!(shown.header.block, block);
     assert_eq!(shown.transactions.len(), 1);
     assert_eq!(shown.transactions[0].id, opening.id());
     assert_eq!(shown.transactions[0].events, events);
@@ -328,6 +398,8 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
         .await;
     assert!(next.unwrap().unwrap().block.height > tip.block.height);
 
+    let told = told(&client, &provider, &opening).await;
+
     // The index is made anew from the chains.
     let earned = client.earnings(soon(), payee, 0).await.unwrap().unwrap();
     assert_eq!(earned.len(), 1);
@@ -337,6 +409,7 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
     let client = provider.start().await;
     let (again, _) = settle(&client, &vpn, &opening).await;
     assert_eq!(again, block);
+    assert_eq!(self::told(&client, &provider, &opening).await, told);
     assert_eq!(
         client.earnings(soon(), payee, 0).await.unwrap().unwrap(),
         earned

@@ -10,6 +10,8 @@
 
 mod dataplane;
 mod error;
+mod history;
+mod market;
 mod metering;
 mod operator;
 mod public;
@@ -22,6 +24,11 @@ pub use dataplane::{
     SlotState,
 };
 pub use error::ApiError;
+pub use history::{
+    BatchView, BlockHeader, BlockSummary, BlockView, ExecutedTransaction, HistoryEntry,
+    HistoryPlace,
+};
+pub use market::{MarketOffer, NewOffer, OfferTerms};
 pub use metering::{
     ChannelStatus, ClaimBytes, FinalClaim, Latency, Metering, MeteringClient, MeteringStatus,
 };
@@ -33,10 +40,9 @@ pub use public::{
     SessionRequest, SessionStopped, WireguardConfig, WireguardKeyError, WireguardPublicKey,
 };
 pub use settlement::{
-    AccountView, BlockRef, BlockView, ChainName, ChainParameters, ChainTip, ChannelState,
-    ChannelView, ClaimReport, ClaimStage, CloseProgress, DayEarnings, ExecutedTransaction,
-    HeldClaim, HostedService, HostedState, NewService, PaidClaim, RecoverySubject, ServiceView,
-    Settlement, SettlementClient, StateProof, StateSubject, SubmittedTransaction,
-    TransactionStatus,
+    AccountView, BlockRef, ChainName, ChainParameters, ChainTip, ChannelState, ChannelView,
+    ClaimReport, ClaimStage, CloseProgress, DayEarnings, HeldClaim, HostedService, HostedState,
+    NewService, PaidClaim, RecoverySubject, ServiceView, Settlement, SettlementClient, StateProof,
+    StateSubject, SubmittedTransaction, TransactionStatus,
 };
 pub use socket::{ConnectError, REQUEST_BYTES_MAX, SocketName, connect, listen, serve_connections};

@@ -33,6 +33,9 @@ pub struct ChannelStatus {
     pub unpaid_bytes: u64,
     /// What the best claim is worth.
     pub redeemable: Amount,
+    /// What of it would be lost if the service died now: main has accepted no state yet in which
+    /// the channel has so much.
+    pub unbacked: Amount,
     /// `open`, `frozen`, `finished`, with the reason where there is one.
     pub state: String,
     /// Why it is frozen or refused last.
@@ -92,6 +95,9 @@ pub struct MeteringStatus {
     pub unit_us: Latency,
     /// Bytes forwarded beyond what is paid for, over all channels: the provider's exposure.
     pub unpaid_bytes_now: u64,
+    /// What is redeemable and would be lost if the service died now, over all channels in use:
+    /// main has accepted no state yet in which their channels have so much.
+    pub unbacked: Amount,
     /// Why the journal cannot be written, while that is so. Nobody gets credit meanwhile.
     pub journal_fault: Option<String>,
     /// Why credit is frozen for all channels, while that is so.

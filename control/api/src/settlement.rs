@@ -6,7 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 
-use crate::{ApiError, ClaimBytes, HexBytes};
+use crate::{
+    ApiError, BatchView, BlockSummary, BlockView, ClaimBytes, HexBytes, HistoryEntry, HistoryPlace,
+    MarketOffer, NewOffer,
+};
 
 /// Which chain: `main`, or a service's.
 #[derive(
@@ -124,6 +127,9 @@ pub struct ChannelView {
     pub signer: PublicKey,
     /// The most that can be redeemed.
     pub allocation: Amount,
+    /// What of the allocation stands in the last state of its chain that main has accepted: so
+    /// much can be redeemed also if the service dies.
+    pub backed: Amount,
     /// Redeemed so far, fees included.
     pub paid: Amount,
     /// Blocks between a payer's close and finalisation.
@@ -254,39 +260,6 @@ pub struct CloseProgress {
     pub refund: Option<Amount>,
 }
 
-/// A final block.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct BlockView {
-    /// Which.
-    #[serde(flatten)]
-    pub block: BlockRef,
-    /// The block before it.
-    pub parent: Hash,
-    /// The proposer's clock, milliseconds since 1970.
-    pub time_ms: u64,
-    /// Who is paid the proposer's half of the fees.
-    pub proposer: Address,
-    /// Commits to the transactions.
-    pub body_root: Hash,
-    /// Root of the state after it.
-    pub state_root: Hash,
-    /// What other chains check.
-    pub outbox: Hash,
-    /// Its transactions in the order of execution, with what each did, one line an event.
-    pub transactions: Vec<ExecutedTransaction>,
-    /// What the block did by itself, one line an event.
-    pub events: Vec<String>,
-}
-
-/// A transaction in a block.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ExecutedTransaction {
-    /// Its id.
-    pub id: Hash,
-    /// What it did, one line an event.
-    pub events: Vec<String>,
-}
-
 /// A claim that was paid out, a close's included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PaidClaim {
@@ -335,6 +308,13 @@ pub enum StateSubject {
     Batch(u64),
     /// A service as main knows it, by the hash of its genesis; on main.
     Service(Hash),
+    /// A provider's offer for a service; on main.
+    Offer {
+        /// The provider.
+        provider: Address,
+        /// Hash of the service's genesis.
+        service: Hash,
+    },
 }
 
 /// That something stands in the state of a chain, for whoever knows the chain's validators.
@@ -442,6 +422,15 @@ pub trait Settlement {
     async fn stop_service(chain: ChainName) -> Result<(), ApiError>;
     /// Starts a service chain that was stopped.
     async fn start_service(chain: ChainName) -> Result<(), ApiError>;
+    /// What is offered on main for a service, in the order of the providers' addresses from behind
+    /// `after` on; an answer that is empty is the last.
+    async fn market(chain: ChainName, after: Option<Address>)
+    -> Result<Vec<MarketOffer>, ApiError>;
+    /// Publishes the payee's offer on main, in the place of its last one for the service; gives
+    /// the transaction. Nothing if the same stands there already.
+    async fn publish_offer(offer: NewOffer) -> Result<Option<SubmittedTransaction>, ApiError>;
+    /// Takes the payee's offer for a service away; gives the transaction. Nothing if there is none.
+    async fn retract_offer(chain: ChainName) -> Result<Option<SubmittedTransaction>, ApiError>;
     /// The transaction that takes something out of a dead service, with its proof. Anybody may
     /// submit it on main.
     async fn recovery(chain: ChainName, subject: RecoverySubject) -> Result<Vec<u8>, ApiError>;
@@ -463,6 +452,23 @@ pub trait Settlement {
     async fn genesis(chain: ChainName) -> Result<String, ApiError>;
     /// The final block at a height.
     async fn block(chain: ChainName, height: u64) -> Result<BlockView, ApiError>;
+    /// Final blocks from one height to another, both included, in order: at most a hundred, fewer
+    /// where they are full, and always one if there is one. Without `from` or `to` the newest.
+    async fn blocks(
+        chain: ChainName,
+        from: Option<u64>,
+        to: Option<u64>,
+    ) -> Result<Vec<BlockSummary>, ApiError>;
+    /// What happened to an account and its channels on a chain, the newest first, before a place
+    /// if one is named; an answer that is empty is the last.
+    async fn history(
+        chain: ChainName,
+        account: Address,
+        before: Option<HistoryPlace>,
+    ) -> Result<Vec<HistoryEntry>, ApiError>;
+    /// Batches that a service has cut, in order from the one with this number on; an answer that
+    /// is empty is the last.
+    async fn batches(chain: ChainName, from: u64) -> Result<Vec<BatchView>, ApiError>;
     /// The newest final block, as soon as it is above `height`; after some seconds whatever it is.
     async fn tip_above(chain: ChainName, height: u64) -> Result<ChainTip, ApiError>;
     /// Claims that were paid on a channel, from the block at `height` on; an answer that is empty

@@ -49,6 +49,10 @@ pub struct Offer {
     pub wireguard_endpoint: SocketAddr,
     /// Address and UDP port that a client's wallet pays at.
     pub payment_endpoint: SocketAddr,
+    /// Where strangers reach the public RPC, as the offer on main tells; `http://` with the
+    /// WireGuard endpoint's address and the public listener's port if left out.
+    #[serde(default)]
+    pub rpc_url: Option<String>,
     /// What clients send through the tunnel.
     #[serde(default = "default::all_addresses")]
     pub allowed_ips: Vec<Ipv4Subnet>,

@@ -75,8 +75,49 @@ pub(super) enum Command {
         #[arg(long, default_value = "main")]
         chain: ChainName,
     },
+    /// List final blocks; the newest hundred if nothing is said.
+    Blocks {
+        /// The chain.
+        #[arg(long, default_value = "main")]
+        chain: ChainName,
+        /// From this height on.
+        #[arg(long, value_name = "HEIGHT")]
+        from: Option<u64>,
+        /// Up to this height.
+        #[arg(long, value_name = "HEIGHT")]
+        to: Option<u64>,
+    },
+    /// Show what happened to an account and its channels on a chain, the newest first.
+    History {
+        /// The account's address.
+        address: Address,
+        /// The chain.
+        #[arg(long, default_value = "main")]
+        chain: ChainName,
+        /// So much of it.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        count: usize,
+    },
+    /// List the batches that a service has cut for main, and where main has accepted them.
+    Batches {
+        /// The service's chain.
+        #[arg(long, default_value = "vpn")]
+        chain: ChainName,
+        /// From this number on.
+        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+        from: u64,
+    },
     /// List what the provider offers.
     Offers,
+    /// List what providers offer on main for a service, the cheapest first.
+    Market {
+        /// The service's chain.
+        #[arg(default_value = "vpn")]
+        chain: ChainName,
+    },
+    /// Have main tell what this provider offers, or no longer.
+    #[command(subcommand)]
+    Offer(OfferCommand),
     /// Show an account on a chain.
     Account {
         /// The account's address.
@@ -131,6 +172,20 @@ pub(super) enum Command {
     Wallet(WalletCommand),
 }
 
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum OfferCommand {
+    /// Publish on main what the configuration says, in the place of what stands there.
+    Publish {
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Take the offer from main; the deposit returns.
+    Retract {
+        #[command(flatten)]
+        patience: Patience,
+    },
+}
+
 /// What is to be proved.
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum ProveSubject {
@@ -168,6 +223,13 @@ pub(super) enum ProveSubject {
         /// The service's chain.
         #[arg(long, default_value = "vpn")]
         chain: ChainName,
+    },
+    /// A provider's offer for a service, as it stands on main.
+    Offer {
+        /// The provider's address.
+        provider: Address,
+        /// Hash of the service's genesis; `topnet chain` shows it.
+        service: Hash,
     },
     /// A service as the main chain knows it.
     Service {

@@ -43,6 +43,15 @@ impl Output {
         }
     }
 
+    /// Says that there is no result, and why.
+    pub(super) fn nothing(self, words: &str) {
+        if self.json {
+            println!("null");
+        } else {
+            eprintln!("{words}");
+        }
+    }
+
     /// Prints why the command failed.
     pub(super) fn error(self, error: &CliError) {
         if self.json {

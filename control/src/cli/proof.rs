@@ -6,7 +6,7 @@ mod unit;
 use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path};
 
 use serde::{Deserialize, Serialize};
-use topnet_account::{Address, Amount, Hash};
+use topnet_account::{Address, Amount, Hash, PublicKey};
 use topnet_api::{ChainName, StateProof, StateSubject};
 use topnet_ledger::{
     CodecError, Genesis,
@@ -14,8 +14,8 @@ use topnet_ledger::{
     machine::Key,
     outbox::Batch,
     state::{
-        Account, Channel, ChannelState, Record as _, Service, account_key, channel_key,
-        outbox_entry_key, service_key,
+        Account, Channel, ChannelState, PublishedOffer, Record as _, Service, account_key,
+        channel_key, offer_key, outbox_entry_key, service_key,
     },
 };
 use topnet_light::EngineVerifier;
@@ -54,6 +54,10 @@ pub(super) async fn prove(
         ProveSubject::Channel { id, chain } => (chain, StateSubject::Channel(id)),
         ProveSubject::Batch { number, chain } => (chain, StateSubject::Batch(number)),
         ProveSubject::Service { genesis } => (ChainName::main(), StateSubject::Service(genesis)),
+        ProveSubject::Offer { provider, service } => {
+            let subject = StateSubject::Offer { provider, service };
+            (ChainName::main(), subject)
+        }
         ProveSubject::Unit {
             channel,
             unit,
@@ -153,6 +157,17 @@ enum Value {
         height: u64,
         state_root: Hash,
     },
+    Offer {
+        unit_price: Amount,
+        close_window_blocks_min: u32,
+        payment_key: PublicKey,
+        payment_address: String,
+        rpc_url: String,
+        name: String,
+        region: String,
+        deposit: Amount,
+        published_at: u64,
+    },
 }
 
 fn check(proof: StateProof, genesis: &Genesis) -> Result<Verified, CliError> {
@@ -212,6 +227,9 @@ fn key_of(subject: &StateSubject, genesis: &Genesis) -> Option<Key> {
             Some(outbox_entry_key(&main.genesis, *seq))
         }
         (StateSubject::Service(id), Role::Main { .. }) => Some(service_key(id)),
+        (StateSubject::Offer { provider, service }, Role::Main { .. }) => {
+            Some(offer_key(provider, service))
+        }
         _ => None,
     }
 }
@@ -266,6 +284,24 @@ fn value_of(subject: &StateSubject, bytes: &[u8]) -> Result<Value, CodecError> {
                 state_root: service.state_root,
             }
         }
+        StateSubject::Offer { .. } => {
+            let PublishedOffer {
+                offer,
+                deposit,
+                height,
+            } = PublishedOffer::from_bytes(bytes)?;
+            Value::Offer {
+                unit_price: offer.unit_price,
+                close_window_blocks_min: offer.close_window_min,
+                payment_key: offer.payment_key,
+                payment_address: offer.payment_address,
+                rpc_url: offer.rpc_url,
+                name: offer.name,
+                region: offer.region,
+                deposit,
+                published_at: height,
+            }
+        }
     })
 }
 
@@ -298,6 +334,7 @@ impl Text for Verified {
             StateSubject::Channel(id) => ("channel", id.to_string()),
             StateSubject::Batch(seq) => ("batch", seq.to_string()),
             StateSubject::Service(id) => ("service", id.to_string()),
+            StateSubject::Offer { provider, .. } => ("offer of", provider.to_string()),
         };
         let table = Table::new(format_args!("{what} {name}: proved"))
             .row("chain", format_args!("{} {}", self.chain, self.genesis))
@@ -357,6 +394,30 @@ impl Text for Verified {
                     "accepted up to",
                     format_args!("block {height}, state {state_root}"),
                 ),
+            Value::Offer {
+                unit_price,
+                close_window_blocks_min,
+                payment_key,
+                payment_address,
+                rpc_url,
+                name,
+                region,
+                deposit,
+                published_at,
+            } => table
+                .row("name", format_args!("{name} {region}"))
+                .row("price", format_args!("{unit_price} per unit"))
+                .row("RPC", rpc_url)
+                .row(
+                    "payment",
+                    format_args!("{payment_address} key {payment_key}"),
+                )
+                .row(
+                    "close window",
+                    format_args!("{close_window_blocks_min} blocks at least"),
+                )
+                .row("deposit", deposit)
+                .row("published", format_args!("block {published_at}")),
         }
         .end()
     }

@@ -68,17 +68,6 @@ pub(super) async fn earnings(
     Ok(())
 }
 
-pub(super) async fn block(
-    options: &Options,
-    chain: ChainName,
-    height: u64,
-    output: Output,
-) -> Result<(), CliError> {
-    let rpc = Rpc::public(options)?;
-    output.print(&rpc.check(rpc.client.block(chain, height).await)?);
-    Ok(())
-}
-
 pub(super) async fn offers(options: &Options, output: Output) -> Result<(), CliError> {
     let rpc = Rpc::public(options)?;
     output.print(rpc.check(rpc.client.offers().await)?.as_slice());

@@ -7,10 +7,9 @@ use std::{
 
 use topnet_account::Amount;
 use topnet_api::{
-    AccountView, BlockRef, BlockView, ChainReport, ChannelReport, ChannelState, ChannelStatus,
-    ChannelView, ClaimReport, ClaimStage, CloseProgress, DayEarnings, Offer, ProviderStatus,
-    ServiceView, SessionGrant, SessionReport, SessionStopped, SubmittedTransaction,
-    TransactionStatus,
+    AccountView, ChainReport, ChannelReport, ChannelState, ChannelStatus, ChannelView, ClaimReport,
+    ClaimStage, CloseProgress, DayEarnings, Offer, ProviderStatus, ServiceView, SessionGrant,
+    SessionReport, SessionStopped, SubmittedTransaction, TransactionStatus,
 };
 
 /// Something that a person can read. Ends with a line break, if it is not empty.
@@ -282,31 +281,6 @@ impl Text for DayEarnings {
             .row("fees", self.fees)
             .row("units", self.units)
             .row("claims", self.claims)
-            .end()
-    }
-}
-
-impl Text for BlockView {
-    fn text(&self) -> String {
-        let BlockRef {
-            chain,
-            height,
-            hash,
-        } = &self.block;
-        let mut table = Table::new(format_args!("block {height} of {chain}"))
-            .row("hash", hash)
-            .row("parent", self.parent)
-            .row("time", format_args!("{} ms since 1970", self.time_ms))
-            .row("proposer", self.proposer)
-            .row("state root", self.state_root);
-        for transaction in &self.transactions {
-            table = table.row("transaction", transaction.id);
-            let events = transaction.events.iter();
-            table = events.fold(table, |table, event| table.row("", event));
-        }
-        let events = self.events.iter();
-        events
-            .fold(table, |table, event| table.row("did", event))
             .end()
     }
 }

@@ -2,10 +2,10 @@
 
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ApiError, BlockView, ChainName, ChainParameters, ChainReport, ChainTip,
-    ChannelView, ClaimReport, DayEarnings, HexBytes, HostedService, NewService, PaidClaim,
-    RecoverySubject, ServiceView, SettlementClient, StateProof, StateSubject, SubmittedTransaction,
-    TransactionStatus,
+    AccountView, ApiError, BatchView, BlockSummary, BlockView, ChainName, ChainParameters,
+    ChainReport, ChainTip, ChannelView, ClaimReport, DayEarnings, HexBytes, HistoryEntry,
+    HistoryPlace, HostedService, MarketOffer, NewService, PaidClaim, RecoverySubject, ServiceView,
+    SettlementClient, StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
 
 use super::Provider;
@@ -91,6 +91,45 @@ impl Provider {
         self.processes.settlement.ask(ask).await?
     }
 
+    /// Final blocks in a row, as many as settlement gives at once.
+    pub async fn blocks(
+        &self,
+        chain: ChainName,
+        from: Option<u64>,
+        to: Option<u64>,
+    ) -> Result<Vec<BlockSummary>, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.blocks(context, chain, from, to).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// What happened to an account on a chain, the newest first, as much as settlement gives at
+    /// once.
+    pub async fn history(
+        &self,
+        chain: ChainName,
+        account: Address,
+        before: Option<HistoryPlace>,
+    ) -> Result<Vec<HistoryEntry>, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.history(context, chain, account, before).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// Batches that a service has cut, from the one with this number on, as many as settlement
+    /// gives at once.
+    pub async fn batches(&self, chain: ChainName, from: u64) -> Result<Vec<BatchView>, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.batches(context, chain, from).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
     /// The newest final block, as soon as it is above `height`; after some seconds whatever it is.
     pub async fn tip_above(&self, chain: ChainName, height: u64) -> Result<ChainTip, ApiError> {
         let ask = |client: SettlementClient, context| {
@@ -163,6 +202,39 @@ impl Provider {
         let ask = |client: SettlementClient, context| {
             let chain = chain.clone();
             async move { client.start_service(context, chain).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// What is offered on main for a service, as much as settlement gives at once.
+    pub async fn market(
+        &self,
+        chain: ChainName,
+        after: Option<Address>,
+    ) -> Result<Vec<MarketOffer>, ApiError> {
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.market(context, chain, after).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// Publishes on main what this provider offers.
+    pub async fn publish_offer(&self) -> Result<Option<SubmittedTransaction>, ApiError> {
+        let offer = self.new_offer().await?;
+        let ask = |client: SettlementClient, context| {
+            let offer = offer.clone();
+            async move { client.publish_offer(context, offer).await }
+        };
+        self.processes.settlement.ask(ask).await?
+    }
+
+    /// Takes from main what this provider offers.
+    pub async fn retract_offer(&self) -> Result<Option<SubmittedTransaction>, ApiError> {
+        let chain = self.offered_service()?;
+        let ask = |client: SettlementClient, context| {
+            let chain = chain.clone();
+            async move { client.retract_offer(context, chain).await }
         };
         self.processes.settlement.ask(ask).await?
     }

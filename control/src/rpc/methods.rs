@@ -11,11 +11,11 @@ use jsonrpsee::{
 use serde_json::{Map, Value};
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ApiError, BlockView, ChainName, ChainReport, ChannelReport, ChannelStatus,
-    ChannelView, ClaimReport, CloseProgress, DayEarnings, HexBytes, HostedService, NewService,
-    Offer, PaidClaim, ProviderStatus, RecoverySubject, ServiceView, SessionGrant, SessionReport,
-    SessionRequest, SessionStopped, StateProof, StateSubject, SubmittedTransaction,
-    TransactionStatus,
+    AccountView, ApiError, BatchView, BlockSummary, BlockView, ChainName, ChainReport,
+    ChannelReport, ChannelStatus, ChannelView, ClaimReport, CloseProgress, DayEarnings, HexBytes,
+    HistoryEntry, HistoryPlace, HostedService, MarketOffer, NewService, Offer, PaidClaim,
+    ProviderStatus, RecoverySubject, ServiceView, SessionGrant, SessionReport, SessionRequest,
+    SessionStopped, StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
 
 use super::{
@@ -121,6 +121,35 @@ impl PublicServer for Methods {
         self.0.block(chain, height).await.map_err(refused)
     }
 
+    async fn blocks(
+        &self,
+        chain: ChainName,
+        from_height: Option<u64>,
+        to_height: Option<u64>,
+    ) -> Result<Vec<BlockSummary>, ErrorObjectOwned> {
+        let blocks = self.0.blocks(chain, from_height, to_height).await;
+        blocks.map_err(refused)
+    }
+
+    async fn account_history(
+        &self,
+        chain: ChainName,
+        address: Address,
+        before: Option<HistoryPlace>,
+    ) -> Result<Vec<HistoryEntry>, ErrorObjectOwned> {
+        let history = self.0.history(chain, address, before).await;
+        history.map_err(refused)
+    }
+
+    async fn batches(
+        &self,
+        chain: ChainName,
+        from: Option<u64>,
+    ) -> Result<Vec<BatchView>, ErrorObjectOwned> {
+        let batches = self.0.batches(chain, from.unwrap_or(0)).await;
+        batches.map_err(refused)
+    }
+
     async fn paid_claims(
         &self,
         id: ChannelId,
@@ -144,6 +173,23 @@ impl PublicServer for Methods {
         id: ChannelId,
     ) -> SubscriptionResult {
         self.1.channel(&self.0, pending, id).await
+    }
+
+    async fn subscribe_batches(
+        &self,
+        pending: PendingSubscriptionSink,
+        chain: ChainName,
+        from: Option<u64>,
+    ) -> SubscriptionResult {
+        self.1.batches(&self.0, pending, chain, from).await
+    }
+
+    async fn market(
+        &self,
+        chain: ChainName,
+        after: Option<Address>,
+    ) -> Result<Vec<MarketOffer>, ErrorObjectOwned> {
+        self.0.market(chain, after).await.map_err(refused)
     }
 
     async fn recovery(
@@ -222,6 +268,14 @@ impl OperatorServer for Methods {
 
     async fn channel_close(&self, id: ChannelId) -> Result<CloseProgress, ErrorObjectOwned> {
         self.0.close_channel(id).await.map_err(refused)
+    }
+
+    async fn offer_publish(&self) -> Result<Option<SubmittedTransaction>, ErrorObjectOwned> {
+        self.0.publish_offer().await.map_err(refused)
+    }
+
+    async fn offer_retract(&self) -> Result<Option<SubmittedTransaction>, ErrorObjectOwned> {
+        self.0.retract_offer().await.map_err(refused)
     }
 
     async fn services(&self) -> Result<Vec<HostedService>, ErrorObjectOwned> {

@@ -1,9 +1,9 @@
 //! What is told to whoever subscribed, as long as the connection lasts.
 //!
 //! Strangers may subscribe, so it costs little: all subscribers to a chain's blocks share one
-//! question to settlement, a channel is looked at once a second, and there are only so many
-//! subscriptions at once. Nothing queues up: whoever reads slowly is told of the newest and not of
-//! all.
+//! question to settlement, a channel and a service's batches are looked at once a second, and
+//! there are only so many subscriptions at once. Nothing queues up: whoever reads slowly is told of
+//! the newest and not of all, but for batches, which are kept and so told one after the other.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use topnet_account::ChannelId;
-use topnet_api::{ApiError, ChainName, ChainTip};
+use topnet_api::{ApiError, BatchView, ChainName, ChainTip};
 
 use super::refused;
 use crate::provider::Provider;
@@ -23,8 +23,8 @@ use crate::provider::Provider;
 const SUBSCRIPTIONS_MAX: usize = 1_024;
 /// Between attempts to hear of a settlement that does not answer.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often a channel is looked at.
-const CHANNEL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a channel, or a service's batches, are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What subscriptions share.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Subscriptions {
             Err(error) => return refuse(pending, error).await,
         };
         let sink = pending.accept().await?;
-        let mut ticks = interval(CHANNEL_INTERVAL);
+        let mut ticks = interval(LOOK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if !tell(&sink, &view).await {
             return Ok(());
@@ -112,6 +112,48 @@ impl Subscriptions {
                 if !tell(&sink, &view).await {
                     return Ok(());
                 }
+            }
+        }
+    }
+
+    /// Each batch of a service that main has accepted, from number `from` on or from the next.
+    pub(super) async fn batches(
+        &self,
+        provider: &Arc<Provider>,
+        pending: PendingSubscriptionSink,
+        chain: ChainName,
+        from: Option<u64>,
+    ) -> SubscriptionResult {
+        let subscribed = async {
+            let place = self.place()?;
+            // What does not exist is refused, not waited for.
+            let known = provider.service(chain.clone()).await?;
+            Ok((place, from.unwrap_or(known.batches)))
+        };
+        let (_place, mut next) = match subscribed.await {
+            Ok(subscribed) => subscribed,
+            Err(error) => return refuse(pending, error).await,
+        };
+        let sink = pending.accept().await?;
+        let mut ticks = interval(LOOK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = sink.closed() => return Ok(()),
+            }
+            // A settlement that does not answer comes back.
+            let batches = provider.batches(chain.clone(), next).await;
+            let accepted = |batch: &BatchView| batch.main_block.is_some();
+            for batch in batches
+                .unwrap_or_default()
+                .iter()
+                .take_while(|b| accepted(b))
+            {
+                if !tell(&sink, batch).await {
+                    return Ok(());
+                }
+                next = batch.number.saturating_add(1);
             }
         }
     }

@@ -57,6 +57,16 @@ pub fn calls(setup: &Setup) -> Vec<Call> {
         ("channels", vec![json!(payee()), json!(before)]),
         ("service", vec![json!("vpn")]),
         ("block", vec![json!("vpn"), json!(5)]),
+        ("blocks", vec![json!("vpn"), json!(5), json!(7)]),
+        (
+            "account_history",
+            vec![
+                json!("main"),
+                json!(payee()),
+                json!({ "height": 9, "index": 0 }),
+            ],
+        ),
+        ("batches", vec![json!("vpn"), json!(0)]),
         ("paid_claims", vec![json!(id), json!(0)]),
         ("prove", subject(StateSubject::Account(payee()))),
         ("prove", subject(StateSubject::Channel(id))),
@@ -66,7 +76,17 @@ pub fn calls(setup: &Setup) -> Vec<Call> {
             "recovery",
             vec![json!("vpn"), json!(RecoverySubject::Account(payee()))],
         ),
+        (
+            "prove",
+            subject(StateSubject::Offer {
+                provider: payee(),
+                service: Hash([3; 32]),
+            }),
+        ),
         ("genesis", vec![json!("vpn")]),
+        ("offer_publish", vec![]),
+        ("market", vec![json!("vpn"), json!(Address([0; 32]))]),
+        ("offer_retract", vec![]),
         (
             "session_start",
             vec![json!(request(SessionAction::Start, 10))],

@@ -19,8 +19,8 @@ use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
     ApiError, Assignments, BlockRef, ChainName, ChannelState, ChannelStatus, ChannelView,
     ClaimBytes, Dataplane, DataplaneStatus, DesiredSessions, DropCount, FinalClaim, InstallReport,
-    InstalledSession, IoStatus, Latency, Metering, MeteringStatus, SessionStatus, Settlement,
-    SocketName, listen, serve_connections,
+    InstalledSession, IoStatus, Latency, Metering, MeteringStatus, OfferTerms, SessionStatus,
+    Settlement, SocketName, listen, serve_connections,
 };
 use topnet_channel::SecretKey;
 use topnet_config::Config;
@@ -40,6 +40,10 @@ pub struct Chain {
     pub closed_by_others: bool,
     /// Closes are final on both chains.
     pub settles: bool,
+    /// So many batches of every service, beyond which one more is cut.
+    pub accepted_batches: u64,
+    /// What the provider offers on main.
+    pub offer: Option<OfferTerms>,
 }
 
 /// Where the data plane stands in: what it was told to install.
@@ -92,6 +96,7 @@ pub fn channel(id: u8) -> ChannelView {
         payee: payee(),
         signer: signer().public_key(),
         allocation: Amount::from_ntop(1_000_000),
+        backed: Amount::from_ntop(1_000_000),
         paid: Amount::ZERO,
         close_window: 6_000,
         expiry: 1_000_000,
@@ -240,6 +245,7 @@ impl Metering for World {
             commit_us: Latency::default(),
             unit_us: Latency::default(),
             unpaid_bytes_now: 0,
+            unbacked: Amount::ZERO,
             journal_fault: None,
             frozen: None,
         }
@@ -260,6 +266,7 @@ pub fn status_of(channel: ChannelId) -> ChannelStatus {
         unpaid_bytes_now: 0,
         unpaid_bytes: 0,
         redeemable: Amount::from_ntop(100),
+        unbacked: Amount::ZERO,
         state: "finished".to_owned(),
         reason: None,
         connected: false,

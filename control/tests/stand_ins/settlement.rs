@@ -3,9 +3,10 @@
 use tarpc::context::Context;
 use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{
-    AccountView, ApiError, BlockRef, BlockView, ChainName, ChainParameters, ChainTip, ChannelState,
-    ChannelView, ClaimBytes, ClaimReport, ClaimStage, CloseProgress, DayEarnings,
-    ExecutedTransaction, HeldClaim, HexBytes, HostedService, HostedState, NewService, PaidClaim,
+    AccountView, ApiError, BatchView, BlockHeader, BlockRef, BlockSummary, BlockView, ChainName,
+    ChainParameters, ChainTip, ChannelState, ChannelView, ClaimBytes, ClaimReport, ClaimStage,
+    CloseProgress, DayEarnings, ExecutedTransaction, HeldClaim, HexBytes, HistoryEntry,
+    HistoryPlace, HostedService, HostedState, MarketOffer, NewOffer, NewService, PaidClaim,
     RecoverySubject, ServiceView, Settlement, StateProof, StateSubject, SubmittedTransaction,
     TransactionStatus,
 };
@@ -111,7 +112,10 @@ impl Settlement for World {
     }
 
     async fn service(self, _: Context, chain: ChainName) -> Result<ServiceView, ApiError> {
-        Ok(service_view(chain))
+        Ok(ServiceView {
+            batches: self.chain().accepted_batches,
+            ..service_view(chain)
+        })
     }
 
     async fn block(self, _: Context, chain: ChainName, height: u64) -> Result<BlockView, ApiError> {
@@ -120,19 +124,69 @@ impl Settlement for World {
             ..self.tip_block(chain)
         };
         Ok(BlockView {
-            block,
-            parent: Hash([5; 32]),
-            time_ms: 1_000,
-            proposer: payee(),
-            body_root: Hash::ZERO,
-            state_root: Hash([4; 32]),
-            outbox: Hash::ZERO,
+            header: header(block),
             transactions: vec![ExecutedTransaction {
                 id: Hash([7; 32]),
                 events: vec!["transferred".to_owned()],
             }],
             events: Vec::new(),
         })
+    }
+
+    async fn blocks(
+        self,
+        _: Context,
+        chain: ChainName,
+        from: Option<u64>,
+        to: Option<u64>,
+    ) -> Result<Vec<BlockSummary>, ApiError> {
+        let tip = self.tip_block(chain);
+        let to = to.unwrap_or(tip.height);
+        let summary = |height| BlockSummary {
+            header: header(BlockRef {
+                height,
+                ..tip.clone()
+            }),
+            transaction_count: 1,
+        };
+        Ok((from.unwrap_or(to)..=to).map(summary).collect())
+    }
+
+    async fn history(
+        self,
+        _: Context,
+        _: ChainName,
+        _: Address,
+        before: Option<HistoryPlace>,
+    ) -> Result<Vec<HistoryEntry>, ApiError> {
+        let entry = |height, transaction| HistoryEntry {
+            place: HistoryPlace { height, index: 2 },
+            time_ms: 1_000,
+            transaction,
+            events: vec!["transferred".to_owned()],
+        };
+        let entries = [entry(5, Some(Hash([7; 32]))), entry(4, None)];
+        let wanted = |entry: &HistoryEntry| before.is_none_or(|before| entry.place < before);
+        Ok(entries.into_iter().filter(wanted).collect())
+    }
+
+    async fn batches(
+        self,
+        _: Context,
+        chain: ChainName,
+        from: u64,
+    ) -> Result<Vec<BatchView>, ApiError> {
+        let accepted = self.chain().accepted_batches;
+        let batch = |number| BatchView {
+            number,
+            service_block: self.tip_block(chain.clone()),
+            payouts: 1,
+            total: Amount::from_ntop(9),
+            burn: Amount::from_ntop(1),
+            main_block: (number < accepted).then(|| self.tip_block(ChainName::main())),
+        };
+        // One more was cut than main has accepted.
+        Ok((from..=accepted).map(batch).collect())
     }
 
     async fn tip_above(
@@ -261,6 +315,45 @@ impl Settlement for World {
         Ok(())
     }
 
+    async fn market(
+        self,
+        _: Context,
+        _: ChainName,
+        after: Option<Address>,
+    ) -> Result<Vec<MarketOffer>, ApiError> {
+        let block = self.tip_block(ChainName::main());
+        let terms = self.chain().offer.clone();
+        let offer = terms.map(|terms| MarketOffer {
+            provider: payee(),
+            service: Hash([6; 32]),
+            terms,
+            deposit: Amount::from_ntop(5),
+            block,
+            time_ms: 1_000,
+        });
+        let offer = offer.filter(|offer| after.is_none_or(|after| offer.provider > after));
+        Ok(offer.into_iter().collect())
+    }
+
+    async fn publish_offer(
+        self,
+        _: Context,
+        offer: NewOffer,
+    ) -> Result<Option<SubmittedTransaction>, ApiError> {
+        let before = self.chain().offer.replace(offer.terms.clone());
+        let changes = before.as_ref() != Some(&offer.terms);
+        Ok(changes.then_some(SubmittedTransaction { id: Hash([7; 32]) }))
+    }
+
+    async fn retract_offer(
+        self,
+        _: Context,
+        _: ChainName,
+    ) -> Result<Option<SubmittedTransaction>, ApiError> {
+        let before = self.chain().offer.take();
+        Ok(before.map(|_| SubmittedTransaction { id: Hash([7; 32]) }))
+    }
+
     async fn recovery(
         self,
         _: Context,
@@ -306,6 +399,18 @@ impl Settlement for World {
             payee_fees: settles.then_some(Amount::from_ntop(1)),
             refund: None,
         })
+    }
+}
+
+fn header(block: BlockRef) -> BlockHeader {
+    BlockHeader {
+        block,
+        parent: Hash([5; 32]),
+        time_ms: 1_000,
+        proposer: payee(),
+        body_root: Hash::ZERO,
+        state_root: Hash([4; 32]),
+        outbox: Hash::ZERO,
     }
 }
 

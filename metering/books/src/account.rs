@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use topnet_account::{ChannelId, Hash};
+use topnet_account::{Amount, ChannelId, Hash};
 use topnet_api::{ChannelState, ChannelView, ClaimBytes};
 use topnet_channel::{Meter, Payee, PayeeMessage, PayeeState, RefusalCode, SlotUse};
 use topnet_log::{Frontier, Line, log_root};
@@ -39,6 +39,8 @@ pub(super) struct Account {
     pub(super) payee: Payee,
     pub(super) facts: Facts,
     pub(super) facts_changed: bool,
+    /// What could be redeemed although the service died, once the chain has said so.
+    pub(super) backed: Option<Amount>,
     pub(super) standing: Standing,
     pub(super) frozen: Option<String>,
     pub(super) connection: Option<ConnectionId>,
@@ -234,6 +236,7 @@ impl Account {
             payee,
             facts,
             facts_changed: is_new,
+            backed: None,
             standing: Standing::Unheard,
             frozen: Standing::Unheard.reason(None, 0),
             connection: None,
@@ -253,6 +256,18 @@ impl Account {
         };
         account.payee.handle_frozen(true);
         account
+    }
+
+    /// What is redeemable, and lost if the service died now.
+    pub(super) fn unbacked(&self) -> Amount {
+        // To say what a claim is worth takes hashes, and mostly all of it is backed.
+        let Some(backed) = self.backed.filter(|backed| *backed < self.facts.allocation) else {
+            return Amount::ZERO;
+        };
+        let worth = self.payee.claim().and_then(|claim| claim.redeemable());
+        worth
+            .and_then(|worth| worth.checked_sub(backed))
+            .unwrap_or(Amount::ZERO)
     }
 
     /// Something to pay with or to pay for.

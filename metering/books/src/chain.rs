@@ -132,6 +132,7 @@ impl Books {
             account.payee.handle_terms(facts.allocation, self.offer);
         }
         let was_closed = account.standing == Standing::Closed;
+        account.backed = account.backed.max(Some(view.backed));
         account.standing.hear(heard);
         if !was_closed && account.standing == Standing::Closed {
             let since_ms = self.clock.map_or(0, |clock| clock.wall_ms);

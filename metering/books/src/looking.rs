@@ -117,6 +117,13 @@ impl Books {
         unpaid.fold(0, u64::saturating_add)
     }
 
+    /// What would be lost if the service died now, over all channels in use.
+    pub fn unbacked(&self) -> Amount {
+        let live = self.live.iter();
+        let accounts = live.filter_map(|channel| self.accounts.get(channel));
+        Amount::checked_sum(accounts.map(Account::unbacked)).unwrap_or(Amount::MAX)
+    }
+
     /// Records that wait in the rings of the attached data plane.
     pub fn ring_waiting(&self) -> u64 {
         let rings = self.attached.iter().flat_map(|attached| &attached.rings);
@@ -164,6 +171,7 @@ impl Books {
             unpaid_bytes_now: payee.unpaid_bytes(),
             unpaid_bytes: account.facts.unpaid_bytes_max,
             redeemable: redeemable.unwrap_or(Amount::ZERO),
+            unbacked: account.unbacked(),
             state: state.to_owned(),
             reason: reason.or(refused).or(disagrees),
             connected: account.connection.is_some(),

@@ -74,6 +74,7 @@ fn view() -> ChannelView {
         payee: PAYEE,
         signer: secret().public_key(),
         allocation: Amount::from_ntop(1_000),
+        backed: Amount::from_ntop(1_000),
         paid: Amount::ZERO,
         close_window: 40,
         expiry: u64::MAX,
@@ -128,6 +129,11 @@ fn assignments(boot: u8, state: SlotState) -> Assignments {
 impl World {
     /// One channel with a slot, which has said hello, and nothing paid.
     fn new() -> Self {
+        Self::hearing(&view())
+    }
+
+    /// The same with what the chain says of the channel.
+    fn hearing(view: &ChannelView) -> Self {
         let (attachment, usage, credit) = tables(1);
         let books = Books::restore(served(), offer(), Vec::new()).unwrap();
         let mut world = Self {
@@ -137,7 +143,7 @@ impl World {
             now: Instant::now(),
             stored: None,
         };
-        assert!(world.books.handle_channel(&view()));
+        assert!(world.books.handle_channel(view));
         world.books.handle_tips(tips(0), world.now);
         world.books.poll_freshness(world.now, NOW_MS);
         world.books.handle_attached(attachment);

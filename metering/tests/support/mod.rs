@@ -19,12 +19,13 @@ use tarpc::context::{self, Context};
 use tokio::{net::UnixListener, sync::oneshot, task};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
-    AccountView, ApiError, Assignment, Assignments, BlockRef, BlockView, ChainName,
-    ChainParameters, ChainTip, ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport,
-    CloseProgress, Dataplane, DataplaneStatus, DayEarnings, DesiredSessions, FinalClaim, HeldClaim,
-    HostedService, InstallReport, MeteringClient, MeteringStatus, NewService, PaidClaim,
-    RecoverySubject, ServiceView, Settlement, SlotState, SocketName, StateProof, StateSubject,
-    SubmittedTransaction, TransactionStatus, connect, listen, serve_connections,
+    AccountView, ApiError, Assignment, Assignments, BatchView, BlockRef, BlockSummary, BlockView,
+    ChainName, ChainParameters, ChainTip, ChannelState, ChannelStatus, ChannelView, ClaimBytes,
+    ClaimReport, CloseProgress, Dataplane, DataplaneStatus, DayEarnings, DesiredSessions,
+    FinalClaim, HeldClaim, HistoryEntry, HistoryPlace, HostedService, InstallReport, MarketOffer,
+    MeteringClient, MeteringStatus, NewOffer, NewService, PaidClaim, RecoverySubject, ServiceView,
+    Settlement, SlotState, SocketName, StateProof, StateSubject, SubmittedTransaction,
+    TransactionStatus, connect, listen, serve_connections,
 };
 use topnet_channel::{Claim, PayerTerms, SecretKey, SignedVoucher};
 use topnet_unit::{
@@ -540,6 +541,7 @@ impl Settlement for ChainService {
             payee: PAYEE,
             signer: signer().public_key(),
             allocation: Amount::from_ntop(1_000_000),
+            backed: Amount::from_ntop(1_000_000),
             paid: Amount::ZERO,
             close_window: self.0.close_window_blocks,
             expiry: u64::MAX,
@@ -548,6 +550,30 @@ impl Settlement for ChainService {
     }
 
     async fn block(self, _: Context, _: ChainName, _: u64) -> Result<BlockView, ApiError> {
+        Err(not_here())
+    }
+
+    async fn blocks(
+        self,
+        _: Context,
+        _: ChainName,
+        _: Option<u64>,
+        _: Option<u64>,
+    ) -> Result<Vec<BlockSummary>, ApiError> {
+        Err(not_here())
+    }
+
+    async fn history(
+        self,
+        _: Context,
+        _: ChainName,
+        _: Address,
+        _: Option<HistoryPlace>,
+    ) -> Result<Vec<HistoryEntry>, ApiError> {
+        Err(not_here())
+    }
+
+    async fn batches(self, _: Context, _: ChainName, _: u64) -> Result<Vec<BatchView>, ApiError> {
         Err(not_here())
     }
 
@@ -608,6 +634,31 @@ impl Settlement for ChainService {
     }
 
     async fn start_service(self, _: Context, _: ChainName) -> Result<(), ApiError> {
+        Err(not_here())
+    }
+
+    async fn market(
+        self,
+        _: Context,
+        _: ChainName,
+        _: Option<Address>,
+    ) -> Result<Vec<MarketOffer>, ApiError> {
+        Err(not_here())
+    }
+
+    async fn publish_offer(
+        self,
+        _: Context,
+        _: NewOffer,
+    ) -> Result<Option<SubmittedTransaction>, ApiError> {
+        Err(not_here())
+    }
+
+    async fn retract_offer(
+        self,
+        _: Context,
+        _: ChainName,
+    ) -> Result<Option<SubmittedTransaction>, ApiError> {
         Err(not_here())
     }
 

@@ -310,6 +310,7 @@ mod tests {
             payee: Address([1; 32]),
             signer: PublicKey([3; 32]),
             allocation: Amount::from_ntop(1_000_000),
+            backed: Amount::from_ntop(1_000_000),
             paid: Amount::from_ntop(210),
             close_window: 6_000,
             expiry: 1_000_000,

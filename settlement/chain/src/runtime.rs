@@ -37,7 +37,7 @@ const HOLD_FILE: &str = ".hold";
 const FORMAT_FILE: &str = "format";
 const FORMAT_DRAFT: &str = "format.new";
 /// Raised whenever blocks, state or their storage are laid out in another way.
-const FORMAT: &str = "topnet-chain 3\n";
+const FORMAT: &str = "topnet-chain 4\n";
 
 /// A voter of a chain and where it is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use topnet_account::Amount;
 use crate::{
     codec::CodecError,
     machine::Key,
-    state::{self, Account, Channel, Record, Service},
+    state::{self, Account, Channel, PublishedOffer, Record, Service},
 };
 
 /// Where a chain's money is. Sums are wider than amounts, because money that goes round is
@@ -23,7 +23,7 @@ pub enum Totals {
     Service(ServiceTotals),
 }
 
-/// Main: `balances + services + allocations + burned = supply`.
+/// Main: `balances + services + allocations + offers + burned = supply`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MainTotals {
     /// All money there ever was.
@@ -34,6 +34,8 @@ pub struct MainTotals {
     pub services: u128,
     /// In channels of dead services, with their closing fees.
     pub allocations: u128,
+    /// Locked with offers.
+    pub offers: u128,
     /// Gone, here and on services.
     pub burned: u128,
 }
@@ -71,13 +73,16 @@ impl Totals {
                 balances: totals.balances.checked_add_signed(moved.accounts)?,
                 services: totals.services.checked_add_signed(moved.services)?,
                 allocations: totals.allocations.checked_add_signed(moved.channels)?,
+                offers: totals.offers.checked_add_signed(moved.offers)?,
                 ..totals
             }),
-            Self::Service(totals) if moved.services == 0 => Self::Service(ServiceTotals {
-                balances: totals.balances.checked_add_signed(moved.accounts)?,
-                allocations: totals.allocations.checked_add_signed(moved.channels)?,
-                ..totals
-            }),
+            Self::Service(totals) if moved.services == 0 && moved.offers == 0 => {
+                Self::Service(ServiceTotals {
+                    balances: totals.balances.checked_add_signed(moved.accounts)?,
+                    allocations: totals.allocations.checked_add_signed(moved.channels)?,
+                    ..totals
+                })
+            }
             _ => return None,
         })
     }
@@ -85,7 +90,13 @@ impl Totals {
 
 impl MainTotals {
     fn hold(&self) -> bool {
-        let parts = [self.balances, self.services, self.allocations, self.burned];
+        let parts = [
+            self.balances,
+            self.services,
+            self.allocations,
+            self.offers,
+            self.burned,
+        ];
         sum(&parts) == Some(self.supply)
     }
 }
@@ -110,6 +121,7 @@ pub(crate) struct Moved {
     accounts: i128,
     channels: i128,
     services: i128,
+    offers: i128,
 }
 
 impl Moved {
@@ -124,6 +136,7 @@ impl Moved {
             Some(b'a') => &mut self.accounts,
             Some(b'c') => &mut self.channels,
             Some(b's') => &mut self.services,
+            Some(b'f') => &mut self.offers,
             _ => return Ok(()),
         };
         // A record holds less than 2^65 nTOP, and a step writes far fewer than 2^60 records.
@@ -142,6 +155,7 @@ fn held(key: &Key, value: Option<&[u8]>) -> Result<u128, CodecError> {
         Some(b'a') => amount(Account::from_bytes(value)?.balance),
         Some(b'c') => Channel::from_bytes(value)?.held(),
         Some(b's') => Service::from_bytes(value)?.held(),
+        Some(b'f') => amount(PublishedOffer::from_bytes(value)?.deposit),
         _ => 0,
     })
 }
@@ -179,7 +193,7 @@ pub enum AuditError {
 pub fn audit<'a>(
     state: impl IntoIterator<Item = (&'a Key, &'a [u8])>,
 ) -> Result<Totals, AuditError> {
-    let (mut accounts, mut channels, mut services) = (0, 0, 0);
+    let (mut accounts, mut channels, mut services, mut offers) = (0, 0, 0, 0);
     let mut noted = None;
     for (key, value) in state {
         let damaged = |error| AuditError::Damaged {
@@ -195,6 +209,7 @@ pub fn audit<'a>(
             Some(b'a') => accounts += amount,
             Some(b'c') => channels += amount,
             Some(b's') => services += amount,
+            Some(b'f') => offers += amount,
             _ => {}
         }
     }
@@ -204,6 +219,7 @@ pub fn audit<'a>(
             balances: accounts,
             services,
             allocations: channels,
+            offers,
             ..totals
         }),
         Totals::Service(totals) => Totals::Service(ServiceTotals {
@@ -254,6 +270,7 @@ mod tests {
                 balances,
                 services: 0,
                 allocations: 0,
+                offers: 0,
                 burned,
             })
         };

@@ -9,6 +9,7 @@ use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use crate::{
     codec::{CodecError, Reader, Writer},
     genesis::NAME_BYTES_MAX,
+    offer::Offer,
 };
 
 /// Events of one transaction or block, at most; an import brings the most.
@@ -280,6 +281,28 @@ pub enum Event {
         /// What its owner has back.
         deposit: Amount,
     },
+    /// A provider offers something, in the place of what it offered for the service before.
+    OfferPublished {
+        /// Who.
+        provider: Address,
+        /// What.
+        offer: Offer,
+        /// What the provider has locked.
+        deposit: Amount,
+        /// Paid by the provider beside it.
+        fee: Amount,
+    },
+    /// A provider has taken its offer away.
+    OfferRetracted {
+        /// Who.
+        provider: Address,
+        /// The service chain that it was for.
+        service: Hash,
+        /// What the provider has back.
+        deposit: Amount,
+        /// Taken off the provider's account.
+        fee: Amount,
+    },
 }
 
 /// Encodes the events of one transaction or block.
@@ -523,6 +546,24 @@ impl Event {
                 writer.amount(*amount).amount(*fee)
             }
             Self::Dissolved { service, deposit } => writer.u8(21).raw(service).amount(*deposit),
+            Self::OfferPublished {
+                provider,
+                offer,
+                deposit,
+                fee,
+            } => {
+                offer.write(writer.u8(22).address(provider));
+                writer.amount(*deposit).amount(*fee)
+            }
+            Self::OfferRetracted {
+                provider,
+                service,
+                deposit,
+                fee,
+            } => {
+                writer.u8(23).address(provider).raw(service);
+                writer.amount(*deposit).amount(*fee)
+            }
         };
     }
 
@@ -669,6 +710,18 @@ impl Event {
             21 => Self::Dissolved {
                 service: reader.hash("dissolved service")?,
                 deposit: reader.amount("dissolved deposit")?,
+            },
+            22 => Self::OfferPublished {
+                provider: reader.address("offer_published provider")?,
+                offer: Offer::read(reader)?,
+                deposit: reader.amount("offer_published deposit")?,
+                fee: reader.amount("offer_published fee")?,
+            },
+            23 => Self::OfferRetracted {
+                provider: reader.address("offer_retracted provider")?,
+                service: reader.hash("offer_retracted service")?,
+                deposit: reader.amount("offer_retracted deposit")?,
+                fee: reader.amount("offer_retracted fee")?,
             },
             tag => return Err(CodecError::Tag { what: "event", tag }),
         })

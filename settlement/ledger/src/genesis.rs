@@ -21,7 +21,7 @@ pub const NAME_BYTES_MAX: usize = 32;
 /// more than one part in so many, two in a hundred.
 pub const CLAIM_FEES_MIN: u64 = 50;
 
-const DOMAIN: &[u8] = b"topnet/genesis/3";
+const DOMAIN: &[u8] = b"topnet/genesis/4";
 
 /// The whole description of a chain. Every validator and light client has the same one; its
 /// [`hash`](Self::hash) is the chain's id.
@@ -110,6 +110,8 @@ pub struct Rules {
     /// Locked on main by whoever registers a service, so that names and places are not taken
     /// for nothing.
     pub service_deposit: Amount,
+    /// Locked on main with each offer, so that whoever fills the market pays for the place.
+    pub offer_deposit: Amount,
     /// A service that brings no batch for more than so many blocks of main is dead for good.
     pub service_silence: u64,
     /// A dead service's channels can be claimed on main for so many blocks.
@@ -141,6 +143,8 @@ pub struct Fees {
     pub finalise: Amount,
     /// Paid by the sender, on main.
     pub register: Amount,
+    /// Paid by the provider, on main, to publish an offer or to retract it.
+    pub offer: Amount,
     /// Out of what is recovered, at most all of it.
     pub recover: Amount,
 }
@@ -158,6 +162,7 @@ impl Fees {
         close: Amount::ZERO,
         finalise: Amount::ZERO,
         register: Amount::ZERO,
+        offer: Amount::ZERO,
         recover: Amount::ZERO,
     };
 
@@ -170,6 +175,7 @@ impl Fees {
             Action::Open(_) => self.open,
             Action::TopUp { .. } => self.top_up,
             Action::Register(_) => self.register,
+            Action::PublishOffer(_) | Action::RetractOffer { .. } => self.offer,
         }
     }
 
@@ -206,6 +212,7 @@ impl Default for Fees {
             close: Amount::from_ntop(20_000),
             finalise: Amount::from_ntop(10_000),
             register: Amount::from_ntop(1_000_000),
+            offer: Amount::from_ntop(20_000),
             recover: Amount::from_ntop(20_000),
         }
     }
@@ -226,6 +233,7 @@ impl Default for Rules {
             batch_payouts_max: BATCH_PAYOUTS_MAX,
             outflow_max: Amount::from_ntop(1_000_000_000_000_000),
             service_deposit: Amount::from_ntop(100_000_000_000),
+            offer_deposit: Amount::from_ntop(1_000_000_000),
             service_silence: 6_048_000,
             recovery_window: 864_000,
         }
@@ -416,6 +424,7 @@ impl Rules {
             batch_payouts_max,
             outflow_max,
             service_deposit,
+            offer_deposit,
             service_silence,
             recovery_window,
         } = self;
@@ -430,6 +439,7 @@ impl Rules {
             close,
             finalise,
             register,
+            offer,
             recover,
         } = fees;
         for amount in [
@@ -443,6 +453,7 @@ impl Rules {
             close,
             finalise,
             register,
+            offer,
             recover,
             dust,
             fund_min,
@@ -450,6 +461,7 @@ impl Rules {
             claim_payout_min,
             outflow_max,
             service_deposit,
+            offer_deposit,
         ] {
             writer.amount(*amount);
         }

@@ -7,6 +7,7 @@
 //! | what a chain starts from, its rules and fees | [`genesis`] |
 //! | what can be asked of a chain, and each request's rule | [`transaction`] |
 //! | what a chain remembers, and under which keys | [`state`] |
+//! | what providers offer | [`offer`] |
 //! | what a chain tells its readers | [`event`] |
 //! | what a chain tells another chain | [`outbox`] |
 //! | where all the money is | [`conservation`] |
@@ -23,6 +24,7 @@ mod execute;
 pub mod genesis;
 mod ledger;
 pub mod machine;
+pub mod offer;
 pub mod outbox;
 mod refusal;
 pub mod state;

@@ -42,6 +42,12 @@ pub(crate) enum Refusal {
     NameTaken(Hash),
     #[error("main has as many services as it can have: one must end first")]
     ServicesFull,
+    #[error(
+        "an offer needs a price, the address of its payment endpoint and the URL of its RPC, in texts of at most 256 bytes without control characters"
+    )]
+    OfferInvalid,
+    #[error("the account has no offer for this service")]
+    OfferUnknown,
     #[error("service {0} has been silent for too long and is dead: recover what is in it")]
     ServiceDead(Hash),
     #[error(
@@ -134,6 +140,8 @@ impl Refusal {
             Self::ServiceKnown => "service_known",
             Self::NameTaken(_) => "name_taken",
             Self::ServicesFull => "services_full",
+            Self::OfferInvalid => "offer_invalid",
+            Self::OfferUnknown => "offer_unknown",
             Self::ServiceDead(_) => "service_dead",
             Self::ServiceAlive { .. } => "service_alive",
             Self::RecoveryBegun => "recovery_begun",

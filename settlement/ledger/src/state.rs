@@ -8,6 +8,7 @@
 //! | `a` | address | [`Account`] | both |
 //! | `c` | channel id | [`Channel`] | service; main, of a dead one |
 //! | `e` | service's genesis hash, address | [`Recovered`] | main |
+//! | `f` | provider, service's genesis hash | [`PublishedOffer`] | main |
 //! | `h` | – | [`Heads`]: where the outboxes stand | both |
 //! | `l` | – | [`MainLink`]: what was taken from main | service |
 //! | `n` | name | genesis hash of the service that has it | main |
@@ -25,6 +26,7 @@ use crate::{
     conservation::{MainTotals, ServiceTotals, Totals},
     genesis::{Counterpart, NAME_BYTES_MAX, Rules, VALIDATORS_MAX},
     machine::Key,
+    offer::Offer,
     outbox::{OutboxHead, Payout, read_heads, write_heads},
 };
 
@@ -218,6 +220,17 @@ impl Service {
     }
 }
 
+/// A provider's offer for a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedOffer {
+    /// What is offered.
+    pub offer: Offer,
+    /// What the provider has locked.
+    pub deposit: Amount,
+    /// Height of the block that published it last.
+    pub height: u64,
+}
+
 /// What was recovered of an account of a dead service, so that it happens once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recovered {
@@ -298,10 +311,12 @@ pub fn name_key(name: &str) -> Key {
 
 /// Key of what was [`Recovered`] of an account of a service.
 pub fn recovered_key(service: &Hash, account: &Address) -> Key {
-    let mut bytes = [0; 64];
-    bytes[..32].copy_from_slice(service.as_bytes());
-    bytes[32..].copy_from_slice(account.as_bytes());
-    key(b'e', &bytes)
+    paired(b'e', service.as_bytes(), account.as_bytes())
+}
+
+/// Key of a provider's [`PublishedOffer`] for a service.
+pub fn offer_key(provider: &Address, service: &Hash) -> Key {
+    paired(b'f', provider.as_bytes(), service.as_bytes())
 }
 
 /// Key of a payout that waits on main.
@@ -317,6 +332,13 @@ pub fn service_key(genesis: &Hash) -> Key {
 /// Key of [`Totals`].
 pub fn totals_key() -> Key {
     key(b't', &[])
+}
+
+fn paired(tag: u8, one: &[u8; 32], other: &[u8; 32]) -> Key {
+    let mut bytes = [0; 64];
+    bytes[..32].copy_from_slice(one);
+    bytes[32..].copy_from_slice(other);
+    key(tag, &bytes)
 }
 
 fn numbered(tag: u8, id: &Hash, number: u64) -> Key {
@@ -542,6 +564,25 @@ impl Record for Payout {
     }
 }
 
+impl Record for PublishedOffer {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        self.offer.write(&mut writer);
+        writer.amount(self.deposit).u64(self.height);
+        writer.into_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        Reader::all(bytes, |reader| {
+            Ok(Self {
+                offer: Offer::read(reader)?,
+                deposit: reader.amount("offer deposit")?,
+                height: reader.u64("offer height")?,
+            })
+        })
+    }
+}
+
 impl Record for Recovered {
     fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new();
@@ -587,6 +628,7 @@ impl Record for Totals {
                     balances,
                     services,
                     allocations,
+                    offers,
                     burned,
                 } = *totals;
                 writer
@@ -595,6 +637,7 @@ impl Record for Totals {
                     .u128(balances)
                     .u128(services)
                     .u128(allocations)
+                    .u128(offers)
                     .u128(burned);
             }
             Self::Service(totals) => {
@@ -620,6 +663,7 @@ impl Record for Totals {
                     balances: reader.u128("totals balances")?,
                     services: reader.u128("totals services")?,
                     allocations: reader.u128("totals allocations")?,
+                    offers: reader.u128("totals offers")?,
                     burned: reader.u128("totals burned")?,
                 }),
                 1 => Self::Service(ServiceTotals {

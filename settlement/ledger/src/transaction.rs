@@ -17,6 +17,7 @@ use crate::{
     codec::{CodecError, Reader, Writer},
     genesis::{Counterpart, NAME_BYTES_MAX, VALIDATORS_MAX},
     machine::Key,
+    offer::Offer,
     outbox::{Batch, Fund as FundEntry, Import},
     state,
 };
@@ -172,6 +173,14 @@ pub enum Action {
     /// On main: registers a service, so that it can be funded. Locks `service_deposit`, which
     /// returns to the sender when the service is dead and nobody's money is left in it.
     Register(Counterpart),
+    /// On main: publishes the sender's offer for a service, in the place of its last one. Locks
+    /// `offer_deposit` as long as there is one.
+    PublishOffer(Offer),
+    /// On main: takes the sender's offer for a service away. The deposit returns.
+    RetractOffer {
+        /// Id of the service chain.
+        service: Hash,
+    },
 }
 
 /// Terms of a new channel.
@@ -388,6 +397,8 @@ mod kind {
     pub(super) const OPEN: u8 = 0x13;
     pub(super) const TOP_UP: u8 = 0x14;
     pub(super) const REGISTER: u8 = 0x15;
+    pub(super) const PUBLISH_OFFER: u8 = 0x16;
+    pub(super) const RETRACT_OFFER: u8 = 0x17;
     pub(super) const CLAIM: u8 = 0x20;
     pub(super) const CLOSE_BY_PAYEE: u8 = 0x30;
     pub(super) const CLOSE_BY_PAYER: u8 = 0x31;
@@ -504,11 +515,19 @@ impl Order {
                     writer.raw(key);
                 });
             }
+            Action::PublishOffer(offer) => {
+                begin(kind::PUBLISH_OFFER);
+                offer.write(writer);
+            }
+            Action::RetractOffer { service } => {
+                begin(kind::RETRACT_OFFER);
+                writer.raw(service);
+            }
         }
     }
 
     fn read(kind: u8, reader: &mut Reader<'_>) -> Result<Self, CodecError> {
-        if !(kind::TRANSFER..=kind::REGISTER).contains(&kind) {
+        if !(kind::TRANSFER..=kind::RETRACT_OFFER).contains(&kind) {
             return Err(CodecError::Tag {
                 what: "transaction kind",
                 tag: kind,
@@ -546,6 +565,10 @@ impl Order {
                     reader.key("register validator")
                 })?,
             }),
+            kind::PUBLISH_OFFER => Action::PublishOffer(Offer::read(reader)?),
+            kind::RETRACT_OFFER => Action::RetractOffer {
+                service: reader.hash("retract_offer service")?,
+            },
             tag => {
                 return Err(CodecError::Tag {
                     what: "transaction kind",

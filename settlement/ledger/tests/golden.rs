@@ -13,12 +13,13 @@ use topnet_ledger::{
     conservation::{MainTotals, ServiceTotals, Totals},
     event::{Event, encode_events},
     genesis::{Counterpart, Role, Rules},
+    offer::Offer,
     outbox::{Batch, Fund, Import, OutboxHead, Payout, commitment},
     state::{
-        Account, Channel, ChannelState, Heads, MainLink, Outflow, PayoutQueue, Record, Recovered,
-        RecoveryBegun, Service, account_key, channel_key, heads_key, main_link_key, name_key,
-        outbox_entry_key, payout_queue_key, queued_key, recovered_key, service_key, totals_key,
-        waiting_key,
+        Account, Channel, ChannelState, Heads, MainLink, Outflow, PayoutQueue, PublishedOffer,
+        Record, Recovered, RecoveryBegun, Service, account_key, channel_key, heads_key,
+        main_link_key, name_key, offer_key, outbox_entry_key, payout_queue_key, queued_key,
+        recovered_key, service_key, totals_key, waiting_key,
     },
     transaction::{
         Action, Body, CloseByPayee, CloseByPayer, Message, Open, Order, Recover, Recovery,
@@ -92,6 +93,7 @@ fn vectors() -> Vec<(String, Vec<u8>)> {
     add("key.service", &service_key(&CHAIN).0);
     add("key.name", &name_key("vpn").0);
     add("key.recovered", &recovered_key(&CHAIN, &address(1)).0);
+    add("key.offer", &offer_key(&address(1), &CHAIN).0);
     add("key.waiting", &waiting_key(&CHAIN, 258).0);
     add("key.totals", &totals_key().0);
 
@@ -153,6 +155,12 @@ fn vectors() -> Vec<(String, Vec<u8>)> {
     add("service.new", &new.to_bytes());
     let recovered = Recovered { amount: ntop(11) };
     add("recovered", &recovered.to_bytes());
+    let published = PublishedOffer {
+        offer: offer(),
+        deposit: ntop(4),
+        height: 5,
+    };
+    add("offer", &published.to_bytes());
     add("waiting", &batch().payouts[0].to_bytes());
     add("name", &CHAIN.to_bytes());
     add("heads", &heads.to_bytes());
@@ -168,6 +176,7 @@ fn vectors() -> Vec<(String, Vec<u8>)> {
         balances: 2,
         services: 3,
         allocations: 5,
+        offers: 6,
         burned: 4,
     };
     add("totals.main", &Totals::Main(main).to_bytes());
@@ -262,6 +271,11 @@ fn transactions() -> Vec<(&'static str, Transaction)> {
         ("credit", anybody(Body::Credit(credit))),
         ("batches", anybody(Body::Batch(batches))),
         ("register", order(Action::Register(service))),
+        ("publish_offer", order(Action::PublishOffer(offer()))),
+        (
+            "retract_offer",
+            order(Action::RetractOffer { service: CHAIN }),
+        ),
         (
             "recover_begin",
             recover(Recovery::Begin {
@@ -285,6 +299,19 @@ fn transactions() -> Vec<(&'static str, Transaction)> {
         ),
         ("recover_fund", recover(Recovery::Fund { seq: 9 })),
     ]
+}
+
+fn offer() -> Offer {
+    Offer {
+        service: CHAIN,
+        unit_price: ntop(1),
+        close_window_min: 2,
+        payment_key: secret(3).public_key(),
+        payment_address: "203.0.113.1:7447".to_owned(),
+        rpc_url: "https://vpn.example".to_owned(),
+        name: "Kiosk".to_owned(),
+        region: "LU".to_owned(),
+    }
 }
 
 fn heads() -> Heads {
@@ -463,6 +490,18 @@ fn events() -> Vec<Event> {
         Event::Dissolved {
             service: CHAIN,
             deposit: one,
+        },
+        Event::OfferPublished {
+            provider: address(1),
+            offer: offer(),
+            deposit: one,
+            fee: two,
+        },
+        Event::OfferRetracted {
+            provider: address(1),
+            service: CHAIN,
+            deposit: one,
+            fee: two,
         },
     ]
 }

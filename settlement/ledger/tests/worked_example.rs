@@ -71,6 +71,7 @@ fn worked_example() {
             balances: u128::from(59 * TOP + 8 * TOP / 10),
             services: u128::from(40 * TOP + TOP / 10),
             allocations: 0,
+            offers: 0,
             burned: u128::from(TOP / 10),
         })
     );

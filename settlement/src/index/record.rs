@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use topnet_account::{Address, Amount, ChannelId, Hash};
-use topnet_api::{BlockRef, ChainName, HexBytes};
+use topnet_api::{BlockRef, ChainName, HexBytes, HistoryPlace};
 
 /// A transaction in a final block.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +22,29 @@ pub(crate) struct ChannelRecord {
     pub payee_fees: Amount,
     /// Units that the claims so far were for.
     pub units: u64,
+    /// Its allocation from which height of its service's chain on, in order.
+    pub allocations: Vec<(u64, Amount)>,
     pub end: Option<ChannelEnd>,
+}
+
+impl ChannelRecord {
+    /// Heights that are remembered, at most: what is forgotten counts as never backed, and a
+    /// payer that tops up more often within one batch of the service is not worth more.
+    const ALLOCATIONS_MAX: usize = 32;
+
+    /// Takes note of an allocation that grew.
+    pub(super) fn allocate(&mut self, height: u64, allocation: Amount) {
+        if self.allocations.len() == Self::ALLOCATIONS_MAX {
+            self.allocations.remove(0);
+        }
+        self.allocations.push((height, allocation));
+    }
+
+    /// The allocation as it stood at a height of the service's chain.
+    pub(crate) fn allocation_at(&self, height: u64) -> Amount {
+        let until = self.allocations.iter().rev().find(|(at, _)| *at <= height);
+        until.map_or(Amount::ZERO, |(_, allocation)| *allocation)
+    }
 }
 
 /// How a channel ended.
@@ -40,6 +62,15 @@ pub(crate) struct ChannelEnd {
 pub(crate) struct BatchRecord {
     pub seq: u64,
     pub main_block: BlockRef,
+}
+
+/// A batch that a service has cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CutRecord {
+    pub block: BlockRef,
+    pub payouts: u16,
+    pub total: Amount,
+    pub burn: Amount,
 }
 
 /// A payout of a batch that waits on main.
@@ -94,11 +125,11 @@ pub(super) fn cursor_key(chain: &ChainName) -> Vec<u8> {
 }
 
 pub(super) fn transaction_key(chain: &ChainName, id: &Hash) -> Vec<u8> {
-    [chain.0.as_bytes(), b"/", id.as_ref()].concat()
+    [&chain_prefix(chain)[..], id.as_ref()].concat()
 }
 
 pub(super) fn outbox_key(chain: &ChainName, commitment: &Hash) -> Vec<u8> {
-    [chain.0.as_bytes(), b"/", commitment.as_ref()].concat()
+    [&chain_prefix(chain)[..], commitment.as_ref()].concat()
 }
 
 pub(super) fn party_key(party: &Address, channel: &ChannelId) -> Vec<u8> {
@@ -108,6 +139,30 @@ pub(super) fn party_key(party: &Address, channel: &ChannelId) -> Vec<u8> {
 /// By service, then by the height at which it was cut.
 pub(super) fn batch_key(service: &Hash, height: u64) -> Vec<u8> {
     [service.as_ref(), &height.to_be_bytes()[..]].concat()
+}
+
+/// By the service's chain, then by number.
+pub(super) fn cut_key(chain: &ChainName, number: u64) -> Vec<u8> {
+    [&chain_prefix(chain)[..], &number.to_be_bytes()].concat()
+}
+
+/// By account and chain, then the newest first.
+pub(super) fn history_key(account: &Address, chain: &ChainName, place: HistoryPlace) -> Vec<u8> {
+    [
+        &history_prefix(account, chain)[..],
+        &(!place.height).to_be_bytes(),
+        &(!place.index).to_be_bytes(),
+    ]
+    .concat()
+}
+
+pub(super) fn history_prefix(account: &Address, chain: &ChainName) -> Vec<u8> {
+    [&account.as_bytes()[..], &chain_prefix(chain)].concat()
+}
+
+/// No chain's name has a slash in it, so none begins like another's.
+pub(super) fn chain_prefix(chain: &ChainName) -> Vec<u8> {
+    [chain.0.as_bytes(), b"/"].concat()
 }
 
 /// By service and account, then by batch.
@@ -128,10 +183,9 @@ pub(super) fn waiting_key(service: &Hash, place: u64) -> Vec<u8> {
 /// By chain, then by where its outbox to `destination` stands.
 pub(super) fn heads_key(chain: &ChainName, destination: &Hash, next: u64) -> Vec<u8> {
     [
-        chain.0.as_bytes(),
-        b"/",
+        &chain_prefix(chain)[..],
         destination.as_ref(),
-        &next.to_be_bytes()[..],
+        &next.to_be_bytes(),
     ]
     .concat()
 }
@@ -144,4 +198,14 @@ pub(super) fn genesis_key(chain: &ChainName) -> Vec<u8> {
 /// Where a chain's outboxes stand after the blocks that were taken in.
 pub(super) fn outboxes_key(chain: &ChainName) -> Vec<u8> {
     [b"outboxes/", chain.0.as_bytes()].concat()
+}
+
+/// By service, then by provider.
+pub(super) fn market_key(service: &Hash, provider: &Address) -> Vec<u8> {
+    [service.as_ref(), &provider.as_bytes()[..]].concat()
+}
+
+/// Who has a service's deposit back.
+pub(super) fn owner_key(service: &Hash) -> Vec<u8> {
+    [b"owner/", service.as_ref()].concat()
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::PoisonError};
 
 use topnet_account::{Address, Amount, ChannelId, Hash};
-use topnet_api::{BlockRef, ChainName, HexBytes, PaidClaim};
+use topnet_api::{BlockRef, ChainName, HexBytes, HistoryPlace, PaidClaim};
 use topnet_chain::FinalBlock;
 use topnet_ledger::{
     event::{Event, decode_events},
@@ -13,12 +13,13 @@ use topnet_ledger::{
 };
 
 use super::{
-    BATCHES, Batch, CHANNELS, CLAIMED, CLOSING, CURSOR_BLOCKS, DAY_MS, DAYS, HEADS, Index,
-    IndexError, META, OUTBOXES, PARTIES, PAYOUTS, StoredHead, TRANSACTIONS, heads_of,
+    BATCHES, Batch, CHANNELS, CLAIMED, CLOSING, CURSOR_BLOCKS, CUTS, DAY_MS, DAYS, HEADS, Index,
+    IndexError, META, OFFERS, OUTBOXES, PARTIES, PAYOUTS, StoredHead, TRANSACTIONS, heads_of,
+    history::BY_ITSELF,
     record::{
-        BatchRecord, ChannelEnd, ChannelRecord, DayRecord, TransactionRecord, WaitingRecord,
-        batch_key, claimed_key, cursor_key, day_key, heads_key, outbox_key, outboxes_key,
-        party_key, payout_key, transaction_key, waiting_key,
+        BatchRecord, ChannelEnd, ChannelRecord, CutRecord, DayRecord, TransactionRecord,
+        WaitingRecord, batch_key, claimed_key, cursor_key, cut_key, day_key, heads_key, market_key,
+        outbox_key, outboxes_key, owner_key, party_key, payout_key, transaction_key, waiting_key,
     },
     stored_heads,
 };
@@ -33,11 +34,12 @@ struct Seen<'a> {
 }
 
 /// What a block changes of what is kept by channel and by payee.
-struct Changes {
-    place: BlockRef,
+pub(super) struct Changes {
+    pub(super) place: BlockRef,
+    pub(super) time_ms: u64,
     /// When the block's day began.
     day_ms: u64,
-    channels: HashMap<ChannelId, ChannelRecord>,
+    pub(super) channels: HashMap<ChannelId, ChannelRecord>,
     days: HashMap<Address, DayRecord>,
     /// Claims so far.
     claims: u32,
@@ -70,6 +72,7 @@ impl Index {
         let mut batch = self.batch();
         let mut changes = Changes {
             place: block.place.clone(),
+            time_ms: block.time_ms,
             day_ms: block.time_ms / DAY_MS * DAY_MS,
             channels: HashMap::new(),
             days: HashMap::new(),
@@ -77,19 +80,30 @@ impl Index {
             outboxes: None,
             waiting: HashMap::new(),
         };
-        for receipt in block.receipts {
+        for (index, receipt) in (0..).zip(block.receipts) {
             let record = TransactionRecord {
                 block: changes.place.clone(),
                 events: HexBytes(receipt.events.clone()),
             };
             batch.put(TRANSACTIONS, &transaction_key(chain, &receipt.id), &record)?;
-            for event in self.events(TRANSACTIONS, &receipt.events)? {
-                self.take(&mut batch, &mut changes, &receipt.id, &event)?;
+            let events = self.events(TRANSACTIONS, &receipt.events)?;
+            for event in &events {
+                self.take(&mut batch, &mut changes, &receipt.id, event)?;
             }
+            let place = HistoryPlace { height, index };
+            let done = (Some(&receipt.id), &events[..]);
+            self.note_history(&mut batch, &mut changes, place, done)?;
         }
-        for event in self.events(META, block.events)? {
-            self.take(&mut batch, &mut changes, &Hash::ZERO, &event)?;
+        let events = self.events(META, block.events)?;
+        for event in &events {
+            self.take(&mut batch, &mut changes, &Hash::ZERO, event)?;
         }
+        let place = HistoryPlace {
+            height,
+            index: BY_ITSELF,
+        };
+        let done = (None, &events[..]);
+        self.note_history(&mut batch, &mut changes, place, done)?;
         for (id, record) in changes.channels {
             batch.put(CHANNELS, id.as_ref(), &record)?;
         }
@@ -139,11 +153,26 @@ impl Index {
                 channel,
                 payer,
                 payee,
+                allocation,
                 ..
             } => {
                 // Main may have been followed past the service's death already.
                 if self.known(&mut changes.channels, channel)?.is_none() {
                     self.found(batch, changes, channel, [*payer, *payee]);
+                }
+                let height = changes.place.height;
+                if let Some(record) = self.known(&mut changes.channels, channel)? {
+                    record.allocate(height, *allocation);
+                }
+            }
+            Event::ToppedUp {
+                channel,
+                allocation,
+                ..
+            } => {
+                let height = changes.place.height;
+                if let Some(record) = self.known(&mut changes.channels, channel)? {
+                    record.allocate(height, *allocation);
                 }
             }
             Event::Claimed {
@@ -228,7 +257,8 @@ impl Index {
                 let head = head.ok_or_else(lost)?;
                 *head = head.push(&fund.to_bytes()).ok_or_else(lost)?;
             }
-            Event::Registered { service, .. } => {
+            Event::Registered { service, owner, .. } => {
+                batch.put(META, &owner_key(service), owner)?;
                 self.outboxes(changes)?.push(OutboxHead::empty(*service));
             }
             Event::Dissolved { service, .. } => {
@@ -285,15 +315,36 @@ impl Index {
                 }
                 batch.delete(META, &key);
             }
+            Event::BatchCut {
+                seq,
+                payouts,
+                total,
+                burn,
+            } => {
+                let record = CutRecord {
+                    block: changes.place.clone(),
+                    payouts: *payouts,
+                    total: *total,
+                    burn: *burn,
+                };
+                batch.put(CUTS, &cut_key(&changes.place.chain, *seq), &record)?;
+            }
+            Event::OfferPublished {
+                provider,
+                offer,
+                deposit,
+                ..
+            } => Self::note_offer(batch, changes, *provider, offer, *deposit)?,
+            Event::OfferRetracted {
+                provider, service, ..
+            } => batch.delete(OFFERS, &market_key(service, provider)),
             Event::WaitingPaid { .. }
             | Event::RecoveryBegun { .. }
             | Event::AccountRecovered { .. }
             | Event::FundReturned { .. }
             | Event::Transferred { .. }
             | Event::Credited { .. }
-            | Event::Withdrawn { .. }
-            | Event::ToppedUp { .. }
-            | Event::BatchCut { .. } => {}
+            | Event::Withdrawn { .. } => {}
         }
         Ok(())
     }
@@ -366,6 +417,7 @@ impl Index {
             payee,
             payee_fees: Amount::ZERO,
             units: 0,
+            allocations: Vec::new(),
             end: None,
         };
         changes.channels.insert(*channel, record);
@@ -384,7 +436,7 @@ impl Index {
         Ok(known.filter(|record| record.chain == changes.place.chain))
     }
 
-    fn known<'a>(
+    pub(super) fn known<'a>(
         &self,
         channels: &'a mut HashMap<ChannelId, ChannelRecord>,
         id: &ChannelId,
@@ -444,7 +496,7 @@ mod tests {
             payer: PAYER,
             payee: PAYEE,
             signer: PublicKey([3; 32]),
-            allocation: Amount::ZERO,
+            allocation: Amount::from_ntop(4),
             closing_fee: Amount::ZERO,
             close_window: 1,
             expiry: 1,
@@ -473,6 +525,31 @@ mod tests {
             deadline: 9,
             fee: Amount::ZERO,
         }
+    }
+
+    #[test]
+    fn an_allocation_is_backed_from_its_own_height_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let index = Index::open(directory.path(), &Hash([9; 32])).unwrap();
+        let topped_up = |ntop| Event::ToppedUp {
+            channel: CHANNEL,
+            amount: Amount::from_ntop(1),
+            allocation: Amount::from_ntop(ntop),
+            fee: Amount::ZERO,
+        };
+        take(&index, vpn(), 3, opened());
+        take(&index, vpn(), 5, topped_up(7));
+        take(&index, vpn(), 9, topped_up(8));
+        let record = index.channel(&CHANNEL).unwrap().unwrap();
+        let backed = [2, 3, 4, 5, 8, 9, 99].map(|height| record.allocation_at(height).ntop());
+        assert_eq!(backed, [0, 4, 4, 7, 7, 8, 8]);
+        // What is forgotten backs nothing.
+        for height in 10..60 {
+            take(&index, vpn(), height, topped_up(height));
+        }
+        let record = index.channel(&CHANNEL).unwrap().unwrap();
+        assert_eq!(record.allocation_at(9), Amount::ZERO);
+        assert_eq!(record.allocation_at(58).ntop(), 58);
     }
 
     /// The chains are followed side by side, and made anew in any order.

@@ -245,6 +245,7 @@ impl Channel {
             payee: PAYEE,
             signer: wallet.secret.public_key(),
             allocation: plan.allocation,
+            backed: plan.allocation,
             paid: Amount::ZERO,
             close_window: world.close_window_blocks,
             expiry: plan.expiry,

@@ -84,6 +84,7 @@ pub fn view(number: u32) -> Result<ChannelView> {
         payee: PAYEE,
         signer: signer.public_key(),
         allocation: ALLOCATION,
+        backed: ALLOCATION,
         paid: Amount::ZERO,
         close_window: CLOSE_WINDOW_BLOCKS,
         expiry: u64::MAX,

@@ -95,3 +95,33 @@ fn while_the_disk_refuses_nobody_gets_credit_and_whoever_must_loses_it() {
     let status = world.books.status(CHANNEL).unwrap();
     assert_eq!((status.owed_units, status.metered_bytes), (1, 1));
 }
+
+/// What is redeemable beyond what main has accepted would be lost with the service.
+#[test]
+fn what_main_has_not_accepted_is_told() {
+    let owing = |view: &ChannelView| {
+        let mut world = World::hearing(view);
+        world.pay(&mut payer(), 0);
+        world.turn();
+        world.usage.add(SLOT.index, 1, 1);
+        world.turn();
+        world
+    };
+    let told = |world: &World| world.books.status(CHANNEL).unwrap();
+    let world = owing(&view());
+    let worth = told(&world).redeemable;
+    assert!(worth > Amount::ZERO);
+    assert_eq!(told(&world).unbacked, Amount::ZERO);
+    assert_eq!(world.books.unbacked(), Amount::ZERO);
+
+    let backed = |backed| ChannelView { backed, ..view() };
+    let mut world = owing(&backed(Amount::ZERO));
+    assert_eq!(told(&world).unbacked, worth);
+    assert_eq!(world.books.unbacked(), worth);
+    world.books.handle_channel(&backed(Amount::from_ntop(1)));
+    assert_eq!(told(&world).unbacked.ntop(), worth.ntop() - 1);
+    // An answer from before changes nothing.
+    world.books.handle_channel(&view());
+    world.books.handle_channel(&backed(Amount::ZERO));
+    assert_eq!(world.books.unbacked(), Amount::ZERO);
+}

@@ -5,6 +5,7 @@
 mod channel;
 mod epoch;
 mod import;
+mod offer;
 mod order;
 mod outflow;
 mod recover;
@@ -190,6 +191,7 @@ pub(crate) fn check_place(
         Body::Order(order) => match order.message.action {
             Action::Transfer { .. } => return Ok(()),
             Action::Register(_) => ("registering a service", true),
+            Action::PublishOffer(_) | Action::RetractOffer { .. } => ("an offer", true),
             Action::Fund { .. } => ("funding a service", true),
             Action::Withdraw { .. } => ("withdrawing", false),
             Action::Open(_) | Action::TopUp { .. } => ("a channel", false),
@@ -262,6 +264,8 @@ pub(crate) fn own_reads(transaction: &Transaction) -> Vec<Key> {
                 Action::Transfer { to, .. } => Some(state::account_key(to)),
                 Action::Fund { service, .. } => Some(state::service_key(service)),
                 Action::Register(service) => Some(state::service_key(&service.genesis)),
+                Action::PublishOffer(offer) => Some(state::service_key(&offer.service)),
+                Action::RetractOffer { service } => Some(state::offer_key(&sender, service)),
                 Action::Withdraw { .. } => None,
                 Action::Open(open) => {
                     let nonce = order.message.nonce;

@@ -3,7 +3,7 @@
 use topnet_account::{Address, Amount, Hash};
 
 use super::{
-    Step, Stop, channel, heads,
+    Step, Stop, channel, heads, offer,
     step::{minus, plus},
 };
 use crate::{
@@ -39,10 +39,12 @@ pub(super) fn execute(step: &mut Step<'_>, order: &Sealed<Order>) -> Result<(), 
         Action::Open(ref open) => channel::open(step, sender, nonce, open, fee),
         Action::TopUp { channel, amount } => channel::top_up(step, sender, &channel, amount, fee),
         Action::Register(ref service) => register(step, sender, service, fee),
+        Action::PublishOffer(ref offer) => offer::publish(step, sender, offer, fee),
+        Action::RetractOffer { service } => offer::retract(step, sender, service, fee),
     }
 }
 
-/// What an order takes off its account beside the fee.
+/// What an order takes off its account beside the fee, at least.
 pub(super) fn cost(rules: &Rules, action: &Action) -> Result<Amount, Refusal> {
     match action {
         Action::Transfer { amount, .. }
@@ -54,6 +56,8 @@ pub(super) fn cost(rules: &Rules, action: &Action) -> Result<Amount, Refusal> {
             plus(open.allocation, closing_fee)
         }
         Action::Register(_) => Ok(rules.service_deposit),
+        // A second offer takes no second deposit, and what is retracted brings it.
+        Action::PublishOffer(_) | Action::RetractOffer { .. } => Ok(Amount::ZERO),
     }
 }
 

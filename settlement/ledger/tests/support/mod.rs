@@ -459,6 +459,7 @@ pub fn rules() -> Rules {
             close: ntop(20),
             finalise: ntop(7),
             register: ntop(8),
+            offer: ntop(11),
             recover: ntop(9),
         },
         dust: ntop(50),
@@ -470,6 +471,7 @@ pub fn rules() -> Rules {
         batch_payouts_max: 4,
         outflow_max: ntop(1_000_000_000),
         service_deposit: ntop(3_000),
+        offer_deposit: ntop(700),
         service_silence: 200,
         recovery_window: 8,
     }
