@@ -16,13 +16,13 @@ use topnet_ledger::{
     CodecError, Genesis,
     genesis::{GenesisError, Role},
 };
+use topnet_tower::held::{Held, HeldError, Pace};
 use topnet_wallet::key_file::{self, KeyFileError};
 use zeroize::Zeroizing;
 
 use crate::{
     chains::{Chains, Setup, watch_over},
     close::Closer,
-    held::{Held, HeldError, Pace},
     index::{Index, IndexError},
     registrar::Registrar,
     rescue::Rescue,

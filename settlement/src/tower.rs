@@ -30,12 +30,15 @@ use topnet_ledger::{
     state::{Channel, ChannelState},
     transaction::Body,
 };
+use topnet_tower::{
+    claim::{check, claim_body, malformed},
+    held::{Held, HeldRecord, Pace},
+};
 use tracing::{info, warn};
 
 use crate::{
     chains::{Chains, Running, unless_stopped},
-    close::{Closer, claim_body, malformed, unavailable},
-    held::{Held, HeldRecord, Pace, check},
+    close::{Closer, unavailable},
     index::Index,
     settled::settled,
     start::TaskError,

@@ -47,6 +47,15 @@ const ARROWS: &[(&str, &[&str])] = &[
         "topnet-chain",
         &["topnet-account", "topnet-ledger", "topnet-light"],
     ),
+    (
+        "topnet-tower",
+        &[
+            "topnet-account",
+            "topnet-api",
+            "topnet-channel",
+            "topnet-ledger",
+        ],
+    ),
     // Processes.
     (
         "topnet-dataplane",
@@ -82,6 +91,9 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-channel",
             "topnet-config",
             "topnet-ledger",
+            // For the store of held claims and the decision what to do about them, which its own
+            // tower has in common with one that runs elsewhere.
+            "topnet-tower",
             // For the encrypted key file, whose format lives with the wallet.
             "topnet-wallet",
         ],

@@ -1,7 +1,7 @@
 //! Claims that are held for channels: the one thing here that the chains do not know.
 //!
 //! Each channel has the claim that was worth most. It is on disk before whoever brought it hears
-//! that it is held, so from then on metering and its disk may be lost. A second table has the
+//! that it is held, so from then on its owner's disk may be lost. A second table has the
 //! channels in the order in which their claims fall due.
 
 use std::{
@@ -15,12 +15,11 @@ use rocksdb::{
 use serde::{Deserialize, Serialize};
 use topnet_account::{Amount, ChannelId, Hash};
 use topnet_api::{ClaimBytes, HexBytes};
-use topnet_channel::{Claim, SignedVoucher, VoucherError};
 
 const CLAIMS: &str = "claims";
 const DUE: &str = "due";
 /// Claims in one answer, at most.
-pub(crate) const CLAIMS_MAX: usize = 1_000;
+pub const CLAIMS_MAX: usize = 1_000;
 const TIME_BYTES: usize = 8;
 
 /// The claims cannot be kept or read.
@@ -28,7 +27,7 @@ const TIME_BYTES: usize = 8;
 pub enum HeldError {
     /// The database said no.
     #[error(
-        "held claims at {path}: {source}; free the disk: until then claims are only in metering's journal"
+        "held claims at {path}: {source}; free the disk: until then only whoever brings claims has them"
     )]
     Database {
         /// The directory.
@@ -38,7 +37,7 @@ pub enum HeldError {
     },
     /// A record that this version did not write.
     #[error(
-        "held claims at {path}: a record cannot be read: {problem}; move the directory away: metering hands its claims over again"
+        "held claims at {path}: a record cannot be read: {problem}; move the directory away: whoever brought the claims brings them again"
     )]
     Record {
         /// The directory.
@@ -48,20 +47,9 @@ pub enum HeldError {
     },
 }
 
-/// What is wrong with a claim that somebody wants held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum ClaimFault {
-    #[error("its voucher: {0}")]
-    Voucher(#[from] VoucherError),
-    #[error("its voucher is another channel's")]
-    OtherChannel,
-    #[error("its token is none of the voucher's")]
-    Token,
-}
-
 /// A channel's claim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct HeldRecord {
+pub struct HeldRecord {
     voucher: HexBytes,
     index: u16,
     preimage: Hash,
@@ -78,7 +66,7 @@ pub(crate) struct HeldRecord {
 
 /// When a claim falls due that nobody asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Pace {
+pub struct Pace {
     /// At most this long after it was held.
     pub interval_ms: u64,
     /// At once when so much is unclaimed; never for that reason if `None`.
@@ -87,39 +75,16 @@ pub(crate) struct Pace {
 
 /// All claims that are held. Clones are the same.
 #[derive(Clone)]
-pub(crate) struct Held {
+pub struct Held {
     database: Arc<DB>,
     path: PathBuf,
     /// Records are read and replaced by one at a time.
     changing: Arc<Mutex<()>>,
 }
 
-/// The claim in the ledger's terms.
-pub(crate) fn decode(channel: &ChannelId, bytes: &ClaimBytes) -> Result<Claim, ClaimFault> {
-    let voucher = SignedVoucher::from_bytes(&bytes.voucher)?;
-    if voucher.voucher.channel != *channel {
-        return Err(ClaimFault::OtherChannel);
-    }
-    Ok(Claim {
-        voucher,
-        index: bytes.index,
-        preimage: bytes.preimage,
-    })
-}
-
-/// The same, and what it is worth. Its signature is not looked at.
-pub(crate) fn check(
-    channel: &ChannelId,
-    bytes: &ClaimBytes,
-) -> Result<(Claim, Amount), ClaimFault> {
-    let claim = decode(channel, bytes)?;
-    let worth = claim.redeemable().ok_or(ClaimFault::Token)?;
-    Ok((claim, worth))
-}
-
 impl HeldRecord {
     /// The claim as it was brought.
-    pub(crate) fn claim(&self) -> ClaimBytes {
+    pub fn claim(&self) -> ClaimBytes {
         ClaimBytes {
             voucher: self.voucher.0.clone(),
             index: self.index,
@@ -130,7 +95,8 @@ impl HeldRecord {
 }
 
 impl Held {
-    pub(crate) fn open(path: &Path) -> Result<Self, HeldError> {
+    /// Opens what is held at `path`, or begins with nothing.
+    pub fn open(path: &Path) -> Result<Self, HeldError> {
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
@@ -149,7 +115,8 @@ impl Held {
         })
     }
 
-    pub(crate) fn get(&self, channel: &ChannelId) -> Result<Option<HeldRecord>, HeldError> {
+    /// A channel's claim.
+    pub fn get(&self, channel: &ChannelId) -> Result<Option<HeldRecord>, HeldError> {
         let bytes = self.database.get_cf(self.table(CLAIMS), channel.as_ref());
         let bytes = bytes.map_err(|source| self.failed(source))?;
         bytes.map(|bytes| self.decode(&bytes)).transpose()
@@ -157,7 +124,7 @@ impl Held {
 
     /// Keeps those of the claims that are worth more than what is kept; gives how many. They are
     /// on disk when this returns.
-    pub(crate) fn hold(
+    pub fn hold(
         &self,
         claims: &[(ChannelId, ClaimBytes, Amount)],
         pace: Pace,
@@ -202,7 +169,7 @@ impl Held {
     }
 
     /// Changes what is noted of a channel's claim; a better claim that came meanwhile stays.
-    pub(crate) fn change(
+    pub fn change(
         &self,
         channel: &ChannelId,
         change: impl FnOnce(&mut HeldRecord),
@@ -222,7 +189,7 @@ impl Held {
     }
 
     /// Channels whose claims are due, the longest first.
-    pub(crate) fn due(&self, now_ms: u64, count: usize) -> Result<Vec<ChannelId>, HeldError> {
+    pub fn due(&self, now_ms: u64, count: usize) -> Result<Vec<ChannelId>, HeldError> {
         let items = self.scan(DUE, &[]);
         let due = items.map(|item| {
             let key = item?;
@@ -242,7 +209,7 @@ impl Held {
     }
 
     /// Channels with a claim, in their order from behind `after` on, at most [`CLAIMS_MAX`].
-    pub(crate) fn channels(&self, after: Option<&ChannelId>) -> Result<Vec<ChannelId>, HeldError> {
+    pub fn channels(&self, after: Option<&ChannelId>) -> Result<Vec<ChannelId>, HeldError> {
         let from = after.map_or(&[][..], AsRef::as_ref);
         let id = |key: Box<[u8]>| {
             let id = <[u8; 32]>::try_from(&*key);
