@@ -15,13 +15,14 @@ mod operator;
 mod public;
 mod settlement;
 mod socket;
+mod tower;
 
 pub use dataplane::{
     Assignment, Assignments, Dataplane, DataplaneClient, DataplaneStatus, DesiredSession,
     DesiredSessions, DropCount, InstallReport, InstalledSession, IoStatus, SessionStatus,
     SlotState,
 };
-pub use error::ApiError;
+pub use error::{ApiError, REFUSED};
 pub use metering::{
     ChannelStatus, ClaimBytes, FinalClaim, Latency, Metering, MeteringClient, MeteringStatus,
 };
@@ -40,3 +41,4 @@ pub use settlement::{
     TransactionStatus,
 };
 pub use socket::{ConnectError, REQUEST_BYTES_MAX, SocketName, connect, listen, serve_connections};
+pub use tower::{HandoverStatus, HoldReport, NodeStatus, RefusedClaim, TowerStatus};
