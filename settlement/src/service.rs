@@ -413,17 +413,18 @@ impl Settlement for Service {
         let running = self.chains.get(&chain)?;
         let key = match (&subject, &running.genesis.role) {
             (StateSubject::Account(address), _) => account_key(address),
-            (StateSubject::Channel(id), Role::Service { .. }) => channel_key(id),
+            // Main has those of dead services.
+            (StateSubject::Channel(id), _) => channel_key(id),
             (StateSubject::Batch(seq), Role::Service { main }) => {
                 outbox_entry_key(&main.genesis, *seq)
             }
             (StateSubject::Service(id), Role::Main { .. }) => service_key(id),
-            (StateSubject::Channel(_) | StateSubject::Batch(_), Role::Main { .. })
+            (StateSubject::Batch(_), Role::Main { .. })
             | (StateSubject::Service(_), Role::Service { .. }) => {
                 return Err(ApiError::new(
                     "subject_elsewhere",
                     format!("chain `{chain}` keeps no such thing"),
-                    "channels and batches are on a service's chain, services on main",
+                    "batches are on a service's chain, services on main",
                 ));
             }
         };

@@ -329,7 +329,7 @@ pub struct DayEarnings {
 pub enum StateSubject {
     /// An account.
     Account(Address),
-    /// A channel; on its service's chain.
+    /// A channel; on its service's chain, or on main if it was recovered from a dead service.
     Channel(ChannelId),
     /// A batch to main by its number; on the service's chain that cut it.
     Batch(u64),
