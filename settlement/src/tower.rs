@@ -79,7 +79,8 @@ impl Tower {
         }
         let (held, pace) = (self.held.clone(), self.pace);
         let kept = tokio::task::spawn_blocking(move || held.hold(&checked, pace, now_ms()));
-        kept.await.map_err(unavailable)?.map_err(unavailable)
+        let kept = kept.await.map_err(unavailable)?.map_err(unavailable)?;
+        Ok(kept.len() as u64)
     }
 
     /// Looks at what is due and at what is about to end, for good.

@@ -48,12 +48,15 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["topnet-account", "topnet-ledger", "topnet-light"],
     ),
     (
+        // A process too, and what settlement's own tower has in common with it.
         "topnet-tower",
         &[
             "topnet-account",
             "topnet-api",
             "topnet-channel",
+            "topnet-config",
             "topnet-ledger",
+            "topnet-light",
         ],
     ),
     // Processes.
@@ -91,8 +94,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-channel",
             "topnet-config",
             "topnet-ledger",
-            // For the store of held claims and the decision what to do about them, which its own
-            // tower has in common with one that runs elsewhere.
+            // For the store of held claims, the decision what to do about them, and the way to a
+            // tower elsewhere: none of it is that process's state.
             "topnet-tower",
             // For the encrypted key file, whose format lives with the wallet.
             "topnet-wallet",

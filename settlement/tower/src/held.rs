@@ -92,6 +92,12 @@ impl HeldRecord {
             log_root: self.log_root,
         }
     }
+
+    /// What it would pay, as far as is known here: more may be paid by now.
+    pub fn unpaid(&self) -> Amount {
+        let unpaid = self.redeemable.checked_sub(self.paid);
+        unpaid.unwrap_or(Amount::ZERO)
+    }
 }
 
 impl Held {
@@ -122,16 +128,16 @@ impl Held {
         bytes.map(|bytes| self.decode(&bytes)).transpose()
     }
 
-    /// Keeps those of the claims that are worth more than what is kept; gives how many. They are
-    /// on disk when this returns.
+    /// Keeps those of the claims that are worth more than what is kept; gives which. They are on
+    /// disk when this returns.
     pub fn hold(
         &self,
         claims: &[(ChannelId, ClaimBytes, Amount)],
         pace: Pace,
         now_ms: u64,
-    ) -> Result<u64, HeldError> {
+    ) -> Result<Vec<ChannelId>, HeldError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut batch, mut kept) = (WriteBatch::default(), 0);
+        let (mut batch, mut kept) = (WriteBatch::default(), Vec::new());
         for (channel, claim, redeemable) in claims {
             let before = self.get(channel)?;
             let of_before =
@@ -162,7 +168,7 @@ impl Held {
                 submitted: before.as_ref().and_then(|held| held.submitted),
             };
             self.replace(&mut batch, channel, before.as_ref(), &held)?;
-            kept += 1;
+            kept.push(*channel);
         }
         self.write(batch)?;
         Ok(kept)
@@ -185,6 +191,20 @@ impl Held {
         }
         let mut batch = WriteBatch::default();
         self.replace(&mut batch, channel, Some(&before), &held)?;
+        self.write(batch)
+    }
+
+    /// Holds nothing for a channel any more.
+    pub fn forget(&self, channel: &ChannelId) -> Result<(), HeldError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(before) = self.get(channel)? else {
+            return Ok(());
+        };
+        let mut batch = WriteBatch::default();
+        batch.delete_cf(self.table(CLAIMS), channel.as_ref());
+        if let Some(due_ms) = before.due_ms {
+            batch.delete_cf(self.table(DUE), due_key(due_ms, channel));
+        }
         self.write(batch)
     }
 
@@ -319,9 +339,9 @@ mod tests {
         let held = Held::open(dir.path()).unwrap();
         let channel = ChannelId([1; 32]);
         let worth = |held: &Held| held.get(&channel).unwrap().unwrap().redeemable.ntop();
-        assert_eq!(held.hold(&[claim(5)], PACE, 1_000).unwrap(), 1);
-        assert_eq!(held.hold(&[claim(5), claim(4)], PACE, 1_050).unwrap(), 0);
-        assert_eq!(held.hold(&[claim(6)], PACE, 1_050).unwrap(), 1);
+        assert_eq!(held.hold(&[claim(5)], PACE, 1_000).unwrap(), [channel]);
+        assert_eq!(held.hold(&[claim(5), claim(4)], PACE, 1_050).unwrap(), []);
+        assert_eq!(held.hold(&[claim(6)], PACE, 1_050).unwrap(), [channel]);
         assert_eq!(worth(&held), 6);
         assert_eq!(held.due(1_099, 10).unwrap(), []);
         assert_eq!(held.due(1_100, 10).unwrap(), [channel]);
@@ -354,5 +374,11 @@ mod tests {
         assert_eq!(worth(&held), 12);
         assert_eq!(held.channels(None).unwrap(), [channel]);
         assert_eq!(held.channels(Some(&channel)).unwrap(), []);
+
+        held.forget(&channel).unwrap();
+        assert_eq!(held.get(&channel).unwrap(), None);
+        assert_eq!(held.channels(None).unwrap(), []);
+        assert_eq!(held.due(u64::MAX, 10).unwrap(), []);
+        held.forget(&channel).unwrap();
     }
 }
