@@ -11,6 +11,7 @@
 //! | brings funds to the service and batches to main | `relay` |
 //! | submits the payee's closes until they are final | `close` |
 //! | holds the best claim of each channel, and makes it in time | `tower`, with [`topnet_tower`] |
+//! | hands what is held to towers on other machines | `handover` |
 //! | says when what a service paid is on main | `settled` |
 //! | answers on the process's socket | `service` |
 //!
@@ -25,6 +26,7 @@ mod chains;
 mod close;
 mod describe;
 mod follow;
+mod handover;
 mod index;
 mod registrar;
 mod relay;

@@ -10,8 +10,9 @@ use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BlockRef, BlockView, ChainName, ChainParameters, ChainTip, ChannelState,
     ChannelView, ClaimBytes, ClaimReport, CloseProgress, DayEarnings, ExecutedTransaction,
-    HeldClaim, HexBytes, HostedService, HostedState, NewService, PaidClaim, RecoverySubject,
-    ServiceView, Settlement, StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
+    HandoverStatus, HeldClaim, HexBytes, HostedService, HostedState, NewService, PaidClaim,
+    RecoverySubject, ServiceView, Settlement, StateProof, StateSubject, SubmittedTransaction,
+    TransactionStatus,
 };
 use topnet_chain::{FinalBlock, Standing};
 use topnet_ledger::{
@@ -461,6 +462,10 @@ impl Settlement for Service {
     ) -> Result<Vec<ClaimReport>, ApiError> {
         self.catch_up().await?;
         self.tower.reports(after).await.map_err(unavailable)
+    }
+
+    async fn towers(self, _: Context) -> Vec<HandoverStatus> {
+        self.tower.handover.statuses()
     }
 }
 

@@ -20,7 +20,6 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use topnet_account::{Amount, ChannelId, Hash};
@@ -35,12 +34,14 @@ use topnet_tower::{
     claim::{check, claim_body, malformed},
     decision::{Decision, Patience, Situation, decide},
     held::{Held, HeldRecord, Pace},
+    now_ms,
 };
 use tracing::{info, warn};
 
 use crate::{
     chains::{Chains, Running, unless_stopped},
     close::{Closer, unavailable},
+    handover::Handover,
     index::Index,
     settled::settled,
     start::TaskError,
@@ -59,6 +60,8 @@ pub(crate) struct Tower {
     pub pace: Pace,
     /// What may cost money if nobody does anything, by channel.
     pub alarms: Arc<Mutex<BTreeMap<ChannelId, String>>>,
+    /// Told of what is held anew.
+    pub handover: Handover,
 }
 
 /// How a channel stands that a claim is held for.
@@ -80,6 +83,7 @@ impl Tower {
         let (held, pace) = (self.held.clone(), self.pace);
         let kept = tokio::task::spawn_blocking(move || held.hold(&checked, pace, now_ms()));
         let kept = kept.await.map_err(unavailable)?.map_err(unavailable)?;
+        self.handover.note(&kept);
         Ok(kept.len() as u64)
     }
 
@@ -301,12 +305,4 @@ impl Sight {
     fn unpaid(&self) -> Amount {
         self.situation(false).unpaid
     }
-}
-
-/// The time of day; it decides when a claim is worth its fee, and no money follows from it.
-fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 
-use crate::{ApiError, ClaimBytes, HexBytes};
+use crate::{ApiError, ClaimBytes, HandoverStatus, HexBytes};
 
 /// Which chain: `main`, or a service's.
 #[derive(
@@ -456,6 +456,8 @@ pub trait Settlement {
     /// Claims that are held, in the order of their channels, from behind `after` on; an answer
     /// that is empty is the last.
     async fn claims(after: Option<ChannelId>) -> Result<Vec<ClaimReport>, ApiError>;
+    /// How far towers on other machines have what is held.
+    async fn towers() -> Vec<HandoverStatus>;
     /// Proves what stands in a chain's state. What does not stand there is refused as
     /// `state_absent`; its absence cannot be proved.
     async fn prove(chain: ChainName, subject: StateSubject) -> Result<StateProof, ApiError>;

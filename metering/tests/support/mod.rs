@@ -21,10 +21,11 @@ use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
     AccountView, ApiError, Assignment, Assignments, BlockRef, BlockView, ChainName,
     ChainParameters, ChainTip, ChannelState, ChannelStatus, ChannelView, ClaimBytes, ClaimReport,
-    CloseProgress, Dataplane, DataplaneStatus, DayEarnings, DesiredSessions, FinalClaim, HeldClaim,
-    HostedService, InstallReport, MeteringClient, MeteringStatus, NewService, PaidClaim,
-    RecoverySubject, ServiceView, Settlement, SlotState, SocketName, StateProof, StateSubject,
-    SubmittedTransaction, TransactionStatus, connect, listen, serve_connections,
+    CloseProgress, Dataplane, DataplaneStatus, DayEarnings, DesiredSessions, FinalClaim,
+    HandoverStatus, HeldClaim, HostedService, InstallReport, MeteringClient, MeteringStatus,
+    NewService, PaidClaim, RecoverySubject, ServiceView, Settlement, SlotState, SocketName,
+    StateProof, StateSubject, SubmittedTransaction, TransactionStatus, connect, listen,
+    serve_connections,
 };
 use topnet_channel::{Claim, PayerTerms, SecretKey, SignedVoucher};
 use topnet_unit::{
@@ -618,6 +619,10 @@ impl Settlement for ChainService {
         _: RecoverySubject,
     ) -> Result<Vec<u8>, ApiError> {
         Err(not_here())
+    }
+
+    async fn towers(self, _: Context) -> Vec<HandoverStatus> {
+        Vec::new()
     }
 
     async fn payee(self, _: Context) -> Address {
