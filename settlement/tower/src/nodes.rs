@@ -98,7 +98,8 @@ pub(crate) struct KnownChain {
 pub(crate) struct Shown<T> {
     pub chain: Arc<KnownChain>,
     pub value: T,
-    /// The chain's height now: that of the header, and the blocks that have had time since.
+    /// The chain's height: that of the header; if it is stale, with the blocks that have had time
+    /// since.
     pub height: u64,
     /// How old the header is.
     pub age_ms: u64,
@@ -107,12 +108,7 @@ pub(crate) struct Shown<T> {
 impl<T> Shown<T> {
     /// True if the chain should long have had a newer state.
     pub(crate) fn is_stale(&self) -> bool {
-        let blocks = self
-            .chain
-            .genesis
-            .block_interval_ms
-            .saturating_mul(STALE_BLOCKS);
-        self.age_ms > STALE_MS.max(blocks)
+        is_stale(&self.chain.genesis, self.age_ms)
     }
 }
 
@@ -457,11 +453,19 @@ fn shown<T: Record>(chain: &Arc<KnownChain>, key: &Key, proof: &StateProof) -> O
     let proved = EngineVerifier.prove_value(&chain.hash, validators, key, &proof.proof.0);
     let (header, bytes) = proved?;
     let age_ms = now_ms().saturating_sub(header.time_ms());
-    let blocks = age_ms / chain.genesis.block_interval_ms.max(1);
+    let blocks = match is_stale(&chain.genesis, age_ms) {
+        true => age_ms / chain.genesis.block_interval_ms.max(1),
+        false => 0,
+    };
     Some(Shown {
         chain: Arc::clone(chain),
         value: T::from_bytes(&bytes).ok()?,
         height: header.height().saturating_add(blocks),
         age_ms,
     })
+}
+
+fn is_stale(genesis: &Genesis, age_ms: u64) -> bool {
+    let blocks_ms = genesis.block_interval_ms.saturating_mul(STALE_BLOCKS);
+    age_ms > STALE_MS.max(blocks_ms)
 }

@@ -94,7 +94,9 @@ impl Register {
             && look_ms <= now_ms
         {
             self.looks.remove(&(look_ms, id));
-            due.push(id);
+            if self.channels.contains_key(&id) {
+                due.push(id);
+            }
         }
         due
     }
@@ -106,17 +108,12 @@ impl Register {
 
     /// Notes what was seen, and when to look again.
     pub(crate) fn looked(&mut self, id: &ChannelId, seen: Watched, look_ms: u64) {
-        let Some(place) = seen.place.clone() else {
-            if let Some(watched) = self.channels.get_mut(id) {
-                let place = watched.place.take();
-                *watched = Watched { place, ..seen };
-                self.looks.insert((look_ms, *id));
-            }
-            return;
-        };
-        self.place(id, place);
+        if let Some(place) = seen.place.clone() {
+            self.place(id, place);
+        }
         if let Some(watched) = self.channels.get_mut(id) {
-            *watched = seen;
+            let place = watched.place.take();
+            *watched = Watched { place, ..seen };
             self.looks.insert((look_ms, *id));
         }
     }
@@ -126,7 +123,6 @@ impl Register {
         let Some(watched) = self.channels.remove(id) else {
             return;
         };
-        self.looks.retain(|(_, other)| other != id);
         self.uncount(watched.place);
     }
 
