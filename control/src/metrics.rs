@@ -47,6 +47,12 @@ pub fn page(
         "Sessions that may have service.",
         status.sessions,
     );
+    let towers = status.towers.iter().map(|tower| {
+        let labels = vec![("tower", tower.url.clone())];
+        (labels, tower.unconfirmed)
+    });
+    let help = "Held claims that a tower elsewhere has not confirmed.";
+    page.gauge("tower_unconfirmed_claims", help, towers);
     if let Some(metering) = &status.metering {
         page.metering(metering);
     }
@@ -230,6 +236,7 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use topnet_account::{Amount, ChannelId};
+    use topnet_api::HandoverStatus;
 
     use super::*;
 
@@ -282,6 +289,12 @@ mod tests {
             sessions: 1,
             revision: 0,
             closing: Vec::new(),
+            towers: vec![HandoverStatus {
+                url: "http://tower".to_owned(),
+                unconfirmed: 13,
+                confirmed_ms: None,
+                problem: None,
+            }],
             unpaid_bytes: 11,
         };
         let page = page(&status, &[channel], &[]);
@@ -291,6 +304,7 @@ mod tests {
             "topnet_unbacked_ntop 13".to_owned(),
             "topnet_tokens_total 4".to_owned(),
             "topnet_journal_faulty 1".to_owned(),
+            "topnet_tower_unconfirmed_claims{tower=\"http://tower\"} 13".to_owned(),
             "topnet_journal_commit_seconds{quantile=\"0.99\"} 0.0015".to_owned(),
             format!("topnet_channel_owed_units_total{{channel=\"{id}\"}} 7"),
             "# EOF".to_owned(),

@@ -25,9 +25,7 @@ use topnet_api::{
 pub use listeners::{ListenError, Listeners};
 pub use methods::MethodTables;
 use openrpc::described;
-
-/// JSON-RPC's code of every error that has an [`ApiError`] as its data.
-pub const REFUSED: i32 = -32_000;
+pub use topnet_api::REFUSED;
 
 described! {
     fn describe_public;

@@ -9,13 +9,16 @@ use topnet_chain::{ChainEnded, Standing};
 use topnet_channel::SecretKey;
 use topnet_ledger::{
     state::{Channel, ChannelState, channel_key},
-    transaction::{ClaimBody, CloseByPayee, Message as _},
+    transaction::{CloseByPayee, Message as _},
+};
+use topnet_tower::{
+    claim::{check, claim_body, malformed},
+    held::Held,
 };
 use tracing::{info, warn};
 
 use crate::{
     chains::{Chains, Running, unless_stopped},
-    held::{ClaimFault, Held, check, decode},
     index::{CloseRecord, Index, IndexError},
     relay::record,
     settled::settled,
@@ -223,28 +226,6 @@ impl Closer {
             .map_err(|_| unavailable(ChainEnded))?
             .map_err(unavailable)
     }
-}
-
-/// A claim on a channel as it stands in a transaction.
-pub(crate) fn claim_body(
-    id: &ChannelId,
-    channel: &Channel,
-    bytes: &ClaimBytes,
-) -> Result<ClaimBody, ClaimFault> {
-    Ok(ClaimBody {
-        signer: channel.signer,
-        claim: decode(id, bytes)?,
-        log_root: bytes.log_root,
-    })
-}
-
-/// What whoever brought a claim is told of it.
-pub(crate) fn malformed(id: &ChannelId, fault: ClaimFault) -> ApiError {
-    ApiError::new(
-        "claim_malformed",
-        format!("the claim on channel {id}: {fault}"),
-        "bring what metering gave as the channel's claim",
-    )
 }
 
 /// Refusals that say nothing about the transaction.

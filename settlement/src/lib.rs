@@ -11,7 +11,8 @@
 //! | follows final blocks into an index that can be made anew at any time | `index`, `follow` |
 //! | brings funds to the service and batches to main | `relay` |
 //! | submits the payee's closes until they are final | `close` |
-//! | holds the best claim of each channel, and makes it in time | `held`, `tower` |
+//! | holds the best claim of each channel, and makes it in time | `tower`, with [`topnet_tower`] |
+//! | hands what is held to towers on other machines | `handover` |
 //! | says when what a service paid is on main | `settled` |
 //! | answers on the process's socket | `service`, `history` |
 //!
@@ -26,7 +27,7 @@ mod chains;
 mod close;
 mod describe;
 mod follow;
-mod held;
+mod handover;
 mod history;
 mod index;
 mod market;
@@ -39,7 +40,6 @@ mod settled;
 mod start;
 mod tower;
 
-pub use held::HeldError;
 pub use index::IndexError;
 pub use service::Service;
 pub use services::ServicesError;

@@ -24,12 +24,12 @@ use topnet_ledger::{
     },
     transaction::{Body, Recover, Recovery},
 };
+use topnet_tower::held::Held;
 use tracing::{info, warn};
 
 use crate::{
     chains::{Chains, Running, unless_stopped},
     close::unavailable,
-    held::Held,
     relay::record,
     start::TaskError,
 };

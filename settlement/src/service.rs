@@ -10,9 +10,9 @@ use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BatchView, BlockRef, BlockSummary, BlockView, ChainName,
     ChainParameters, ChainTip, ChannelState, ChannelView, ClaimBytes, ClaimReport, CloseProgress,
-    DayEarnings, HeldClaim, HexBytes, HistoryEntry, HistoryPlace, HostedService, HostedState,
-    MarketOffer, NewOffer, NewService, PaidClaim, RecoverySubject, ServiceView, Settlement,
-    StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
+    DayEarnings, HandoverStatus, HeldClaim, HexBytes, HistoryEntry, HistoryPlace, HostedService,
+    HostedState, MarketOffer, NewOffer, NewService, PaidClaim, RecoverySubject, ServiceView,
+    Settlement, StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
 };
 use topnet_chain::Standing;
 use topnet_ledger::{
@@ -517,7 +517,8 @@ impl Settlement for Service {
         let running = self.chains.get(&chain)?;
         let key = match (&subject, &running.genesis.role) {
             (StateSubject::Account(address), _) => account_key(address),
-            (StateSubject::Channel(id), Role::Service { .. }) => channel_key(id),
+            // Main has those of dead services.
+            (StateSubject::Channel(id), _) => channel_key(id),
             (StateSubject::Batch(seq), Role::Service { main }) => {
                 outbox_entry_key(&main.genesis, *seq)
             }
@@ -525,12 +526,12 @@ impl Settlement for Service {
             (StateSubject::Offer { provider, service }, Role::Main { .. }) => {
                 offer_key(provider, service)
             }
-            (StateSubject::Channel(_) | StateSubject::Batch(_), Role::Main { .. })
+            (StateSubject::Batch(_), Role::Main { .. })
             | (StateSubject::Service(_) | StateSubject::Offer { .. }, Role::Service { .. }) => {
                 return Err(ApiError::new(
                     "subject_elsewhere",
                     format!("chain `{chain}` keeps no such thing"),
-                    "channels and batches are on a service's chain, services and offers on main",
+                    "batches are on a service's chain, services and offers on main",
                 ));
             }
         };
@@ -567,6 +568,10 @@ impl Settlement for Service {
     ) -> Result<Vec<ClaimReport>, ApiError> {
         self.catch_up().await?;
         self.tower.reports(after).await.map_err(unavailable)
+    }
+
+    async fn towers(self, _: Context) -> Vec<HandoverStatus> {
+        self.tower.handover.statuses()
     }
 }
 

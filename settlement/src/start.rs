@@ -16,13 +16,14 @@ use topnet_ledger::{
     CodecError, Genesis,
     genesis::{GenesisError, Role},
 };
+use topnet_tower::held::{Held, HeldError, Pace};
 use topnet_wallet::key_file::{self, KeyFileError};
 use zeroize::Zeroizing;
 
 use crate::{
     chains::{Chains, Setup, watch_over},
     close::Closer,
-    held::{Held, HeldError, Pace},
+    handover::Handover,
     index::{Index, IndexError},
     market::Market,
     registrar::Registrar,
@@ -53,6 +54,8 @@ pub struct Inputs {
     pub claim_interval_ms: u64,
     /// So much unclaimed money is claimed at once; zero leaves it to the interval.
     pub claim_exposure: Amount,
+    /// Towers on other machines that claims are handed to.
+    pub towers: Vec<String>,
     /// Transactions that wait for a block at most, per chain.
     pub mempool_transactions_max: usize,
 }
@@ -93,6 +96,9 @@ pub enum StartError {
     /// The claims cannot be opened.
     #[error(transparent)]
     Held(#[from] HeldError),
+    /// A tower's address is none.
+    #[error("[settlement] towers: {0}; write it as http://192.0.2.7:8547")]
+    Towers(String),
     /// The list of services cannot be kept or read.
     #[error(transparent)]
     Services(#[from] ServicesError),
@@ -143,6 +149,7 @@ impl Inputs {
             payee: key_file::read(&config.payee_key_file, passphrase.as_bytes())?,
             claim_interval_ms: config.claim_interval_ms,
             claim_exposure: Amount::from_ntop(config.claim_exposure_ntop),
+            towers: config.towers.clone(),
             mempool_transactions_max: usize::try_from(config.mempool_transactions_max)
                 .unwrap_or(usize::MAX),
         })
@@ -167,6 +174,7 @@ impl Settlement {
             payee,
             claim_interval_ms,
             claim_exposure,
+            towers,
             mempool_transactions_max,
         } = inputs;
         let Role::Main { services: listed } = &main.role else {
@@ -210,6 +218,8 @@ impl Settlement {
             held: held.clone(),
             signing: Arc::default(),
         };
+        let handover =
+            Handover::new(held.clone(), payout_min, &towers).map_err(StartError::Towers)?;
         let tower = Tower {
             chains: chains.clone(),
             index: index.clone(),
@@ -220,6 +230,7 @@ impl Settlement {
                 exposure: (claim_exposure > Amount::ZERO).then(|| claim_exposure.max(payout_min)),
             },
             alarms: Arc::default(),
+            handover: handover.clone(),
         };
         let registrar = Registrar {
             chains: chains.clone(),
@@ -237,6 +248,7 @@ impl Settlement {
         let tasks = vec![
             watch_over(&told, closer.clone().run()),
             watch_over(&told, tower.clone().run()),
+            watch_over(&told, handover.run()),
             watch_over(&told, registrar.clone().run()),
             watch_over(&told, rescue.clone().run()),
         ];

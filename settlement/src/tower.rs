@@ -8,6 +8,8 @@
 //! | a quarter of the close window, or of the recovery window of a dead service's channel, has passed and nobody has closed the channel | a claim |
 //! | a quarter of it is left | the payee's close, which also pays what is too little for a claim |
 //!
+//! as [`decide`] says, which towers elsewhere ask too.
+//!
 //! The first quarter belongs to control, which asks metering for the last claim and closes with it.
 //! A claim needs no signature of the payee, so whoever holds it can make it. Fees are the chain's
 //! and what a claim pays decides how soon it goes; there is nothing to bid.
@@ -18,7 +20,6 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use topnet_account::{Amount, ChannelId, Hash};
@@ -26,16 +27,21 @@ use topnet_api::{ApiError, ClaimReport, ClaimStage, HeldClaim};
 use topnet_chain::Standing;
 use topnet_ledger::{
     Transaction,
-    genesis::Role,
     state::{Channel, ChannelState},
     transaction::Body,
+};
+use topnet_tower::{
+    claim::{check, claim_body, malformed},
+    decision::{Decision, Patience, Situation, decide},
+    held::{Held, HeldRecord, Pace},
+    now_ms,
 };
 use tracing::{info, warn};
 
 use crate::{
     chains::{Chains, Running, unless_stopped},
-    close::{Closer, claim_body, malformed, unavailable},
-    held::{Held, HeldRecord, Pace, check},
+    close::{Closer, unavailable},
+    handover::Handover,
     index::Index,
     settled::settled,
     start::TaskError,
@@ -43,9 +49,6 @@ use crate::{
 
 /// Claims that fall due and are looked at in one go; more wait for the next look.
 const DUE_MAX: usize = 256;
-/// Of the close window, the part that passes before the tower acts, and that is left when it
-/// closes.
-const WINDOW_PARTS: u64 = 4;
 
 /// Holds claims and makes them. Clones are the same.
 #[derive(Clone)]
@@ -57,6 +60,8 @@ pub(crate) struct Tower {
     pub pace: Pace,
     /// What may cost money if nobody does anything, by channel.
     pub alarms: Arc<Mutex<BTreeMap<ChannelId, String>>>,
+    /// Told of what is held anew.
+    pub handover: Handover,
 }
 
 /// How a channel stands that a claim is held for.
@@ -65,8 +70,6 @@ struct Sight {
     home: Running,
     channel: Channel,
     held: HeldRecord,
-    /// What the claim would still pay.
-    unpaid: Amount,
 }
 
 impl Tower {
@@ -79,7 +82,9 @@ impl Tower {
         }
         let (held, pace) = (self.held.clone(), self.pace);
         let kept = tokio::task::spawn_blocking(move || held.hold(&checked, pace, now_ms()));
-        kept.await.map_err(unavailable)?.map_err(unavailable)
+        let kept = kept.await.map_err(unavailable)?.map_err(unavailable)?;
+        self.handover.note(&kept);
+        Ok(kept.len() as u64)
     }
 
     /// Looks at what is due and at what is about to end, for good.
@@ -121,28 +126,27 @@ impl Tower {
         let ChannelState::Closing { deadline } = sight.channel.state else {
             return Ok(None);
         };
-        if sight.unpaid == Amount::ZERO || sight.home.halted {
+        if sight.home.halted {
             return Ok(None);
         }
-        let height = sight.home.chain.tip().height();
-        let window = sight.window();
-        let part = window / WINDOW_PARTS;
-        let begun = deadline.saturating_sub(window);
-        if height < begun.saturating_add(part) {
-            return Ok(None);
-        }
-        let mut problem = None;
-        if height.saturating_add(part) >= deadline {
-            let closed = self.closer.close(*id, Some(sight.held.claim())).await;
-            problem = closed.err().map(|error| error.to_string());
-        } else if sight.unpaid >= sight.payout_min() {
-            problem = self.claim(id, &sight).await?;
-        }
+        let problem = match decide(&sight.situation(false), Patience::OWN) {
+            Decision::LastChance { .. } => {
+                let closed = self.closer.close(*id, Some(sight.held.claim())).await;
+                closed.err().map(|error| error.to_string())
+            }
+            Decision::InTime { pays: true } => self.claim(id, &sight).await?,
+            Decision::InTime { pays: false } => None,
+            Decision::Over
+            | Decision::Paid
+            | Decision::Wait
+            | Decision::Small
+            | Decision::Claim => return Ok(None),
+        };
         let problem = problem.map_or_else(String::new, |problem| format!(": {problem}"));
-        let left = deadline.saturating_sub(height);
+        let left = deadline.saturating_sub(sight.home.chain.tip().height());
         Ok(Some(format!(
             "{} can be claimed for {left} blocks more{problem}",
-            sight.unpaid
+            sight.unpaid()
         )))
     }
 
@@ -153,9 +157,11 @@ impl Tower {
             // The chain does not know the channel yet, or the index of ours is behind.
             return Ok(self.held.change(id, |held| held.due_ms = Some(later))?);
         };
-        let is_over = sight.channel.state == ChannelState::Closed;
-        let done = is_over || sight.unpaid == Amount::ZERO;
-        if done || sight.unpaid < sight.payout_min() || sight.home.halted {
+        let decision = decide(&sight.situation(true), Patience::OWN);
+        let is_over = decision == Decision::Over;
+        let done = is_over || decision == Decision::Paid;
+        // What is about to end is looked at beside, due or not.
+        if decision != Decision::Claim || sight.home.halted {
             let worth = sight.held.redeemable;
             return Ok(self.held.change(id, |held| {
                 held.paid = sight.channel.paid;
@@ -190,7 +196,7 @@ impl Tower {
             .change(id, |held| held.submitted = Some(transaction_id))?;
         match chain.submit(transaction.to_bytes()).await {
             Ok(_) => {
-                info!(channel = %id, transaction = %transaction_id, unpaid = %sight.unpaid, "claiming");
+                info!(channel = %id, transaction = %transaction_id, unpaid = %sight.unpaid(), "claiming");
                 Ok(None)
             }
             Err(reason) => Ok(Some(reason.to_string())),
@@ -202,14 +208,10 @@ impl Tower {
             return Ok(None);
         };
         let found = self.chains.channel(id).await?;
-        Ok(found.map(|(home, channel)| {
-            let unpaid = held.redeemable.checked_sub(channel.paid);
-            Sight {
-                home,
-                unpaid: unpaid.unwrap_or(Amount::ZERO).min(channel.remaining()),
-                channel,
-                held,
-            }
+        Ok(found.map(|(home, channel)| Sight {
+            home,
+            channel,
+            held,
         }))
     }
 
@@ -249,7 +251,7 @@ impl Tower {
                 (sight.held.submitted, block)
             }
         };
-        let claimed = sight.unpaid == Amount::ZERO;
+        let claimed = sight.unpaid() == Amount::ZERO;
         let main_block = match &service_block {
             Some(block) if claimed => settled(&self.chains, &[sight.channel.payee], block).await?,
             _ => None,
@@ -287,25 +289,20 @@ impl Tower {
 }
 
 impl Sight {
-    /// The least that a claim pays there.
-    fn payout_min(&self) -> Amount {
-        self.home.genesis.rules.claim_payout_min
+    fn situation(&self, is_due: bool) -> Situation {
+        let height = self.home.chain.tip().height();
+        let redeemable = self.held.redeemable;
+        Situation::of(
+            &self.home.genesis,
+            &self.channel,
+            height,
+            redeemable,
+            is_due,
+        )
     }
 
-    /// For how many blocks a channel that is about to end can be claimed there. On main it was
-    /// recovered from a dead service.
-    fn window(&self) -> u64 {
-        match self.home.genesis.role {
-            Role::Service { .. } => self.channel.close_window.into(),
-            Role::Main { .. } => self.home.genesis.rules.recovery_window.into(),
-        }
+    /// What the claim would still pay.
+    fn unpaid(&self) -> Amount {
+        self.situation(false).unpaid
     }
-}
-
-/// The time of day; it decides when a claim is worth its fee, and no money follows from it.
-fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -194,10 +194,10 @@ async fn prove(client: &SettlementClient, provider: &Provider, channel: ChannelI
         let answer = client.prove(soon(), chain, subject).await.unwrap();
         answer.unwrap_err().code
     };
-    assert_eq!(
-        refused(ChainName::main(), subject).await,
-        "subject_elsewhere"
-    );
+    // Main has channels only of services that are dead, and never their batches.
+    assert_eq!(refused(ChainName::main(), subject).await, "state_absent");
+    let batch = StateSubject::Batch(0);
+    assert_eq!(refused(ChainName::main(), batch).await, "subject_elsewhere");
     let nobody = StateSubject::Channel(ChannelId([9; 32]));
     assert_eq!(refused(ChainName::vpn(), nobody).await, "state_absent");
 }

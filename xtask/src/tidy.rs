@@ -47,6 +47,18 @@ const ARROWS: &[(&str, &[&str])] = &[
         "topnet-chain",
         &["topnet-account", "topnet-ledger", "topnet-light"],
     ),
+    (
+        // A process too, and what settlement's own tower has in common with it.
+        "topnet-tower",
+        &[
+            "topnet-account",
+            "topnet-api",
+            "topnet-channel",
+            "topnet-config",
+            "topnet-ledger",
+            "topnet-light",
+        ],
+    ),
     // Processes.
     (
         "topnet-dataplane",
@@ -82,6 +94,9 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-channel",
             "topnet-config",
             "topnet-ledger",
+            // For the store of held claims, the decision what to do about them, and the way to a
+            // tower elsewhere: none of it is that process's state.
+            "topnet-tower",
             // For the encrypted key file, whose format lives with the wallet.
             "topnet-wallet",
         ],

@@ -3,6 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// JSON-RPC's code of every error that has an [`ApiError`] as its data.
+pub const REFUSED: i32 = -32_000;
+
 /// A refused request: a code for programs, what is wrong, and the mend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{what} ({code}); {mend}")]

@@ -17,13 +17,14 @@ mod operator;
 mod public;
 mod settlement;
 mod socket;
+mod tower;
 
 pub use dataplane::{
     Assignment, Assignments, Dataplane, DataplaneClient, DataplaneStatus, DesiredSession,
     DesiredSessions, DropCount, InstallReport, InstalledSession, IoStatus, SessionStatus,
     SlotState,
 };
-pub use error::ApiError;
+pub use error::{ApiError, REFUSED};
 pub use history::{
     BatchView, BlockHeader, BlockSummary, BlockView, ExecutedTransaction, HistoryEntry,
     HistoryPlace,
@@ -46,3 +47,4 @@ pub use settlement::{
     StateSubject, SubmittedTransaction, TransactionStatus,
 };
 pub use socket::{ConnectError, REQUEST_BYTES_MAX, SocketName, connect, listen, serve_connections};
+pub use tower::{HandoverStatus, HoldReport, NodeStatus, RefusedClaim, TowerStatus};

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use topnet_account::{Address, ChannelId};
 
 use crate::{
-    ApiError, ChainReport, ChannelStatus, ChannelView, CloseProgress, DropCount, IoStatus,
-    MeteringStatus, SessionId,
+    ApiError, ChainReport, ChannelStatus, ChannelView, CloseProgress, DropCount, HandoverStatus,
+    IoStatus, MeteringStatus, SessionId,
 };
 
 /// The provider at a glance.
@@ -30,6 +30,9 @@ pub struct ProviderStatus {
     pub revision: u64,
     /// Channels whose close is under way.
     pub closing: Vec<ChannelId>,
+    /// Towers on other machines that held claims are handed to; empty while settlement does not
+    /// answer.
+    pub towers: Vec<HandoverStatus>,
     /// Bytes forwarded beyond what was paid for, over all channels.
     pub unpaid_bytes: u64,
 }

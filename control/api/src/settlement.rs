@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 
 use crate::{
-    ApiError, BatchView, BlockSummary, BlockView, ClaimBytes, HexBytes, HistoryEntry, HistoryPlace,
-    MarketOffer, NewOffer,
+    ApiError, BatchView, BlockSummary, BlockView, ClaimBytes, HandoverStatus, HexBytes,
+    HistoryEntry, HistoryPlace, MarketOffer, NewOffer,
 };
 
 /// Which chain: `main`, or a service's.
@@ -302,7 +302,7 @@ pub struct DayEarnings {
 pub enum StateSubject {
     /// An account.
     Account(Address),
-    /// A channel; on its service's chain.
+    /// A channel; on its service's chain, or on main if it was recovered from a dead service.
     Channel(ChannelId),
     /// A batch to main by its number; on the service's chain that cut it.
     Batch(u64),
@@ -445,6 +445,8 @@ pub trait Settlement {
     /// Claims that are held, in the order of their channels, from behind `after` on; an answer
     /// that is empty is the last.
     async fn claims(after: Option<ChannelId>) -> Result<Vec<ClaimReport>, ApiError>;
+    /// How far towers on other machines have what is held.
+    async fn towers() -> Vec<HandoverStatus>;
     /// Proves what stands in a chain's state. What does not stand there is refused as
     /// `state_absent`; its absence cannot be proved.
     async fn prove(chain: ChainName, subject: StateSubject) -> Result<StateProof, ApiError>;

@@ -17,6 +17,7 @@ mod metering;
 mod process;
 mod settlement;
 mod subnet;
+mod tower;
 mod wallet;
 
 use std::{
@@ -34,6 +35,7 @@ pub use metering::Metering;
 pub use process::Process;
 pub use settlement::Settlement;
 pub use subnet::{Ipv4Subnet, SubnetError};
+pub use tower::Tower;
 pub use wallet::Wallet;
 
 use error::Problems;
@@ -45,7 +47,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const RUNTIME_DIR_BYTES_MAX: usize = 107 - 20;
 
 /// The whole file. A machine has the sections of the processes that it runs: a provider
-/// has all but `[wallet]`, a client has `[wallet]` alone.
+/// has all but `[tower]` and `[wallet]`, a tower and a client have theirs alone.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -63,6 +65,8 @@ pub struct Config {
     pub settlement: Option<Settlement>,
     /// RPC and sessions.
     pub control: Option<Control>,
+    /// Other machines' claims.
+    pub tower: Option<Tower>,
     /// The payer.
     pub wallet: Option<Wallet>,
     /// Where this came from; errors name it.
@@ -171,6 +175,11 @@ impl Config {
         self.control.as_ref().ok_or_else(|| self.missing("control"))
     }
 
+    /// `[tower]`, or an error that says that it is missing.
+    pub fn tower(&self) -> Result<&Tower, ConfigError> {
+        self.tower.as_ref().ok_or_else(|| self.missing("tower"))
+    }
+
     /// `[wallet]`, or an error that says that it is missing.
     pub fn wallet(&self) -> Result<&Wallet, ConfigError> {
         self.wallet.as_ref().ok_or_else(|| self.missing("wallet"))
@@ -222,6 +231,7 @@ impl Config {
             named("metering", &self.metering),
             named("settlement", &self.settlement),
             named("control", &self.control),
+            named("tower", &self.tower),
             named("wallet", &self.wallet),
         ]
         .into_iter()
@@ -246,6 +256,9 @@ impl Config {
             .iter_mut()
             .for_each(|section| section.resolve(&base));
         self.control
+            .iter_mut()
+            .for_each(|section| section.resolve(&base));
+        self.tower
             .iter_mut()
             .for_each(|section| section.resolve(&base));
         self.wallet

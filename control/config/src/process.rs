@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-/// A process of a provider.
+/// A process of a provider, or of a tower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Process {
     /// The fast path; the only one with network privileges.
@@ -13,15 +13,18 @@ pub enum Process {
     Settlement,
     /// RPC and sessions.
     Control,
+    /// Other machines' claims.
+    Tower,
 }
 
 impl Process {
     /// Every process.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Dataplane,
         Self::Metering,
         Self::Settlement,
         Self::Control,
+        Self::Tower,
     ];
 
     /// As in `topnet run NAME` and `topnet-NAME`.
@@ -31,6 +34,7 @@ impl Process {
             Self::Metering => "metering",
             Self::Settlement => "settlement",
             Self::Control => "control",
+            Self::Tower => "tower",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::{Base, Section, default, error::Problems};
+use crate::{Base, Section, default, error::Problems, tower::check_urls};
 
 /// What settlement is told.
 #[derive(Clone, Debug, Deserialize)]
@@ -31,6 +31,9 @@ pub struct Settlement {
     /// `claim_interval_ms` alone if 0.
     #[serde(default = "default::u64::<10_000_000_000>")]
     pub claim_exposure_ntop: u64,
+    /// Towers on other machines that held claims are handed to, by their RPC's address.
+    #[serde(default)]
+    pub towers: Vec<String>,
     /// Transactions that wait for a block at most, per chain.
     #[serde(default = "default::u32::<65_536>")]
     pub mempool_transactions_max: u32,
@@ -61,6 +64,7 @@ impl Section for Settlement {
                 "choose at least 1; each claim costs a fee",
             );
         }
+        check_urls("towers", &self.towers, "http://192.0.2.7:8547", problems);
         if self.mempool_transactions_max == 0 {
             problems.add(
                 "mempool_transactions_max",

@@ -13,6 +13,8 @@ fn example_parses_and_paths_start_at_its_directory() {
     let key_file = wallet.key_file.as_deref();
     assert_eq!(key_file, Some(Path::new("/etc/topnet/keys/wallet.key")));
     assert_eq!(wallet.state_dir, Path::new("/var/lib/topnet/wallet"));
+    let tower = config.tower().unwrap();
+    assert_eq!(tower.storage_dir, Path::new("/var/lib/topnet/tower"));
     let settlement = config.settlement().unwrap();
     assert_eq!(
         settlement.storage_dir,
@@ -153,6 +155,31 @@ fn slips_are_named_with_line_and_mend() {
             "# rate_bytes_per_s_max = 12500000",
             "rate_bytes_per_s_max = 0",
             "wallet.rate_bytes_per_s_max: nothing could be paid; leave it out",
+        ),
+        (
+            "rpc_urls = [\"http://203.0.113.1:8545\"]",
+            "rpc_urls = [\"203.0.113.1:8545\"]",
+            "tower.rpc_urls: `203.0.113.1:8545` is not an HTTP address",
+        ),
+        (
+            "rpc_urls = [\"http://203.0.113.1:8545\"]",
+            "rpc_urls = []",
+            "tower.rpc_urls: there is no node to ask",
+        ),
+        (
+            "payees = [\"top1",
+            "payees = [] # [\"top1",
+            "tower.payees: it holds claims for 1 to 64 payees",
+        ),
+        (
+            "payees = [\"top1y",
+            "payees = [\"top1z",
+            "expected top1… with a valid checksum",
+        ),
+        (
+            "# towers = []",
+            "towers = [\"http://192.0.2.7:8547\", \"http://192.0.2.7:8547\"] # []",
+            "settlement.towers: `http://192.0.2.7:8547` stands there twice; name it once",
         ),
         ("# io = \"auto\"", "io = \"fast\"", "unknown variant `fast`"),
         (

@@ -41,7 +41,7 @@ pub(super) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Run one of the processes: dataplane, metering, settlement or control.
+    /// Run one of the processes: dataplane, metering, settlement, control or tower.
     Run {
         /// Which.
         process: Process,

@@ -222,7 +222,8 @@ fn check(proof: StateProof, genesis: &Genesis) -> Result<Verified, CliError> {
 fn key_of(subject: &StateSubject, genesis: &Genesis) -> Option<Key> {
     match (subject, &genesis.role) {
         (StateSubject::Account(address), _) => Some(account_key(address)),
-        (StateSubject::Channel(id), Role::Service { .. }) => Some(channel_key(id)),
+        // Main has those of dead services.
+        (StateSubject::Channel(id), _) => Some(channel_key(id)),
         (StateSubject::Batch(seq), Role::Service { main }) => {
             Some(outbox_entry_key(&main.genesis, *seq))
         }
@@ -446,7 +447,7 @@ mod tests {
         let service = role("vpn", Role::Service { main: counterpart });
         let subjects = [
             (StateSubject::Account(Address([1; 32])), true, true),
-            (StateSubject::Channel(ChannelId([1; 32])), false, true),
+            (StateSubject::Channel(ChannelId([1; 32])), true, true),
             (StateSubject::Batch(3), false, true),
             (StateSubject::Service(Hash([1; 32])), true, false),
         ];

@@ -399,6 +399,14 @@ impl Text for ProviderStatus {
                 format_args!("{} (revision {})", self.sessions, self.revision),
             )
             .row("unpaid", bytes(self.unpaid_bytes));
+        for tower in &self.towers {
+            let state = match (&tower.problem, tower.unconfirmed) {
+                (Some(problem), lacks) => format!("lacks {lacks} claims: {problem}"),
+                (None, 0) => "has all claims".to_owned(),
+                (None, lacks) => format!("lacks {lacks} claims"),
+            };
+            table = table.row(&format!("tower {}", tower.url), state);
+        }
         self.closing
             .iter()
             .fold(table, |table, channel| table.row("closing", channel))

@@ -3,9 +3,10 @@
 use topnet_account::{Address, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BatchView, BlockSummary, BlockView, ChainName, ChainParameters,
-    ChainReport, ChainTip, ChannelView, ClaimReport, DayEarnings, HexBytes, HistoryEntry,
-    HistoryPlace, HostedService, MarketOffer, NewService, PaidClaim, RecoverySubject, ServiceView,
-    SettlementClient, StateProof, StateSubject, SubmittedTransaction, TransactionStatus,
+    ChainReport, ChainTip, ChannelView, ClaimReport, DayEarnings, HandoverStatus, HexBytes,
+    HistoryEntry, HistoryPlace, HostedService, MarketOffer, NewService, PaidClaim, RecoverySubject,
+    ServiceView, SettlementClient, StateProof, StateSubject, SubmittedTransaction,
+    TransactionStatus,
 };
 
 use super::Provider;
@@ -267,6 +268,12 @@ impl Provider {
         let ask =
             |client: SettlementClient, context| async move { client.claims(context, after).await };
         self.processes.settlement.ask(ask).await?
+    }
+
+    /// How far towers on other machines have the claims that are held.
+    pub async fn towers(&self) -> Result<Vec<HandoverStatus>, ApiError> {
+        let ask = |client: SettlementClient, context| async move { client.towers(context).await };
+        self.processes.settlement.ask(ask).await
     }
 
     /// A service as the main chain knows it.

@@ -176,6 +176,7 @@ impl Provider {
             .await;
         let metering = self.metering_status().await;
         let (chains, payee) = (self.chains().await, self.payee().await.ok());
+        let towers = self.towers().await.unwrap_or_default();
         let processes = [
             (Process::Dataplane, dataplane.as_ref().err()),
             (Process::Metering, metering.as_ref().err()),
@@ -208,6 +209,7 @@ impl Provider {
             sessions: kept.book.sessions().count() as u64,
             revision: kept.book.revision(),
             closing: kept.book.closing().collect(),
+            towers,
         }
     }
 }

@@ -5,10 +5,10 @@ use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{
     AccountView, ApiError, BatchView, BlockHeader, BlockRef, BlockSummary, BlockView, ChainName,
     ChainParameters, ChainTip, ChannelState, ChannelView, ClaimBytes, ClaimReport, ClaimStage,
-    CloseProgress, DayEarnings, ExecutedTransaction, HeldClaim, HexBytes, HistoryEntry,
-    HistoryPlace, HostedService, HostedState, MarketOffer, NewOffer, NewService, PaidClaim,
-    RecoverySubject, ServiceView, Settlement, StateProof, StateSubject, SubmittedTransaction,
-    TransactionStatus,
+    CloseProgress, DayEarnings, ExecutedTransaction, HandoverStatus, HeldClaim, HexBytes,
+    HistoryEntry, HistoryPlace, HostedService, HostedState, MarketOffer, NewOffer, NewService,
+    PaidClaim, RecoverySubject, ServiceView, Settlement, StateProof, StateSubject,
+    SubmittedTransaction, TransactionStatus,
 };
 
 use super::{PAGE, World, payee, unknown};
@@ -361,6 +361,15 @@ impl Settlement for World {
         _: RecoverySubject,
     ) -> Result<Vec<u8>, ApiError> {
         Ok(vec![1, 3, 5])
+    }
+
+    async fn towers(self, _: Context) -> Vec<HandoverStatus> {
+        vec![HandoverStatus {
+            url: "http://192.0.2.7:8547".to_owned(),
+            unconfirmed: 1,
+            confirmed_ms: Some(1_000),
+            problem: Some("it is away".to_owned()),
+        }]
     }
 
     async fn payee(self, _: Context) -> Address {

@@ -22,10 +22,10 @@ use topnet_api::{
     AccountView, ApiError, Assignment, Assignments, BatchView, BlockRef, BlockSummary, BlockView,
     ChainName, ChainParameters, ChainTip, ChannelState, ChannelStatus, ChannelView, ClaimBytes,
     ClaimReport, CloseProgress, Dataplane, DataplaneStatus, DayEarnings, DesiredSessions,
-    FinalClaim, HeldClaim, HistoryEntry, HistoryPlace, HostedService, InstallReport, MarketOffer,
-    MeteringClient, MeteringStatus, NewOffer, NewService, PaidClaim, RecoverySubject, ServiceView,
-    Settlement, SlotState, SocketName, StateProof, StateSubject, SubmittedTransaction,
-    TransactionStatus, connect, listen, serve_connections,
+    FinalClaim, HandoverStatus, HeldClaim, HistoryEntry, HistoryPlace, HostedService,
+    InstallReport, MarketOffer, MeteringClient, MeteringStatus, NewOffer, NewService, PaidClaim,
+    RecoverySubject, ServiceView, Settlement, SlotState, SocketName, StateProof, StateSubject,
+    SubmittedTransaction, TransactionStatus, connect, listen, serve_connections,
 };
 use topnet_channel::{Claim, PayerTerms, SecretKey, SignedVoucher};
 use topnet_unit::{
@@ -669,6 +669,10 @@ impl Settlement for ChainService {
         _: RecoverySubject,
     ) -> Result<Vec<u8>, ApiError> {
         Err(not_here())
+    }
+
+    async fn towers(self, _: Context) -> Vec<HandoverStatus> {
+        Vec::new()
     }
 
     async fn payee(self, _: Context) -> Address {

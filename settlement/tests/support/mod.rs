@@ -123,6 +123,13 @@ impl Provider {
         }
     }
 
+    /// Adds lines to the configuration, of which `[settlement]` comes last.
+    pub fn configure(&self, lines: &str) {
+        let path = self.dir.path().join("topnet.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text + lines).unwrap();
+    }
+
     pub fn storage_dir(&self) -> PathBuf {
         self.dir.path().join("data/settlement")
     }

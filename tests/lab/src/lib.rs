@@ -18,6 +18,7 @@ pub mod run_dir;
 pub mod scenario;
 pub mod small_disk;
 pub mod topology;
+pub mod tower;
 pub mod transfer;
 pub mod tunnel;
 pub mod users;

@@ -53,6 +53,16 @@ pub struct Topnet {
 }
 
 impl Topnet {
+    /// `program` with this configuration, as this user.
+    pub fn new(program: PathBuf, config: PathBuf, user: User, lifetime: Lifetime) -> Self {
+        Self {
+            program,
+            config,
+            user,
+            lifetime,
+        }
+    }
+
     /// The command with these words, to be started.
     pub fn with(&self, words: &[&str]) -> Command {
         let mut command = as_user(self.user, self.lifetime, &self.program);
@@ -195,6 +205,8 @@ pub struct Provider {
     pub topnet: Topnet,
     /// The payee's address.
     pub payee: String,
+    /// Hash of main's genesis.
+    pub main_genesis: String,
     /// In the order of [`PROCESSES`].
     pub processes: Vec<Process>,
     /// Its configuration and keys.
@@ -263,14 +275,26 @@ impl Provider {
             user: CONTROL,
             lifetime,
         };
-        let payee = made["payee"].as_str().context("no payee")?.to_owned();
+        let of = |name: &str| made[name].as_str().map(str::to_owned);
+        let payee = of("payee").context("no payee")?;
+        let main_genesis = of("main_genesis").context("no genesis")?;
         Ok(Self {
             topnet,
             payee,
+            main_genesis,
             processes: Vec::new(),
             home,
             passphrase,
         })
+    }
+
+    /// Has settlement hand its claims to a tower, once it is started.
+    pub fn hand_over_to(&self, tower: &str) -> Result<()> {
+        let (config, section) = (self.topnet.config(), "[settlement]\n");
+        let text = fs::read_to_string(config)?;
+        let with_tower = format!("{section}towers = [\"{tower}\"]\n");
+        fs::write(config, text.replacen(section, &with_tower, 1))
+            .with_context(|| format!("cannot write {}", config.display()))
     }
 
     /// Starts every process and waits until each answers.

@@ -33,3 +33,9 @@ pub const CLIENT: User = User {
     gid: GROUP + 6,
     capabilities: &[],
 };
+/// Holds claims elsewhere.
+pub const TOWER: User = User {
+    uid: GROUP + 7,
+    gid: GROUP + 7,
+    capabilities: &[],
+};

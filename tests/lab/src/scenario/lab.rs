@@ -13,6 +13,7 @@ use crate::{
     run_dir::RunDir,
     small_disk::SmallDisk,
     topology::Topology,
+    tower::{self, Tower},
     transfer,
     tunnel::{Interface, KeyPair, Tunnel},
     users,
@@ -36,6 +37,8 @@ pub(super) struct Needs {
     pub(super) forger: bool,
     /// A disk for metering that can be filled.
     pub(super) small_disk: bool,
+    /// A tower on another machine.
+    pub(super) tower: bool,
     /// Rules of the chains that are not as usual, as `topnet init` has them.
     pub(super) rules: &'static [(&'static str, u32)],
 }
@@ -55,6 +58,7 @@ pub(super) struct Lab<'a> {
     pub(super) tunnel: Option<Tunnel>,
     pub(super) watch: Watch,
     pub(super) provider: Provider,
+    pub(super) tower: Option<Tower>,
     pub(super) disk: Option<SmallDisk>,
     pub(super) origin: Origin,
     pub(super) wallet: Wallet,
@@ -97,8 +101,15 @@ impl<'a> Lab<'a> {
             .small_disk
             .then(|| SmallDisk::mount(&journal_dir, SMALL_DISK_BYTES, users::METERING))
             .transpose()?;
+        if needs.tower {
+            provider.hand_over_to(&tower::url())?;
+        }
         (options.progress)("starting settlement, dataplane, metering and control");
         provider.start(&topology, &run_dir, interrupt)?;
+        let tower = needs
+            .tower
+            .then(|| Tower::start(&topology, &run_dir, &provider, lifetime, interrupt))
+            .transpose()?;
         let watch = Watch::start(&runtime_dir(&run_dir))?;
         interrupt.wait("the tables are seen", READY_WAIT, || {
             Ok((!watch.boots().is_empty()).then_some(()))
@@ -109,6 +120,7 @@ impl<'a> Lab<'a> {
             tunnel: None,
             watch,
             provider,
+            tower,
             disk,
             origin,
             wallet: client,
@@ -259,9 +271,11 @@ impl<'a> Lab<'a> {
 
     pub(super) fn last_words(&self) -> String {
         let paying = self.paying.as_ref().map(Process::last_words);
+        let tower = self.tower.as_ref().map(|tower| tower.process.last_words());
         format!(
-            "{}\n{}",
+            "{}\n{}\n{}",
             self.provider.last_words(),
+            tower.unwrap_or_default(),
             paying.unwrap_or_default()
         )
     }
@@ -272,6 +286,9 @@ impl<'a> Lab<'a> {
         }
         if let Some(paying) = &mut self.paying {
             paying.keep();
+        }
+        if let Some(tower) = &mut self.tower {
+            tower.process.keep();
         }
         if let Some(tunnel) = &mut self.tunnel {
             tunnel.process().keep();

@@ -13,6 +13,7 @@ mod payer_closes;
 mod reconcile;
 mod service_dead;
 mod settlement;
+mod tower;
 mod unpaid_stops;
 
 use std::{
@@ -43,6 +44,8 @@ pub enum Scenario {
     Crash,
     /// The payer closes in mid-download while metering is dead.
     Settlement,
+    /// The payer closes in mid-download while metering is dead and settlement has lost its claims.
+    Tower,
     /// The service's chain dies in mid-download.
     ServiceDead,
     /// Everybody tries to get more than is due.
@@ -53,11 +56,12 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario, in the order in which `all` runs them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::PaidDownload,
         Self::UnpaidStops,
         Self::Crash,
         Self::Settlement,
+        Self::Tower,
         Self::ServiceDead,
         Self::Cheats,
         Self::Chaos,
@@ -70,6 +74,7 @@ impl Scenario {
             Self::UnpaidStops => "unpaid-stops",
             Self::Crash => "crash",
             Self::Settlement => "settlement",
+            Self::Tower => "tower",
             Self::ServiceDead => "service-dead",
             Self::Cheats => "cheats",
             Self::Chaos => "chaos",
@@ -90,6 +95,9 @@ impl Scenario {
             }
             Self::Settlement => {
                 "the payer closes in mid-download while metering is dead: what settlement holds is claimed in time"
+            }
+            Self::Tower => {
+                "metering dies, settlement loses its claims, the payer closes: a tower on another machine claims in time"
             }
             Self::ServiceDead => {
                 "the service's chain dies in mid-download: everybody's money comes home from main, to the nTOP"
@@ -112,6 +120,7 @@ impl Scenario {
         Needs {
             forger: self == Self::Cheats,
             small_disk: self == Self::Chaos,
+            tower: self == Self::Tower,
             rules: match self {
                 Self::ServiceDead => service_dead::RULES,
                 _ => &[],
@@ -155,6 +164,7 @@ pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<
         Scenario::UnpaidStops => lab.unpaid_stops(&mut report),
         Scenario::Crash => lab.crash(&mut report),
         Scenario::Settlement => lab.settlement(&mut report),
+        Scenario::Tower => lab.tower_elsewhere(&mut report),
         Scenario::ServiceDead => lab.service_dead(&mut report),
         Scenario::Cheats => lab.cheats(&mut report),
         Scenario::Chaos => lab.chaos(&mut report),

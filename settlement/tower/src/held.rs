@@ -1,7 +1,7 @@
 //! Claims that are held for channels: the one thing here that the chains do not know.
 //!
 //! Each channel has the claim that was worth most. It is on disk before whoever brought it hears
-//! that it is held, so from then on metering and its disk may be lost. A second table has the
+//! that it is held, so from then on its owner's disk may be lost. A second table has the
 //! channels in the order in which their claims fall due.
 
 use std::{
@@ -15,12 +15,11 @@ use rocksdb::{
 use serde::{Deserialize, Serialize};
 use topnet_account::{Amount, ChannelId, Hash};
 use topnet_api::{ClaimBytes, HexBytes};
-use topnet_channel::{Claim, SignedVoucher, VoucherError};
 
 const CLAIMS: &str = "claims";
 const DUE: &str = "due";
 /// Claims in one answer, at most.
-pub(crate) const CLAIMS_MAX: usize = 1_000;
+pub const CLAIMS_MAX: usize = 1_000;
 const TIME_BYTES: usize = 8;
 
 /// The claims cannot be kept or read.
@@ -28,7 +27,7 @@ const TIME_BYTES: usize = 8;
 pub enum HeldError {
     /// The database said no.
     #[error(
-        "held claims at {path}: {source}; free the disk: until then claims are only in metering's journal"
+        "held claims at {path}: {source}; free the disk: until then only whoever brings claims has them"
     )]
     Database {
         /// The directory.
@@ -38,7 +37,7 @@ pub enum HeldError {
     },
     /// A record that this version did not write.
     #[error(
-        "held claims at {path}: a record cannot be read: {problem}; move the directory away: metering hands its claims over again"
+        "held claims at {path}: a record cannot be read: {problem}; move the directory away: whoever brought the claims brings them again"
     )]
     Record {
         /// The directory.
@@ -48,20 +47,9 @@ pub enum HeldError {
     },
 }
 
-/// What is wrong with a claim that somebody wants held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum ClaimFault {
-    #[error("its voucher: {0}")]
-    Voucher(#[from] VoucherError),
-    #[error("its voucher is another channel's")]
-    OtherChannel,
-    #[error("its token is none of the voucher's")]
-    Token,
-}
-
 /// A channel's claim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct HeldRecord {
+pub struct HeldRecord {
     voucher: HexBytes,
     index: u16,
     preimage: Hash,
@@ -78,7 +66,7 @@ pub(crate) struct HeldRecord {
 
 /// When a claim falls due that nobody asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Pace {
+pub struct Pace {
     /// At most this long after it was held.
     pub interval_ms: u64,
     /// At once when so much is unclaimed; never for that reason if `None`.
@@ -87,39 +75,16 @@ pub(crate) struct Pace {
 
 /// All claims that are held. Clones are the same.
 #[derive(Clone)]
-pub(crate) struct Held {
+pub struct Held {
     database: Arc<DB>,
     path: PathBuf,
     /// Records are read and replaced by one at a time.
     changing: Arc<Mutex<()>>,
 }
 
-/// The claim in the ledger's terms.
-pub(crate) fn decode(channel: &ChannelId, bytes: &ClaimBytes) -> Result<Claim, ClaimFault> {
-    let voucher = SignedVoucher::from_bytes(&bytes.voucher)?;
-    if voucher.voucher.channel != *channel {
-        return Err(ClaimFault::OtherChannel);
-    }
-    Ok(Claim {
-        voucher,
-        index: bytes.index,
-        preimage: bytes.preimage,
-    })
-}
-
-/// The same, and what it is worth. Its signature is not looked at.
-pub(crate) fn check(
-    channel: &ChannelId,
-    bytes: &ClaimBytes,
-) -> Result<(Claim, Amount), ClaimFault> {
-    let claim = decode(channel, bytes)?;
-    let worth = claim.redeemable().ok_or(ClaimFault::Token)?;
-    Ok((claim, worth))
-}
-
 impl HeldRecord {
     /// The claim as it was brought.
-    pub(crate) fn claim(&self) -> ClaimBytes {
+    pub fn claim(&self) -> ClaimBytes {
         ClaimBytes {
             voucher: self.voucher.0.clone(),
             index: self.index,
@@ -127,10 +92,17 @@ impl HeldRecord {
             log_root: self.log_root,
         }
     }
+
+    /// What it would pay, as far as is known here: more may be paid by now.
+    pub fn unpaid(&self) -> Amount {
+        let unpaid = self.redeemable.checked_sub(self.paid);
+        unpaid.unwrap_or(Amount::ZERO)
+    }
 }
 
 impl Held {
-    pub(crate) fn open(path: &Path) -> Result<Self, HeldError> {
+    /// Opens what is held at `path`, or begins with nothing.
+    pub fn open(path: &Path) -> Result<Self, HeldError> {
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
@@ -149,22 +121,23 @@ impl Held {
         })
     }
 
-    pub(crate) fn get(&self, channel: &ChannelId) -> Result<Option<HeldRecord>, HeldError> {
+    /// A channel's claim.
+    pub fn get(&self, channel: &ChannelId) -> Result<Option<HeldRecord>, HeldError> {
         let bytes = self.database.get_cf(self.table(CLAIMS), channel.as_ref());
         let bytes = bytes.map_err(|source| self.failed(source))?;
         bytes.map(|bytes| self.decode(&bytes)).transpose()
     }
 
-    /// Keeps those of the claims that are worth more than what is kept; gives how many. They are
-    /// on disk when this returns.
-    pub(crate) fn hold(
+    /// Keeps those of the claims that are worth more than what is kept; gives which. They are on
+    /// disk when this returns.
+    pub fn hold(
         &self,
         claims: &[(ChannelId, ClaimBytes, Amount)],
         pace: Pace,
         now_ms: u64,
-    ) -> Result<u64, HeldError> {
+    ) -> Result<Vec<ChannelId>, HeldError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut batch, mut kept) = (WriteBatch::default(), 0);
+        let (mut batch, mut kept) = (WriteBatch::default(), Vec::new());
         for (channel, claim, redeemable) in claims {
             let before = self.get(channel)?;
             let of_before =
@@ -195,14 +168,14 @@ impl Held {
                 submitted: before.as_ref().and_then(|held| held.submitted),
             };
             self.replace(&mut batch, channel, before.as_ref(), &held)?;
-            kept += 1;
+            kept.push(*channel);
         }
         self.write(batch)?;
         Ok(kept)
     }
 
     /// Changes what is noted of a channel's claim; a better claim that came meanwhile stays.
-    pub(crate) fn change(
+    pub fn change(
         &self,
         channel: &ChannelId,
         change: impl FnOnce(&mut HeldRecord),
@@ -221,8 +194,22 @@ impl Held {
         self.write(batch)
     }
 
+    /// Holds nothing for a channel any more.
+    pub fn forget(&self, channel: &ChannelId) -> Result<(), HeldError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(before) = self.get(channel)? else {
+            return Ok(());
+        };
+        let mut batch = WriteBatch::default();
+        batch.delete_cf(self.table(CLAIMS), channel.as_ref());
+        if let Some(due_ms) = before.due_ms {
+            batch.delete_cf(self.table(DUE), due_key(due_ms, channel));
+        }
+        self.write(batch)
+    }
+
     /// Channels whose claims are due, the longest first.
-    pub(crate) fn due(&self, now_ms: u64, count: usize) -> Result<Vec<ChannelId>, HeldError> {
+    pub fn due(&self, now_ms: u64, count: usize) -> Result<Vec<ChannelId>, HeldError> {
         let items = self.scan(DUE, &[]);
         let due = items.map(|item| {
             let key = item?;
@@ -242,7 +229,7 @@ impl Held {
     }
 
     /// Channels with a claim, in their order from behind `after` on, at most [`CLAIMS_MAX`].
-    pub(crate) fn channels(&self, after: Option<&ChannelId>) -> Result<Vec<ChannelId>, HeldError> {
+    pub fn channels(&self, after: Option<&ChannelId>) -> Result<Vec<ChannelId>, HeldError> {
         let from = after.map_or(&[][..], AsRef::as_ref);
         let id = |key: Box<[u8]>| {
             let id = <[u8; 32]>::try_from(&*key);
@@ -352,9 +339,9 @@ mod tests {
         let held = Held::open(dir.path()).unwrap();
         let channel = ChannelId([1; 32]);
         let worth = |held: &Held| held.get(&channel).unwrap().unwrap().redeemable.ntop();
-        assert_eq!(held.hold(&[claim(5)], PACE, 1_000).unwrap(), 1);
-        assert_eq!(held.hold(&[claim(5), claim(4)], PACE, 1_050).unwrap(), 0);
-        assert_eq!(held.hold(&[claim(6)], PACE, 1_050).unwrap(), 1);
+        assert_eq!(held.hold(&[claim(5)], PACE, 1_000).unwrap(), [channel]);
+        assert_eq!(held.hold(&[claim(5), claim(4)], PACE, 1_050).unwrap(), []);
+        assert_eq!(held.hold(&[claim(6)], PACE, 1_050).unwrap(), [channel]);
         assert_eq!(worth(&held), 6);
         assert_eq!(held.due(1_099, 10).unwrap(), []);
         assert_eq!(held.due(1_100, 10).unwrap(), [channel]);
@@ -387,5 +374,11 @@ mod tests {
         assert_eq!(worth(&held), 12);
         assert_eq!(held.channels(None).unwrap(), [channel]);
         assert_eq!(held.channels(Some(&channel)).unwrap(), []);
+
+        held.forget(&channel).unwrap();
+        assert_eq!(held.get(&channel).unwrap(), None);
+        assert_eq!(held.channels(None).unwrap(), []);
+        assert_eq!(held.due(u64::MAX, 10).unwrap(), []);
+        held.forget(&channel).unwrap();
     }
 }

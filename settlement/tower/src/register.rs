@@ -1,0 +1,238 @@
+//! Which channels a tower watches, when it looks at each again, and what it saw last. In memory
+//! only: after a start all that is held is looked at anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use topnet_account::{Address, Amount, ChannelId, PublicKey};
+use topnet_api::ChainName;
+
+/// What never changes of a channel, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The service's chain; main, once it was recovered from a dead service.
+    pub chain: ChainName,
+    pub payee: Address,
+    pub signer: PublicKey,
+}
+
+/// A channel as it was seen last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Watched {
+    /// `None` until it was seen.
+    pub place: Option<Place>,
+    /// Redeemed so far.
+    pub paid: Amount,
+    /// The last height at which it can surely be claimed, once it is about to end.
+    pub deadline: Option<u64>,
+    /// It is time to claim, and nobody has yet.
+    pub is_due: bool,
+    /// What may cost money if nobody does anything.
+    pub alarm: Option<String>,
+    /// How often it was looked at or claimed in vain since it last went well.
+    pub tries: u32,
+}
+
+/// All channels that are watched. Those that are looked at just now stand in `channels` alone.
+#[derive(Debug, Default)]
+pub(crate) struct Register {
+    channels: BTreeMap<ChannelId, Watched>,
+    looks: BTreeSet<(u64, ChannelId)>,
+    /// Channels by whose and where they are.
+    counts: BTreeMap<(Address, ChainName), u64>,
+    /// Channels that were not seen yet; any of them may be anybody's.
+    unseen: u64,
+}
+
+impl Register {
+    pub(crate) fn get(&self, id: &ChannelId) -> Option<&Watched> {
+        self.channels.get(id)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// Watches a channel that was not seen yet, if it is not watched already.
+    pub(crate) fn watch(&mut self, id: ChannelId, look_ms: u64) {
+        if self.channels.contains_key(&id) {
+            return;
+        }
+        self.channels.insert(id, Watched::default());
+        self.looks.insert((look_ms, id));
+        self.unseen += 1;
+    }
+
+    /// Watches a channel that was just seen, unless its payee has `channels_max` on that chain;
+    /// false then.
+    #[must_use]
+    pub(crate) fn reserve(
+        &mut self,
+        id: ChannelId,
+        place: Place,
+        channels_max: u64,
+        look_ms: u64,
+    ) -> bool {
+        if self.channels.contains_key(&id) {
+            return true;
+        }
+        let of_payee = self.counts.get(&(place.payee, place.chain.clone()));
+        let taken = of_payee.copied().unwrap_or(0).saturating_add(self.unseen);
+        if taken >= channels_max {
+            return false;
+        }
+        self.watch(id, look_ms);
+        self.place(&id, place);
+        true
+    }
+
+    /// Channels that it is time to look at; each is given once until [`Self::looked`] or
+    /// [`Self::forget`] says what came of it.
+    pub(crate) fn take_due(&mut self, now_ms: u64, count: usize) -> Vec<ChannelId> {
+        let mut due = Vec::new();
+        while due.len() < count
+            && let Some((look_ms, id)) = self.looks.first().copied()
+            && look_ms <= now_ms
+        {
+            self.looks.remove(&(look_ms, id));
+            if self.channels.contains_key(&id) {
+                due.push(id);
+            }
+        }
+        due
+    }
+
+    /// When the next look is due.
+    pub(crate) fn next_ms(&self) -> Option<u64> {
+        self.looks.first().map(|(look_ms, _)| *look_ms)
+    }
+
+    /// Notes what was seen, and when to look again.
+    pub(crate) fn looked(&mut self, id: &ChannelId, seen: Watched, look_ms: u64) {
+        if let Some(place) = seen.place.clone() {
+            self.place(id, place);
+        }
+        if let Some(watched) = self.channels.get_mut(id) {
+            let place = watched.place.take();
+            *watched = Watched { place, ..seen };
+            self.looks.insert((look_ms, *id));
+        }
+    }
+
+    /// Watches a channel no more.
+    pub(crate) fn forget(&mut self, id: &ChannelId) {
+        let Some(watched) = self.channels.remove(id) else {
+            return;
+        };
+        self.uncount(watched.place);
+    }
+
+    /// How many are due, and how many have an alarm.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let (mut due, mut alarms) = (0, 0);
+        for watched in self.channels.values() {
+            due += u64::from(watched.is_due);
+            alarms += u64::from(watched.alarm.is_some());
+        }
+        (due, alarms)
+    }
+
+    fn place(&mut self, id: &ChannelId, place: Place) {
+        let Some(watched) = self.channels.get_mut(id) else {
+            return;
+        };
+        if watched.place.as_ref() == Some(&place) {
+            return;
+        }
+        let before = watched.place.replace(place.clone());
+        self.uncount(before);
+        *self.counts.entry((place.payee, place.chain)).or_default() += 1;
+    }
+
+    fn uncount(&mut self, place: Option<Place>) {
+        let Some(Place { payee, chain, .. }) = place else {
+            self.unseen = self.unseen.saturating_sub(1);
+            return;
+        };
+        let key = (payee, chain);
+        if let Some(count) = self.counts.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u8) -> ChannelId {
+        ChannelId([number; 32])
+    }
+
+    fn place(payee: u8) -> Place {
+        Place {
+            chain: ChainName::vpn(),
+            payee: Address([payee; 32]),
+            signer: PublicKey([1; 32]),
+        }
+    }
+
+    #[test]
+    fn a_channel_is_looked_at_when_it_is_due_and_by_one_at_a_time() {
+        let mut register = Register::default();
+        register.watch(id(1), 10);
+        register.watch(id(2), 5);
+        register.watch(id(2), 1);
+        assert_eq!(register.next_ms(), Some(5));
+        assert_eq!(register.take_due(4, 9), []);
+        assert_eq!(register.take_due(10, 1), [id(2)]);
+        assert_eq!(register.take_due(10, 9), [id(1)]);
+        assert_eq!(register.take_due(u64::MAX, 9), []);
+        register.watch(id(1), 0);
+        assert_eq!(register.take_due(u64::MAX, 9), [], "it is being looked at");
+
+        let seen = Watched {
+            alarm: Some("late".to_owned()),
+            ..Watched::default()
+        };
+        register.looked(&id(1), seen.clone(), 20);
+        assert_eq!(register.counts(), (0, 1));
+        register.forget(&id(2));
+        register.looked(&id(2), seen, 20);
+        assert_eq!(register.take_due(20, 9), [id(1)], "the other is forgotten");
+        assert_eq!(register.len(), 1);
+    }
+
+    #[test]
+    fn a_payee_has_so_many_places_on_each_chain_and_those_unseen_count_for_all() {
+        let mut register = Register::default();
+        register.watch(id(1), 0);
+        assert!(register.reserve(id(2), place(7), 2, 0));
+        assert!(register.reserve(id(2), place(7), 2, 0), "it has its place");
+        assert!(!register.reserve(id(3), place(7), 2, 0));
+        assert!(register.reserve(id(4), place(8), 2, 0));
+        // The first turns out to be another's.
+        let seen = Watched {
+            place: Some(place(8)),
+            ..Watched::default()
+        };
+        register.looked(&id(1), seen, 9);
+        assert!(register.reserve(id(3), place(7), 2, 0));
+        assert!(!register.reserve(id(5), place(8), 2, 0));
+        // One that has gone to main leaves its place to another.
+        let on_main = Place {
+            chain: ChainName::main(),
+            ..place(8)
+        };
+        let seen = Watched {
+            place: Some(on_main),
+            ..Watched::default()
+        };
+        register.looked(&id(1), seen, 9);
+        assert!(register.reserve(id(5), place(8), 2, 0));
+        register.forget(&id(5));
+        assert!(register.reserve(id(6), place(8), 2, 0));
+    }
+}

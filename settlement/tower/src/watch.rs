@@ -1,0 +1,391 @@
+//! Looks at every channel that a claim is held for, and makes the claim when it is time.
+//!
+//! A channel is looked at several times in what its close window takes, so that its end is seen
+//! early enough. A claim is noted before it is handed to the nodes, and handed in again until the
+//! channel's proved state shows that it was paid. Repeating it pays nothing twice. What goes wrong is tried
+//! again for ever, and is an alarm meanwhile.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, stream};
+use tokio::sync::Notify;
+use topnet_account::{Amount, ChannelId};
+use topnet_api::ChainName;
+use topnet_ledger::{
+    Transaction,
+    state::{Channel, ChannelState},
+    transaction::{Body, Recovery},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    claim::claim_body,
+    decision::{Decision, Patience, Situation, decide},
+    held::{Held, HeldError, HeldRecord},
+    nodes::{KnownChain, NodeError, Nodes, Shown},
+    now_ms,
+    register::{Place, Register, Watched},
+};
+
+/// Channels that are looked at at one time.
+const LOOKS_MAX: usize = 16;
+/// Channels that are taken up at one time.
+const BATCH_MAX: usize = 256;
+/// An open channel is looked at so often in its window, one that is about to end more often: it
+/// is acted in from the half on, and there are few.
+const LOOKS_OPEN: u64 = 8;
+const LOOKS_CLOSING: u64 = 32;
+/// Nothing is looked at more or less often.
+const LOOK_MS_MIN: u64 = 200;
+const LOOK_MS_MAX: u64 = 600_000;
+/// What went wrong is tried again after this, then after twice as long, and so on.
+const RETRY_MS: u64 = 500;
+const RETRY_MS_MAX: u64 = 30_000;
+/// Nobody sleeps longer: a claim that comes meanwhile is looked at in time anyway.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// Looks and claims. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Watch {
+    pub nodes: Nodes,
+    pub held: Held,
+    pub register: Arc<Mutex<Register>>,
+    /// Told when there is something new to look at.
+    pub news: Arc<Notify>,
+    /// An open channel is claimed if nobody has claimed it for so long.
+    pub interval_ms: u64,
+}
+
+/// Why a look brought nothing.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
+    Held(#[from] HeldError),
+}
+
+/// What came of a look.
+enum Looked {
+    /// There is nothing to hold any more.
+    Over,
+    /// What was seen, and when to look again.
+    Seen { watched: Watched, look_ms: u64 },
+}
+
+impl Watch {
+    /// Takes up all that is held.
+    pub(crate) fn begin(&self) -> Result<(), HeldError> {
+        let mut after = None;
+        loop {
+            let page = self.held.channels(after.as_ref())?;
+            let Some(last) = page.last() else {
+                return Ok(());
+            };
+            after = Some(*last);
+            let mut register = self.register();
+            for id in page {
+                register.watch(id, 0);
+            }
+        }
+    }
+
+    /// Looks and claims for good.
+    pub(crate) async fn run(self) {
+        loop {
+            let due = self.register().take_due(now_ms(), BATCH_MAX);
+            if due.is_empty() {
+                let next_ms = self.register().next_ms();
+                let left_ms = next_ms.map(|next_ms| next_ms.saturating_sub(now_ms()));
+                let left = left_ms.map_or(SLEEP_MAX, Duration::from_millis);
+                // Either way it looks whether something is due.
+                let _ = tokio::time::timeout(left.min(SLEEP_MAX), self.news.notified()).await;
+                continue;
+            }
+            let looks = stream::iter(due);
+            looks
+                .for_each_concurrent(LOOKS_MAX, |id| self.look_once(id))
+                .await;
+        }
+    }
+
+    /// The channels that are watched.
+    pub(crate) fn register(&self) -> MutexGuard<'_, Register> {
+        self.register.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn look_once(&self, id: ChannelId) {
+        let before = self.register().get(&id).cloned().unwrap_or_default();
+        let looked = self.look(&id, &before).await;
+        let (watched, look_ms) = match looked {
+            Ok(Looked::Over) => {
+                self.register().forget(&id);
+                return;
+            }
+            Ok(Looked::Seen { watched, look_ms }) => (watched, look_ms),
+            Err(error) => {
+                let tries = before.tries.saturating_add(1);
+                let watched = Watched {
+                    alarm: Some(format!("it cannot be looked at: {error}")),
+                    tries,
+                    ..before.clone()
+                };
+                (watched, now_ms().saturating_add(retry_ms(tries)))
+            }
+        };
+        match (&before.alarm, &watched.alarm) {
+            (None, Some(alarm)) => warn!(channel = %id, alarm, "a claim may be lost"),
+            (Some(_), None) => info!(channel = %id, "the alarm is over"),
+            _ => {}
+        }
+        self.register().looked(&id, watched, look_ms);
+    }
+
+    async fn look(&self, id: &ChannelId, before: &Watched) -> Result<Looked, LookError> {
+        let Some(record) = self.held.get(id)? else {
+            return Ok(Looked::Over);
+        };
+        let shown = self.sight(id, before.place.as_ref()).await?;
+        let (channel, genesis) = (&shown.value, &shown.chain.genesis);
+        let now = now_ms();
+        // What others claim in time need not be claimed from here.
+        let is_new = channel.paid > record.paid || record.due_ms.is_none();
+        let later = now.saturating_add(self.interval_ms);
+        let due_ms = record.due_ms.filter(|_| !is_new).unwrap_or(later);
+        let is_due = due_ms <= now;
+        let situation = Situation::of(genesis, channel, shown.height, record.redeemable, is_due);
+        let decision = decide(&situation, Patience::ELSEWHERE);
+        if decision == Decision::Over {
+            self.give_up(id, &record, channel)?;
+            return Ok(Looked::Over);
+        }
+        let due_ms = match decision {
+            Decision::Over | Decision::Paid => None,
+            Decision::Small => Some(later),
+            _ => Some(due_ms),
+        };
+        let noted = self.note(id, &record, channel, due_ms);
+        let claims = matches!(
+            decision,
+            Decision::Claim | Decision::InTime { pays: true } | Decision::LastChance { pays: true }
+        );
+        let claimed = match claims {
+            true => self.claim(id, &record, &shown, situation.unpaid).await,
+            false => None,
+        };
+        let problem = noted.err().map(|error| error.to_string()).or(claimed);
+        let alarm = alarm(&situation, decision, &shown, problem);
+        let tries = match claims || shown.is_stale() {
+            true => before.tries.saturating_add(1),
+            false => 0,
+        };
+        let wait_ms = match tries {
+            0 => look_ms(&situation, genesis.block_interval_ms),
+            // The next block may show it already.
+            _ => retry_ms(tries).min(look_ms(&situation, genesis.block_interval_ms)),
+        };
+        let look_ms = now_ms().saturating_add(wait_ms);
+        let watched = Watched {
+            place: Some(Place {
+                chain: shown.chain.name.clone(),
+                payee: channel.payee,
+                signer: channel.signer,
+            }),
+            paid: channel.paid,
+            deadline: match channel.state {
+                ChannelState::Closing { deadline } => Some(deadline),
+                ChannelState::Open | ChannelState::Closed => None,
+            },
+            is_due: claims,
+            alarm,
+            tries,
+        };
+        let look_ms = match decision {
+            Decision::Wait => look_ms.min(due_ms.unwrap_or(look_ms)),
+            _ => look_ms,
+        };
+        Ok(Looked::Seen { watched, look_ms })
+    }
+
+    /// The channel wherever it is. One whose service's chain shows nothing new may be on main.
+    async fn sight(
+        &self,
+        id: &ChannelId,
+        place: Option<&Place>,
+    ) -> Result<Shown<Channel>, NodeError> {
+        let Some(place) = place else {
+            return self.nodes.find(id).await;
+        };
+        let shown = self.nodes.channel(&place.chain, id).await;
+        let is_new = shown.as_ref().is_ok_and(|shown| !shown.is_stale());
+        if is_new || place.chain == ChainName::main() {
+            return shown;
+        }
+        let chain = self.nodes.chain(&place.chain).await?;
+        match self.on_main(&chain, id).await? {
+            Some(on_main) => Ok(on_main),
+            None => shown,
+        }
+    }
+
+    /// A dead service's channel on main, brought there if it is not there yet.
+    async fn on_main(
+        &self,
+        chain: &KnownChain,
+        id: &ChannelId,
+    ) -> Result<Option<Shown<Channel>>, NodeError> {
+        let service = self.nodes.service(&chain.hash).await?;
+        let next = service.height.saturating_add(1);
+        if !service.value.is_dead(&service.chain.genesis.rules, next) {
+            return Ok(None);
+        }
+        match self.nodes.channel(&ChainName::main(), id).await {
+            Ok(shown) => Ok(Some(shown)),
+            Err(NodeError::Refused(refusal)) if refusal.code == "state_absent" => {
+                self.recover(chain, id).await?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn recover(&self, chain: &KnownChain, id: &ChannelId) -> Result<(), NodeError> {
+        let bytes = self.nodes.recovery(chain, id).await?;
+        let main = self.nodes.main().await?;
+        let asked = |transaction: &Transaction| {
+            transaction.chain == main.hash
+                && matches!(
+                    &transaction.body,
+                    Body::Recover(recover) if recover.service == chain.hash
+                        && matches!(&recover.claim, Recovery::Channel { channel, .. } if channel == id)
+                )
+        };
+        // It is nobody's money that would be lost, but nobody's errand either.
+        if !Transaction::from_bytes(&bytes).is_ok_and(|transaction| asked(&transaction)) {
+            let told = "a node gave another transaction than the channel's recovery";
+            return Err(NodeError::Silent(told.to_owned()));
+        }
+        info!(channel = %id, chain = %chain.name, "its service is dead; recovering it");
+        self.nodes.submit(&main, &bytes).await
+    }
+
+    /// Hands the claim in; gives what is wrong.
+    async fn claim(
+        &self,
+        id: &ChannelId,
+        record: &HeldRecord,
+        shown: &Shown<Channel>,
+        unpaid: Amount,
+    ) -> Option<String> {
+        let body = match claim_body(id, &shown.value, &record.claim()) {
+            Ok(body) => body,
+            Err(fault) => return Some(fault.to_string()),
+        };
+        let transaction = Transaction {
+            chain: shown.chain.hash,
+            body: Body::Claim(body),
+        };
+        let transaction_id = transaction.id();
+        let is_new = record.submitted != Some(transaction_id);
+        let noted = self
+            .held
+            .change(id, |held| held.submitted = Some(transaction_id));
+        // A disk that is full must not cost the claim: nothing rests on the note but what is
+        // told, because a start looks at the chain.
+        if let Err(error) = noted {
+            error!(channel = %id, %error, "claiming without a note of it");
+        }
+        let bytes = transaction.to_bytes();
+        match self.nodes.submit(&shown.chain, &bytes).await {
+            Ok(()) => {
+                if is_new {
+                    info!(channel = %id, transaction = %transaction_id, %unpaid, "claiming");
+                }
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    /// Notes what is paid and when the claim falls due.
+    fn note(
+        &self,
+        id: &ChannelId,
+        record: &HeldRecord,
+        channel: &Channel,
+        due_ms: Option<u64>,
+    ) -> Result<(), HeldError> {
+        self.held.change(id, |held| {
+            held.paid = channel.paid;
+            // A better one may have come since.
+            if due_ms.is_some() || held.redeemable == record.redeemable {
+                held.due_ms = due_ms;
+            }
+        })
+    }
+
+    /// Forgets a channel that is closed.
+    fn give_up(
+        &self,
+        id: &ChannelId,
+        record: &HeldRecord,
+        channel: &Channel,
+    ) -> Result<(), HeldError> {
+        let lost = record.redeemable.checked_sub(channel.paid);
+        let lost = lost.filter(|lost| *lost > Amount::ZERO);
+        match lost {
+            Some(lost) => warn!(channel = %id, %lost, "closed before all that is held was paid"),
+            None => info!(channel = %id, paid = %channel.paid, "closed, and all is paid"),
+        }
+        self.held.forget(id)
+    }
+}
+
+/// What may cost money if nobody does anything.
+fn alarm(
+    situation: &Situation,
+    decision: Decision,
+    shown: &Shown<Channel>,
+    problem: Option<String>,
+) -> Option<String> {
+    let unpaid = situation.unpaid;
+    if let (
+        Decision::InTime { .. } | Decision::LastChance { .. },
+        ChannelState::Closing { deadline },
+    ) = (decision, situation.state)
+    {
+        let left = deadline.saturating_sub(situation.height);
+        let problem = problem.map_or_else(String::new, |problem| format!(": {problem}"));
+        return Some(format!(
+            "{unpaid} can be claimed for {left} blocks more{problem}"
+        ));
+    }
+    if shown.is_stale() && decision != Decision::Paid {
+        let age_s = shown.age_ms / 1_000;
+        return Some(format!(
+            "{unpaid} is unclaimed, and no node shows what has happened for {age_s} s"
+        ));
+    }
+    problem.map(|problem| format!("{unpaid} cannot be claimed: {problem}"))
+}
+
+/// How long a channel that goes on as it should is left alone.
+fn look_ms(situation: &Situation, block_interval_ms: u64) -> u64 {
+    let looks = match situation.state {
+        ChannelState::Closing { .. } => LOOKS_CLOSING,
+        ChannelState::Open | ChannelState::Closed => LOOKS_OPEN,
+    };
+    let window_ms = situation.window.saturating_mul(block_interval_ms);
+    (window_ms / looks).clamp(LOOK_MS_MIN, LOOK_MS_MAX)
+}
+
+/// How long to wait after so many tries in vain.
+fn retry_ms(tries: u32) -> u64 {
+    let doublings = tries.saturating_sub(1).min(6);
+    (RETRY_MS << doublings).min(RETRY_MS_MAX)
+}
+
+const _: () = assert!(RETRY_MS << 6 >= RETRY_MS_MAX);
