@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod archive;
 mod control;
 mod dataplane;
 mod default;
@@ -26,6 +27,7 @@ use std::{
 
 use serde::Deserialize;
 
+pub use archive::Archive;
 pub use control::{Control, Offer};
 pub use dataplane::{Dataplane, Io};
 pub use error::{ConfigError, Problem};
@@ -195,7 +197,9 @@ impl Config {
             .dataplane
             .iter()
             .flat_map(Dataplane::missing_interfaces);
-        missing_files.chain(interfaces).collect()
+        let archive = self.metering.iter();
+        let archive = archive.filter_map(|metering| metering.archive.machine());
+        missing_files.chain(interfaces).chain(archive).collect()
     }
 
     fn missing(&self, section: &'static str) -> ConfigError {
