@@ -16,7 +16,7 @@ use std::{
 use rocksdb::{DB, DBCompressionType, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 use topnet_account::{ChannelId, Hash};
 use topnet_books::{Entry, LogHead, NewLine, Stored, facts::Facts};
-use topnet_log::{Frontier, LEVELS_MAX, Line, LogError, Position, Segments};
+use topnet_log::{Frontier, LEVELS_MAX, Line, LogError, Position, SEGMENT_LINES, Segments};
 
 const VERSION_KEY: &[u8] = b"v";
 const VERSION: &[u8] = b"topnet-metering-journal/1";
@@ -117,7 +117,7 @@ impl Journal {
             Some(bytes) => Some(position_from(&bytes).ok_or_else(|| damaged(path, POSITION_KEY))?),
             None => None,
         };
-        let log = Segments::open(log_dir, position)?;
+        let log = Segments::open(log_dir, position, SEGMENT_LINES)?;
         // Lines count from here, so a crash before the first commit leaves none behind.
         database
             .put_opt(POSITION_KEY, position_bytes(log.position()), &synced)

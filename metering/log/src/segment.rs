@@ -2,9 +2,13 @@
 //!
 //! A segment is a file `NUMBER.log`: a head (magic, version, number), then lines of
 //! [`LINE_BYTES`] each. A full one gets a seal as its last line: its number of lines and the
-//! root of the tree over all of them, so that it can be kept anywhere and named by it. The
-//! journal says up to which [`Position`] lines count. What stands behind that was never
-//! committed and is cut off when the segments are opened.
+//! root of the tree over all of them, so that it can be kept anywhere. The journal says up to
+//! which [`Position`] lines count. What stands behind that was never committed and is cut off
+//! when the segments are opened: so a segment is sealed for good only when the journal stands in
+//! a later one.
+//!
+//! Left to `topnet-archive`: where sealed segments are kept, and for how long. It leaves a file
+//! `NUMBER.manifest` here for each that it has taken, so that no number is given twice.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -18,8 +22,10 @@ use topnet_account::{ChannelId, Hash};
 
 use crate::{Frontier, LINE_BYTES, Line};
 
-/// Lines of a segment; 44 MiB.
-pub const SEGMENT_LINES_MAX: u64 = 1 << 19;
+/// Lines of a segment unless configured otherwise; 44 MiB.
+pub const SEGMENT_LINES: u64 = 1 << 19;
+/// What the file of a segment that was taken into the archive leaves in its place.
+pub const MANIFEST_SUFFIX: &str = "manifest";
 const MAGIC: &[u8; 16] = b"topnet-log/1\0\0\0\0";
 const SEAL: &[u8; 16] = b"topnet-log seal\0";
 const SUFFIX: &str = "log";
@@ -73,21 +79,18 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Opens the segments in `dir`, or begins them, at what the journal says. A journal that
-    /// says nothing begins a new segment behind those that there are; its position is to be
-    /// committed before lines are.
-    pub fn open(dir: &Path, position: Option<Position>) -> Result<Self, LogError> {
-        Self::open_with(dir, position, SEGMENT_LINES_MAX)
-    }
-
-    fn open_with(dir: &Path, position: Option<Position>, lines_max: u64) -> Result<Self, LogError> {
+    /// Opens the segments in `dir`, or begins them, at what the journal says; one that has
+    /// `lines_max` lines is full. A journal that says nothing begins a new segment behind those
+    /// that there are; its position is to be committed before lines are.
+    pub fn open(dir: &Path, position: Option<Position>, lines_max: u64) -> Result<Self, LogError> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(dir)
             .map_err(failed("make the directory of", dir))?;
         let numbers = numbers(dir)?;
-        let newest = numbers.last().copied().unwrap_or(0);
+        let taken = numbers_with(dir, MANIFEST_SUFFIX)?;
+        let newest = numbers.iter().chain(&taken).copied().max().unwrap_or(0);
         let mut segments = Self {
             dir: dir.to_owned(),
             lines_max,
@@ -150,7 +153,7 @@ impl Segments {
     /// Goes back to `position`, after a write that failed: nobody knows what it left.
     pub fn rewind(&mut self, position: Position) -> Result<(), LogError> {
         let (dir, lines_max) = (self.dir.clone(), self.lines_max);
-        *self = Self::open_with(&dir, Some(position), lines_max)?;
+        *self = Self::open(&dir, Some(position), lines_max)?;
         Ok(())
     }
 
@@ -237,13 +240,13 @@ impl Segments {
     }
 
     fn path(&self, number: u64) -> PathBuf {
-        path(&self.dir, number)
+        segment_path(&self.dir, number)
     }
 }
 
 /// All lines of a segment, in order.
 pub fn read_segment(dir: &Path, number: u64) -> Result<Vec<Line>, LogError> {
-    let path = path(dir, number);
+    let path = segment_path(dir, number);
     let file = File::open(&path).map_err(failed("open", &path))?;
     let mut reader = Reader::new(BufReader::new(file), &path, number)?;
     let mut lines = Vec::new();
@@ -251,6 +254,53 @@ pub fn read_segment(dir: &Path, number: u64) -> Result<Vec<Line>, LogError> {
         lines.push(line);
     }
     Ok(lines)
+}
+
+/// Checks every byte of a sealed segment and shows its lines to `each`, in order: it must be
+/// whole, from its head to its seal. `place` is where it comes from, for errors. Nothing that was
+/// shown counts after an error.
+pub fn read_sealed(
+    place: &Path,
+    number: u64,
+    bytes: &[u8],
+    mut each: impl FnMut(&Line),
+) -> Result<(), LogError> {
+    let damaged = |reason: &str| LogError::Damaged {
+        path: place.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let whole = bytes.len().is_multiple_of(LINE_BYTES);
+    let seal = bytes.rchunks_exact(LINE_BYTES).next().unwrap_or_default();
+    // Behind the root a seal is empty.
+    if !whole || !seal.starts_with(SEAL) || seal[56..] != [0; LINE_BYTES - 56] {
+        return Err(damaged("it does not end with a seal"));
+    }
+    let mut source = bytes;
+    let mut reader = Reader::new(&mut source, place, number)?;
+    while let Some(line) = reader.next()? {
+        each(&line);
+    }
+    match source {
+        [] => Ok(()),
+        _ => Err(damaged("there is more behind its seal")),
+    }
+}
+
+/// True if the segment's file ends with a seal; whether it holds, [`read_sealed`] says.
+pub fn is_sealed(dir: &Path, number: u64) -> Result<bool, LogError> {
+    let path = segment_path(dir, number);
+    let failed = failed("read", &path);
+    let end = || -> io::Result<bool> {
+        let mut file = File::open(&path)?;
+        if file.metadata()?.len() < 2 * LINE_BYTES as u64 {
+            return Ok(false);
+        }
+        let mut start = [0; SEAL.len()];
+        file.seek(SeekFrom::End(-(LINE_BYTES as i64)))?;
+        file.read_exact(&mut start)?;
+        Ok(start == *SEAL)
+    };
+    end().map_err(failed)
 }
 
 /// All lines of a channel, in order, over all segments. With them every line is proved.
@@ -328,18 +378,24 @@ fn options() -> OpenOptions {
     options
 }
 
-fn path(dir: &Path, number: u64) -> PathBuf {
+/// The file of a segment in the log's directory.
+pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:016}.{SUFFIX}"))
 }
 
-/// Numbers of the segments that there are, in order.
-fn numbers(dir: &Path) -> Result<Vec<u64>, LogError> {
+/// Numbers of the segments whose files are in the log's directory, in order.
+pub fn numbers(dir: &Path) -> Result<Vec<u64>, LogError> {
+    numbers_with(dir, SUFFIX)
+}
+
+/// Numbers of the files with a suffix in the log's directory, in order.
+pub fn numbers_with(dir: &Path, suffix: &str) -> Result<Vec<u64>, LogError> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
         let path = entry.map_err(failed("list", dir))?.path();
-        let is_log = path.extension().is_some_and(|suffix| suffix == SUFFIX);
+        let is_one = path.extension().is_some_and(|found| found == suffix);
         let stem = path.file_stem().and_then(|stem| stem.to_str());
-        if let Some(number) = stem.filter(|_| is_log).and_then(|stem| stem.parse().ok()) {
+        if let Some(number) = stem.filter(|_| is_one).and_then(|stem| stem.parse().ok()) {
             numbers.push(number);
         }
     }
@@ -360,7 +416,7 @@ mod tests {
     const LINES_MAX: u64 = 4;
 
     fn open(dir: &Path, position: Option<Position>) -> Result<Segments, LogError> {
-        Segments::open_with(dir, position, LINES_MAX)
+        Segments::open(dir, position, LINES_MAX)
     }
 
     fn lines(channel: u8, units: std::ops::RangeInclusive<u64>) -> Vec<Line> {
@@ -420,7 +476,7 @@ mod tests {
         segments.append(&lines(1, 1..=6)).unwrap();
         let committed = segments.position();
         drop(segments);
-        let first = path(dir.path(), 1);
+        let first = segment_path(dir.path(), 1);
         let whole = fs::read(&first).unwrap();
         for at in [0, 17, LINE_BYTES + 40, whole.len() - 60] {
             let mut damaged = whole.clone();
@@ -429,7 +485,7 @@ mod tests {
             let read = read_segment(dir.path(), 1);
             assert!(matches!(read, Err(LogError::Damaged { .. })), "{at}");
         }
-        let second = path(dir.path(), 2);
+        let second = segment_path(dir.path(), 2);
         let short = fs::read(&second).unwrap();
         fs::write(&second, &short[..short.len() - 1]).unwrap();
         let refused = open(dir.path(), Some(committed));
@@ -462,5 +518,40 @@ mod tests {
         assert_eq!(segments.forget_before(SystemTime::UNIX_EPOCH).unwrap(), 0);
         assert_eq!(segments.forget_before(later).unwrap(), 2);
         assert_eq!(numbers(dir.path()).unwrap(), [3]);
+    }
+
+    #[test]
+    fn numbers_of_segments_that_were_taken_away_are_not_given_again() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("0000000000000007.manifest"), "").unwrap();
+        let segments = open(dir.path(), None).unwrap();
+        assert_eq!(segments.position().segment, 8);
+    }
+
+    #[test]
+    fn a_sealed_segment_is_believed_as_a_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path(), None).unwrap();
+        segments.append(&lines(1, 1..=6)).unwrap();
+        assert!(is_sealed(dir.path(), 1).unwrap());
+        assert!(!is_sealed(dir.path(), 2).unwrap());
+        let whole = fs::read(segment_path(dir.path(), 1)).unwrap();
+        let read = |bytes: &[u8]| {
+            let mut found = Vec::new();
+            let read = read_sealed(dir.path(), 1, bytes, |line| found.push(*line));
+            read.map(|()| found)
+        };
+        assert_eq!(read(&whole).unwrap(), lines(1, 1..=4));
+        let refused = |bytes: &[u8]| matches!(read(bytes), Err(LogError::Damaged { .. }));
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            assert!(refused(&damaged), "{at}");
+        }
+        for length in 0..whole.len() {
+            assert!(refused(&whole[..length]), "{length}");
+        }
+        let twice = [&whole[..], &whole[whole.len() - LINE_BYTES..]].concat();
+        assert!(refused(&twice));
     }
 }
