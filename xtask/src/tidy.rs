@@ -19,6 +19,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("topnet-ledger", &["topnet-account", "topnet-channel"]),
     ("topnet-api", &["topnet-account"]),
     ("topnet-config", &["topnet-account"]),
+    // Apart from the log, so that only those who keep or read segments have a store's client.
+    (
+        "topnet-archive",
+        &["topnet-account", "topnet-config", "topnet-log"],
+    ),
     // What processes are made of.
     (
         "topnet-books",
