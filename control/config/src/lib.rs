@@ -32,7 +32,7 @@ pub use control::{Control, Offer};
 pub use dataplane::{Dataplane, Io};
 pub use error::{ConfigError, Problem};
 pub use log::log_to_stderr;
-pub use metering::Metering;
+pub use metering::{Metering, SEGMENT_LINES_MAX};
 pub use process::Process;
 pub use settlement::Settlement;
 pub use subnet::{Ipv4Subnet, SubnetError};

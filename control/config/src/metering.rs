@@ -10,8 +10,9 @@ use topnet_account::Amount;
 
 use crate::{Archive, Base, Section, default, error::Problems};
 
-/// The most lines of a segment; 352 MiB, which have to go through memory.
-const SEGMENT_LINES_MAX: u64 = 1 << 22;
+/// The most lines that a segment of the service log may have; 352 MiB, which have to go through
+/// memory.
+pub const SEGMENT_LINES_MAX: u64 = 1 << 22;
 
 /// What metering is told. The terms in it are also what control publishes as the offer.
 #[derive(Clone, Debug, Deserialize)]

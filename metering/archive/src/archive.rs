@@ -9,7 +9,7 @@ use std::{
 
 use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutPayload, path::Path as Place};
 use topnet_config::Archive as Config;
-use topnet_log::{LogError, is_sealed, numbers, segment_path};
+use topnet_log::{LogError, is_sealed, numbers, segment_name, segment_path};
 
 use crate::{
     ArchiveError, Entry, ObjectHash,
@@ -205,7 +205,7 @@ pub(crate) fn object_place(hash: &ObjectHash) -> Place {
 }
 
 pub(crate) fn entry_place(number: u64) -> Place {
-    Place::from_iter([SEGMENTS.to_owned(), format!("{number:016}")])
+    Place::from_iter([SEGMENTS.to_owned(), segment_name(number)])
 }
 
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, LogError> {

@@ -3,9 +3,12 @@
 use std::{fmt, path::Path, str::FromStr};
 
 use serde::{Serialize, Serializer};
-use topnet_log::{Line, LogError, read_sealed};
+use topnet_config::SEGMENT_LINES_MAX;
+use topnet_log::{LINE_BYTES, Line, LogError, read_sealed};
 
 const TITLE: &str = "topnet-log segment/1";
+/// With head and seal. Whoever reads has room for no more, whatever an entry says.
+const OBJECT_BYTES_MAX: u64 = (SEGMENT_LINES_MAX + 2) * LINE_BYTES as u64;
 /// Every field has fewer digits.
 pub(crate) const ENTRY_BYTES_MAX: usize = 1024;
 
@@ -127,6 +130,9 @@ impl Entry {
         if entry.number != number {
             return Err(format!("it is about segment {}", entry.number));
         }
+        if entry.bytes > OBJECT_BYTES_MAX {
+            return Err(format!("no segment has {} bytes", entry.bytes));
+        }
         Ok(entry)
     }
 
@@ -170,6 +176,11 @@ mod tests {
         assert!(text.len() < ENTRY_BYTES_MAX);
         assert_eq!(Entry::from_text(7, text.as_bytes()), Ok(entry));
         assert!(Entry::from_text(8, text.as_bytes()).is_err());
+        let endless = Entry {
+            bytes: u64::MAX,
+            ..entry
+        };
+        assert!(Entry::from_text(7, endless.to_text().as_bytes()).is_err());
         for at in 0..text.len() {
             let mut damaged = text.clone().into_bytes();
             damaged[at] ^= 1;

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use topnet_log::{LogError, MANIFEST_SUFFIX, numbers, numbers_with};
+use topnet_log::{LogError, MANIFEST_SUFFIX, numbers, numbers_with, segment_name};
 
 use crate::{ArchiveError, Entry};
 
@@ -104,7 +104,7 @@ impl Manifest {
     }
 
     fn path(&self, number: u64, suffix: &str) -> PathBuf {
-        self.dir.join(format!("{number:016}.{suffix}"))
+        self.dir.join(format!("{}.{suffix}", segment_name(number)))
     }
 }
 

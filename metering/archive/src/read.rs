@@ -6,7 +6,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::{Error, ObjectStoreExt as _, path::Path as Place};
 use serde::Serialize;
 use topnet_account::ChannelId;
-use topnet_log::{Line, LogError, is_sealed, read_segment, segment_path};
+use topnet_log::{Line, LogError, is_sealed, number_of, read_segment, segment_path};
 
 use crate::{
     Archive, ArchiveError, Entry, ObjectHash,
@@ -73,7 +73,7 @@ impl Archive {
             .await
             .map_err(|source| self.failed("list", &place, source))?;
         let names = found.iter().filter_map(|found| found.location.filename());
-        Ok(names.filter_map(|name| name.parse().ok()).collect())
+        Ok(names.filter_map(number_of).collect())
     }
 
     /// All lines of a channel, in order, over all segments. With them every line is proved.
@@ -249,7 +249,7 @@ impl Archive {
     }
 
     /// The number of the segment whose object has this name.
-    pub async fn number_of(&self, hash: &ObjectHash) -> Result<u64, ArchiveError> {
+    pub async fn number_by(&self, hash: &ObjectHash) -> Result<u64, ArchiveError> {
         let segments = self.segments().await?;
         let named = segments.iter().find(|segment| segment.hash == Some(*hash));
         named

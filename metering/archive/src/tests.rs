@@ -100,7 +100,7 @@ async fn lines_are_found_in_the_store_as_they_were_in_the_directory() {
     let bytes = fs::read(&object).unwrap();
     assert_eq!(ObjectHash::of(&bytes), hash);
     assert_eq!(archive.segment(2).await.unwrap(), bytes);
-    assert_eq!(archive.number_of(&hash).await.unwrap(), 2);
+    assert_eq!(archive.number_by(&hash).await.unwrap(), 2);
     assert!(matches!(
         archive.segment(3).await,
         Err(ArchiveError::Unknown { .. })

@@ -42,8 +42,8 @@ impl Archive {
         let newest = numbers.last().copied().unwrap_or(0);
         let mut next = numbers.first().copied().unwrap_or(0);
         for number in numbers {
-            for missing in next..number {
-                verdict.findings.push(gone(missing));
+            if next < number {
+                verdict.findings.push(gone(next, number));
             }
             next = number + 1;
             match self.verify_segment(number, number == newest).await {
@@ -142,11 +142,16 @@ impl Archive {
 }
 
 /// Removed segments are the oldest ones, so a gap is none of them.
-fn gone(number: u64) -> Finding {
+fn gone(first: u64, next: u64) -> Finding {
+    let last = next - 1;
+    let which = match first == last {
+        true => format!("segment {first} is"),
+        false => format!("segments {first} to {last} are"),
+    };
     Finding {
-        number,
+        number: first,
         code: "segment_missing",
-        what: format!("segment {number} is neither in the directory nor in the archive"),
+        what: format!("{which} neither in the directory nor in the archive"),
         mend: "bring its file or its entry back from a copy of the directory or of the store"
             .to_owned(),
     }

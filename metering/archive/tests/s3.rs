@@ -229,6 +229,12 @@ async fn a_store_that_refuses_or_is_away_is_named_and_nothing_is_lost() {
         Err(error) => Err(error),
     };
     assert_eq!(refused.unwrap_err().code(), "archive_unreachable");
+    config.endpoint = Some(format!("https://{}", world.address));
+    let archive = Archive::open(&world.log(), &config).unwrap();
+    let error = archive.take(1).await.unwrap_err();
+    // The server answers a greeting of TLS in plain HTTP.
+    assert_eq!(error.code(), "archive_unreachable");
+    assert!(error.what().contains("corrupt message"), "{error}");
     config = world.config();
     config.bucket = Some("no-such-bucket".to_owned());
     let archive = Archive::open(&world.log(), &config).unwrap();

@@ -29,6 +29,7 @@ pub const MANIFEST_SUFFIX: &str = "manifest";
 const MAGIC: &[u8; 16] = b"topnet-log/1\0\0\0\0";
 const SEAL: &[u8; 16] = b"topnet-log seal\0";
 const SUFFIX: &str = "log";
+const NAME_DIGITS: usize = 16;
 
 /// Why there is no log, or no more of it. What cannot be logged must not be committed.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +92,16 @@ impl Segments {
         let numbers = numbers(dir)?;
         let taken = numbers_with(dir, MANIFEST_SUFFIX)?;
         let newest = numbers.iter().chain(&taken).copied().max().unwrap_or(0);
+        if let Some(position) = position
+            && !numbers.contains(&position.segment)
+            && taken.iter().any(|number| *number >= position.segment)
+        {
+            let path = segment_path(dir, position.segment);
+            let reason = "the journal counts on a place in it, and it was archived since: the \
+                          journal is older than its log"
+                .to_owned();
+            return Err(LogError::Damaged { path, reason });
+        }
         let mut segments = Self {
             dir: dir.to_owned(),
             lines_max,
@@ -380,7 +391,18 @@ fn options() -> OpenOptions {
 
 /// The file of a segment in the log's directory.
 pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:016}.{SUFFIX}"))
+    dir.join(format!("{}.{SUFFIX}", segment_name(number)))
+}
+
+/// A segment's number as names are made of it: in the order of names they are in order.
+pub fn segment_name(number: u64) -> String {
+    format!("{number:0NAME_DIGITS$}")
+}
+
+/// Reads [`segment_name`]; so no name that somebody else has made up is near the last number.
+pub fn number_of(name: &str) -> Option<u64> {
+    let digits = name.len() == NAME_DIGITS && name.bytes().all(|byte| byte.is_ascii_digit());
+    name.parse().ok().filter(|_| digits)
 }
 
 /// Numbers of the segments whose files are in the log's directory, in order.
@@ -395,7 +417,7 @@ pub fn numbers_with(dir: &Path, suffix: &str) -> Result<Vec<u64>, LogError> {
         let path = entry.map_err(failed("list", dir))?.path();
         let is_one = path.extension().is_some_and(|found| found == suffix);
         let stem = path.file_stem().and_then(|stem| stem.to_str());
-        if let Some(number) = stem.filter(|_| is_one).and_then(|stem| stem.parse().ok()) {
+        if let Some(number) = stem.filter(|_| is_one).and_then(number_of) {
             numbers.push(number);
         }
     }
@@ -526,6 +548,21 @@ mod tests {
         fs::write(dir.path().join("0000000000000007.manifest"), "").unwrap();
         let segments = open(dir.path(), None).unwrap();
         assert_eq!(segments.position().segment, 8);
+    }
+
+    #[test]
+    fn a_journal_that_is_older_than_what_was_archived_cuts_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path(), None).unwrap();
+        segments.append(&lines(1, 1..=3)).unwrap();
+        let old = segments.position();
+        segments.append(&lines(1, 4..=6)).unwrap();
+        drop(segments);
+        let first = segment_path(dir.path(), 1);
+        fs::rename(&first, first.with_extension(MANIFEST_SUFFIX)).unwrap();
+        let refused = open(dir.path(), Some(old));
+        assert!(matches!(refused, Err(LogError::Damaged { .. })));
+        assert_eq!(read_segment(dir.path(), 2).unwrap(), lines(1, 5..=6));
     }
 
     #[test]
