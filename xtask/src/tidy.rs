@@ -68,6 +68,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "topnet-account",
             "topnet-api",
+            "topnet-archive",
             "topnet-books",
             "topnet-channel",
             "topnet-config",

@@ -15,7 +15,6 @@ use std::{
     io::{self, BufReader, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
 use topnet_account::{ChannelId, Hash};
@@ -166,21 +165,6 @@ impl Segments {
         let (dir, lines_max) = (self.dir.clone(), self.lines_max);
         *self = Self::open(&dir, Some(position), lines_max)?;
         Ok(())
-    }
-
-    /// Removes sealed segments that were last written before `time`.
-    pub fn forget_before(&mut self, time: SystemTime) -> Result<u64, LogError> {
-        let mut removed = 0;
-        for number in numbers(&self.dir)? {
-            let path = self.path(number);
-            let written = fs::metadata(&path).and_then(|data| data.modified());
-            let written = written.map_err(failed("look at", &path))?;
-            if number < self.position.segment && written < time {
-                fs::remove_file(&path).map_err(failed("remove", &path))?;
-                removed += 1;
-            }
-        }
-        Ok(removed)
     }
 
     /// Seals the segment that is full and begins the next.
@@ -529,17 +513,6 @@ mod tests {
         segments.append(&lines(2, 1..=1)).unwrap();
         assert_eq!(read_segment(dir.path(), 1).unwrap(), lines(1, 1..=2));
         assert_eq!(read_segment(dir.path(), 2).unwrap(), lines(2, 1..=1));
-    }
-
-    #[test]
-    fn old_segments_are_forgotten_and_the_one_in_use_never() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut segments = open(dir.path(), None).unwrap();
-        segments.append(&lines(1, 1..=9)).unwrap();
-        let later = SystemTime::now() + std::time::Duration::from_secs(9);
-        assert_eq!(segments.forget_before(SystemTime::UNIX_EPOCH).unwrap(), 0);
-        assert_eq!(segments.forget_before(later).unwrap(), 2);
-        assert_eq!(numbers(dir.path()).unwrap(), [3]);
     }
 
     #[test]
