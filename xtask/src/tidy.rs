@@ -97,6 +97,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "topnet-account",
             "topnet-api",
+            // The command reads the service log wherever it is.
+            "topnet-archive",
             "topnet-channel",
             "topnet-config",
             "topnet-ledger",

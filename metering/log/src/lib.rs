@@ -17,7 +17,7 @@ mod tree;
 
 pub use line::{LINE_BYTES, Line};
 pub use segment::{
-    LogError, MANIFEST_SUFFIX, Position, SEGMENT_LINES, Segments, is_sealed, lines_of, number_of,
-    numbers, numbers_with, read_sealed, read_segment, segment_name, segment_path,
+    LogError, MANIFEST_SUFFIX, Position, SEGMENT_LINES, Segments, is_sealed, number_of, numbers,
+    numbers_with, read_sealed, read_segment, segment_name, segment_path,
 };
 pub use tree::{Frontier, LEVELS_MAX, Peak, Proof, log_root, prove};

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use topnet_account::{ChannelId, Hash};
+use topnet_account::Hash;
 
 use crate::{Frontier, LINE_BYTES, Line};
 
@@ -298,16 +298,6 @@ pub fn is_sealed(dir: &Path, number: u64) -> Result<bool, LogError> {
     end().map_err(failed)
 }
 
-/// All lines of a channel, in order, over all segments. With them every line is proved.
-pub fn lines_of(dir: &Path, channel: &ChannelId) -> Result<Vec<Line>, LogError> {
-    let mut found = Vec::new();
-    for number in numbers(dir)? {
-        let lines = read_segment(dir, number)?.into_iter();
-        found.extend(lines.filter(|line| line.channel == *channel));
-    }
-    Ok(found)
-}
-
 struct Reader<'a, R> {
     source: R,
     path: &'a Path,
@@ -416,6 +406,8 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError
 
 #[cfg(test)]
 mod tests {
+    use topnet_account::ChannelId;
+
     use super::*;
     use crate::{line::example, log_root, prove};
 
@@ -423,6 +415,12 @@ mod tests {
 
     fn open(dir: &Path, position: Option<Position>) -> Result<Segments, LogError> {
         Segments::open(dir, position, LINES_MAX)
+    }
+
+    fn lines_of(dir: &Path, channel: &ChannelId) -> Vec<Line> {
+        let numbers = numbers(dir).unwrap().into_iter();
+        let lines = numbers.flat_map(|number| read_segment(dir, number).unwrap());
+        lines.filter(|line| line.channel == *channel).collect()
     }
 
     fn lines(channel: u8, units: std::ops::RangeInclusive<u64>) -> Vec<Line> {
@@ -449,7 +447,7 @@ mod tests {
             }
         );
         let channel = ChannelId([1; 32]);
-        let found = lines_of(dir.path(), &channel).unwrap();
+        let found = lines_of(dir.path(), &channel);
         assert_eq!(found, lines(1, 1..=11));
         let root = log_root(&channel, 11, &tree.root());
         assert_eq!(prove(&found, 7).unwrap().root(), Some(root));
@@ -470,9 +468,9 @@ mod tests {
         segments.rewind(committed).unwrap();
         segments.append(&lines(1, 4..=6)).unwrap();
         segments.sync().unwrap();
-        let found = lines_of(dir.path(), &ChannelId([1; 32])).unwrap();
+        let found = lines_of(dir.path(), &ChannelId([1; 32]));
         assert_eq!(found, lines(1, 1..=6));
-        assert_eq!(lines_of(dir.path(), &ChannelId([2; 32])).unwrap(), []);
+        assert_eq!(lines_of(dir.path(), &ChannelId([2; 32])), []);
     }
 
     #[test]
