@@ -153,6 +153,11 @@ async fn damage_is_named_and_never_read_as_a_line() {
     let flip = |at: usize| move |bytes: &mut Vec<u8>| bytes[at] ^= 1;
     type Spoil = Box<dyn Fn(&mut Vec<u8>)>;
     let another = fs::read(below(&format!("objects/{other}"))).unwrap();
+    // Another segment of the same number, with a seal that holds.
+    let forged = tempfile::tempdir().unwrap();
+    let mut segments = Segments::open(forged.path(), None, LINES_MAX).unwrap();
+    segments.append(&lines(21..=25)).unwrap();
+    let forged = fs::read(segment_path(forged.path(), 1)).unwrap();
     let cases: Vec<(&Path, Spoil, &str)> = vec![
         (&object, Box::new(flip(3)), "object_damaged"),
         (&object, Box::new(flip(line - 1)), "object_damaged"),
@@ -174,6 +179,11 @@ async fn damage_is_named_and_never_read_as_a_line() {
         (
             &object,
             Box::new(move |bytes| bytes.clone_from(&another)),
+            "object_damaged",
+        ),
+        (
+            &object,
+            Box::new(move |bytes| bytes.clone_from(&forged)),
             "object_damaged",
         ),
         (&stored, Box::new(flip(30)), "manifest"),
