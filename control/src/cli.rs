@@ -11,6 +11,7 @@ mod client;
 mod error;
 mod history;
 mod init;
+mod log;
 mod market;
 mod output;
 mod passphrase;
@@ -88,6 +89,7 @@ fn execute(arguments: Arguments, output: Output) -> Result<(), CliError> {
                 proof::prove(&options, subject, out.as_deref(), output).await
             }
             Command::Verify { file, genesis } => proof::verify(&file, &genesis, output),
+            Command::Log(command) => log::execute(&options, command, output).await,
             Command::Claims => provider::claims(&options, output).await,
             Command::Earnings { since } => provider::earnings(&options, since, output).await,
             Command::Block { height, chain } => {

@@ -103,6 +103,16 @@ impl Page {
                 "1 while the journal cannot be written.",
                 u64::from(metering.journal_fault.is_some()),
             ),
+            (
+                "log_segments_waiting",
+                "Sealed segments of the service log that are not in the archive yet.",
+                metering.archive.waiting_segments,
+            ),
+            (
+                "log_archive_faulty",
+                "1 while the archive takes no segments.",
+                u64::from(metering.archive.problem.is_some()),
+            ),
         ];
         for (name, help, value) in gauges {
             self.level(name, help, value);
@@ -125,6 +135,11 @@ impl Page {
             ),
             ("unit_records", "Unit records drained.", metering.records),
             ("journal_commits", "Journal commits.", metering.commits),
+            (
+                "log_segments_archived",
+                "Segments that the archive has taken.",
+                metering.archive.archived_segments,
+            ),
         ];
         for (name, help, value) in counters {
             self.total(name, help, value);
@@ -236,7 +251,7 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use topnet_account::{Amount, ChannelId};
-    use topnet_api::HandoverStatus;
+    use topnet_api::{ArchiveStatus, HandoverStatus};
 
     use super::*;
 
@@ -284,6 +299,11 @@ mod tests {
                 unbacked: Amount::from_ntop(13),
                 journal_fault: Some("full".to_owned()),
                 frozen: None,
+                archive: ArchiveStatus {
+                    waiting_segments: 5,
+                    archived_segments: 6,
+                    problem: Some("full".to_owned()),
+                },
             }),
             chains: Vec::new(),
             sessions: 1,
@@ -305,6 +325,9 @@ mod tests {
             "topnet_tokens_total 4".to_owned(),
             "topnet_journal_faulty 1".to_owned(),
             "topnet_tower_unconfirmed_claims{tower=\"http://tower\"} 13".to_owned(),
+            "topnet_log_segments_waiting 5".to_owned(),
+            "topnet_log_archive_faulty 1".to_owned(),
+            "topnet_log_segments_archived_total 6".to_owned(),
             "topnet_journal_commit_seconds{quantile=\"0.99\"} 0.0015".to_owned(),
             format!("topnet_channel_owed_units_total{{channel=\"{id}\"}} 7"),
             "# EOF".to_owned(),

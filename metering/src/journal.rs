@@ -10,13 +10,13 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
 };
 
 use rocksdb::{DB, DBCompressionType, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
+use tokio::sync::watch;
 use topnet_account::{ChannelId, Hash};
 use topnet_books::{Entry, LogHead, NewLine, Stored, facts::Facts};
-use topnet_log::{Frontier, LEVELS_MAX, Line, LogError, Position, Segments};
+use topnet_log::{Frontier, LEVELS_MAX, Line, LogError, Position, SEGMENT_LINES, Segments};
 
 const VERSION_KEY: &[u8] = b"v";
 const VERSION: &[u8] = b"topnet-metering-journal/1";
@@ -85,17 +85,23 @@ pub struct Journal {
     log: Segments,
     /// Up to where the log counts.
     position: Position,
-    log_kept: Option<Duration>,
+    /// The segment that lines go to; those below are sealed for good.
+    sealed: watch::Sender<u64>,
 }
 
 impl Journal {
     /// Opens the journal in `path`, or begins one, with the service log in a directory below.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
-        Self::open_with_log(path, &path.join(LOG_DIR))
+        Self::open_with_log(path, &path.join(LOG_DIR), SEGMENT_LINES)
     }
 
-    /// Opens the journal in `path` and the service log in `log_dir`, or begins them.
-    pub fn open_with_log(path: &Path, log_dir: &Path) -> Result<Self, JournalError> {
+    /// Opens the journal in `path` and the service log in `log_dir`, or begins them. Segments of
+    /// the log get `segment_lines` lines.
+    pub fn open_with_log(
+        path: &Path,
+        log_dir: &Path,
+        segment_lines: u64,
+    ) -> Result<Self, JournalError> {
         let database = open_database(path)?;
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
@@ -117,7 +123,7 @@ impl Journal {
             Some(bytes) => Some(position_from(&bytes).ok_or_else(|| damaged(path, POSITION_KEY))?),
             None => None,
         };
-        let log = Segments::open(log_dir, position)?;
+        let log = Segments::open(log_dir, position, segment_lines)?;
         // Lines count from here, so a crash before the first commit leaves none behind.
         database
             .put_opt(POSITION_KEY, position_bytes(log.position()), &synced)
@@ -127,14 +133,15 @@ impl Journal {
             database: Some(database),
             synced,
             position: log.position(),
+            sealed: watch::Sender::new(log.position().segment),
             log,
-            log_kept: None,
         })
     }
 
-    /// Has [`retain`](Self::retain) remove segments of the log that are older.
-    pub fn keep_log_for(&mut self, log_kept: Duration) {
-        self.log_kept = Some(log_kept);
+    /// The number below which segments of the log are sealed for good. It grows when a commit is
+    /// durable: what a commit that failed has sealed is cut again.
+    pub fn sealed(&self) -> watch::Receiver<u64> {
+        self.sealed.subscribe()
     }
 
     /// Every channel, in the order of ids.
@@ -239,16 +246,13 @@ impl Journal {
                 .map_err(failed(&self.path, "write"))?;
         }
         self.position = self.log.position();
+        let segment = self.position.segment;
+        self.sealed.send_if_modified(|sealed| {
+            let grown = *sealed != segment;
+            *sealed = segment;
+            grown
+        });
         Ok(())
-    }
-
-    /// Removes segments of the log that are older than they are to be kept; gives their number.
-    pub fn retain(&mut self, now: SystemTime) -> Result<u64, JournalError> {
-        let before = self.log_kept.and_then(|kept| now.checked_sub(kept));
-        match before {
-            Some(before) => Ok(self.log.forget_before(before)?),
-            None => Ok(0),
-        }
     }
 }
 
@@ -361,10 +365,18 @@ fn node_place(channel: ChannelId, level: u8) -> [u8; KEY_BYTES + 1] {
 #[cfg(test)]
 mod tests {
     use topnet_account::{Amount, PublicKey};
-    use topnet_log::lines_of;
+    use topnet_archive::{Archive, waiting};
+    use topnet_log::{numbers, prove, read_segment};
     use topnet_unit::{BootId, Slot};
 
     use super::*;
+
+    fn lines_of(log_dir: &Path, number: u8) -> Vec<Line> {
+        let channel = ChannelId([number; 32]);
+        let numbers = numbers(log_dir).unwrap().into_iter();
+        let lines = numbers.flat_map(|number| read_segment(log_dir, number).unwrap());
+        lines.filter(|line| line.channel == channel).collect()
+    }
 
     fn facts(number: u8) -> Facts {
         Facts {
@@ -500,7 +512,7 @@ mod tests {
             assert_eq!(heads, [one.clone(), two.clone()]);
             for (number, head) in [(1, &one), (2, &two)] {
                 let log_dir = copy.path().join(LOG_DIR);
-                let lines = lines_of(&log_dir, &ChannelId([number; 32])).unwrap();
+                let lines = lines_of(&log_dir, number);
                 let mut tree = Frontier::default();
                 for line in &lines {
                     tree.append(line);
@@ -508,6 +520,56 @@ mod tests {
                 assert_eq!(tree, head.tree);
             }
         }
+    }
+
+    /// What a batch that failed has sealed is cut again: the archive must not have taken it.
+    #[tokio::test]
+    async fn a_segment_is_sealed_for_good_only_when_the_commit_is_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let log_dir = dir.path().join(LOG_DIR);
+        let config = topnet_config::Archive {
+            dir: log_dir.join("archive"),
+            ..topnet_config::Archive::default()
+        };
+        let archive = Archive::open(&log_dir, &config).unwrap();
+        let open = |path: &Path| Journal::open_with_log(path, &path.join(LOG_DIR), 2).unwrap();
+        let mut journal = open(dir.path());
+        let sealed = journal.sealed();
+        let mut head = LogHead::default();
+        let mut committed = 0;
+        for round in 0..9 {
+            let entries = [logged(1, &mut head, b"one")];
+            // A batch of which the log got something and the records nothing.
+            let line = entries[0].line.unwrap().line;
+            journal.log.append(&[line, line, line]).unwrap();
+            journal.log.sync().unwrap();
+            journal.database = None;
+            for number in waiting(&log_dir, *sealed.borrow()).unwrap() {
+                archive.take(number).await.unwrap();
+            }
+            journal.commit(&entries).unwrap();
+            committed += 1;
+            let lines = archive.lines_of(&ChannelId([1; 32])).await.unwrap();
+            assert_eq!(lines.len(), committed, "{round}");
+            assert_eq!(prove(&lines, 0).unwrap().root(), Some(root(&head)));
+        }
+        assert_eq!(*sealed.borrow(), 5);
+        assert_eq!(waiting(&log_dir, 5).unwrap(), [4]);
+        assert_eq!(numbers(&log_dir).unwrap(), [4, 5]);
+        assert_eq!(archive.verify().await.unwrap().findings, []);
+        drop(journal);
+
+        // What an earlier run has sealed is taken over by the next.
+        let journal = open(dir.path());
+        assert_eq!(*journal.sealed().borrow(), 5);
+        archive.take(4).await.unwrap();
+        let lines = archive.lines_of(&ChannelId([1; 32])).await.unwrap();
+        assert_eq!(prove(&lines, 0).unwrap().root(), Some(root(&head)));
+    }
+
+    fn root(head: &LogHead) -> Hash {
+        let lines = head.tree.size();
+        topnet_log::log_root(&ChannelId([1; 32]), lines, &head.tree.root())
     }
 
     #[test]
@@ -530,7 +592,7 @@ mod tests {
         let database = journal.database.as_ref().unwrap();
         assert_eq!(journal.items(database, NODE).count(), 0);
         let log_dir = dir.path().join(LOG_DIR);
-        let lines = lines_of(&log_dir, &ChannelId([1; 32])).unwrap();
+        let lines = lines_of(&log_dir, 1);
         assert_eq!(lines.len(), 1);
     }
 

@@ -57,8 +57,6 @@ const FRESHNESS_INTERVAL: Duration = Duration::from_millis(50);
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two attempts to write what the disk has refused.
 const REFUSED_INTERVAL: Duration = Duration::from_millis(500);
-/// How often old segments of the service log are looked for.
-const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
 /// Channels that the chain is asked about in one go although nothing happens to them.
 const ROTATION_MAX: usize = 64;
 
@@ -118,7 +116,6 @@ struct Keeper {
     swept: Instant,
     freshened: Instant,
     committed: Instant,
-    retained: Instant,
 }
 
 /// A batch that the disk has refused; nothing else is committed before it.
@@ -155,7 +152,6 @@ impl Keeper {
             swept: now,
             freshened: now,
             committed: now,
-            retained: now,
         }
     }
 
@@ -177,7 +173,6 @@ impl Keeper {
             let due = now >= self.committed + COMMIT_INTERVAL;
             let committed = self.commit(now, due);
             self.act();
-            self.retain(now);
             if heard == 0 && records == 0 && !committed {
                 thread::sleep(IDLE);
             }
@@ -379,18 +374,6 @@ impl Keeper {
             None => self.books.poll_entries(true, wall_ms()),
         };
         self.journal.commit(&entries)
-    }
-
-    fn retain(&mut self, now: Instant) {
-        if now < self.retained + RETENTION_INTERVAL {
-            return;
-        }
-        self.retained = now;
-        match self.journal.retain(SystemTime::now()) {
-            Ok(0) => {}
-            Ok(segments) => info!(segments, "old segments of the service log are removed"),
-            Err(error) => warn!(%error, "old segments of the service log cannot be removed"),
-        }
     }
 
     fn act(&mut self) {

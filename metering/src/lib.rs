@@ -5,6 +5,7 @@
 //! | who owes what, who may have how much | `topnet-books`, over `topnet-channel`'s `Payee` |
 //! | what survives a crash | [`journal`] |
 //! | who used what when | `topnet-log`, written by the [`journal`] |
+//! | where that is kept | `topnet-archive`, driven by [`archive`] |
 //! | the thread that owns books and journal | [`keeper`], reached by [`event`]s |
 //! | how payers reach it | [`payments`] |
 //! | how the data plane and the chains reach it | [`dataplane`], [`settlement`] |
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod archive;
 pub mod dataplane;
 pub mod event;
 pub mod journal;

@@ -13,6 +13,7 @@ use topnet_wallet::key_file::{self, KeyFileError};
 use tracing::info;
 
 use crate::{
+    archive::{self, Progress},
     dataplane,
     event::{Event, Handle},
     journal::{Journal, JournalError},
@@ -77,6 +78,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let stored = journal.stored()?;
     info!(channels = stored.len(), "journal read");
     let chain = LookUp::below(&config.runtime_dir);
+    let sealed = journal.sealed();
 
     let system = |what| move |source| RunError::System { what, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for signals"))?;
@@ -100,9 +102,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let incoming = listen(&path)
         .await
         .map_err(|source| RunError::Socket { path, source })?;
+    let progress = Progress::default();
     let service = Service {
         handle: handle.clone(),
         identity: secret.public_key(),
+        archive: progress.clone(),
     };
     info!(identity = %service.identity, listen = %metering.payment_listen, "metering runs");
 
@@ -116,6 +120,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     ));
     tokio::spawn(settlement::watch_channels(handle.clone(), chain.clone()));
     tokio::spawn(settlement::hand_over_claims(handle.clone(), chain.clone()));
+    tokio::spawn(archive::keep(archiving(metering), sealed, progress));
     tokio::spawn(dataplane::follow(
         config.runtime_dir.clone(),
         handle.clone(),
@@ -158,11 +163,20 @@ fn open_journal(metering: &Metering) -> Result<Journal, RunError> {
             what: "make [metering] journal_dir",
             source,
         })?;
-    let mut journal = Journal::open_with_log(&metering.journal_dir, &metering.service_log_dir)?;
-    if metering.service_log_days > 0 {
-        journal.keep_log_for(DAY * metering.service_log_days);
+    Ok(Journal::open_with_log(
+        &metering.journal_dir,
+        &metering.service_log_dir,
+        metering.service_log_segment_lines,
+    )?)
+}
+
+fn archiving(metering: &Metering) -> archive::Settings {
+    let days = metering.service_log_days;
+    archive::Settings {
+        log_dir: metering.service_log_dir.clone(),
+        archive: metering.archive.clone(),
+        kept: (days > 0).then(|| DAY * days),
     }
-    Ok(journal)
 }
 
 fn served(metering: &Metering) -> Served {

@@ -4,7 +4,10 @@ use tarpc::context::Context;
 use topnet_account::{ChannelId, PublicKey};
 use topnet_api::{ApiError, ChannelStatus, FinalClaim, Metering, MeteringStatus};
 
-use crate::event::{Ended, Event, Handle, Overview, Page};
+use crate::{
+    archive::Progress,
+    event::{Ended, Event, Handle, Overview, Page},
+};
 
 /// Answers with what the keeper says.
 #[derive(Clone, Debug)]
@@ -13,6 +16,8 @@ pub struct Service {
     pub handle: Handle,
     /// The key that the payment listener proves.
     pub identity: PublicKey,
+    /// How the service log's archive stands.
+    pub archive: Progress,
 }
 
 impl Metering for Service {
@@ -56,6 +61,7 @@ impl Metering for Service {
             unbacked: overview.unbacked,
             journal_fault: overview.journal_fault,
             frozen: overview.frozen,
+            archive: self.archive.status(),
         }
     }
 }

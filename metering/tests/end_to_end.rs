@@ -11,7 +11,7 @@ use std::{
 use support::{CHANNEL, UNIT_PRICE, World, claim, signer, until};
 use topnet_account::Amount;
 use topnet_api::{ChannelState, FinalClaim, SocketName};
-use topnet_log::{lines_of, prove};
+use topnet_log::prove;
 use topnet_unit::UNIT_BYTES;
 
 const MIB: u64 = 1 << 20;
@@ -24,7 +24,7 @@ async fn download(world: &World, bytes: u64) {
 }
 
 /// What must hold at the end, whatever happened on the way.
-fn reconcile(world: &World, last: &FinalClaim, released: u64) {
+async fn reconcile(world: &World, last: &FinalClaim, released: u64) {
     let status = &last.status;
     let bytes = world.plane.forwarded();
     let owed = bytes.div_ceil(UNIT_BYTES);
@@ -51,9 +51,16 @@ fn reconcile(world: &World, last: &FinalClaim, released: u64) {
     );
     assert_eq!(status.redeemable, Amount::from_ntop(owed * UNIT_PRICE));
 
-    // Every unit has its line in the service log, and each line is proved against the claim.
-    let log_dir = world.dir.path().join("data/metering/service-log");
-    let lines = lines_of(&log_dir, &CHANNEL).unwrap();
+    // Every unit has its line in the service log, and each line is proved against the claim,
+    // wherever it is: while metering archives what is sealed, and after.
+    proved(world, last, owed).await;
+    let archived = world.archived().await;
+    proved(world, last, owed).await;
+    assert!(archived > 0 || owed < 16, "{owed} units, nothing archived");
+}
+
+async fn proved(world: &World, last: &FinalClaim, owed: u64) {
+    let lines = world.archive().lines_of(&CHANNEL).await.unwrap();
     let root = last.claim.as_ref().unwrap().log_root;
     let mut units = 0;
     for (place, line) in lines.iter().enumerate() {
@@ -95,7 +102,7 @@ async fn hundreds_of_units_are_paid_and_claimed_exactly() {
     until("the acknowledgement", async || world.plane.is_unused()).await;
     let last = world.finish().await;
     let paid = wallet.ended().await;
-    reconcile(&world, &last, paid.released_units);
+    reconcile(&world, &last, paid.released_units).await;
     assert_eq!(paid.owed_units, last.status.owed_units);
     assert!(!paid.meter_above_own && !paid.meter_below_own);
     assert_eq!(
@@ -138,7 +145,7 @@ async fn kills_on_both_sides_cost_nobody_a_unit() {
     until("the download", async || world.plane.forwarded() == wanted).await;
     let last = world.finish().await;
     let paid = wallet.ended().await;
-    reconcile(&world, &last, paid.released_units);
+    reconcile(&world, &last, paid.released_units).await;
 
     // What was finished stays so, also for the next run.
     world.kill_metering();
@@ -177,7 +184,7 @@ async fn who_stops_paying_is_stopped_within_the_window() {
     let wanted = world.plane.wanted.load(Ordering::Relaxed);
     until("the rest", async || world.plane.forwarded() == wanted).await;
     let last = world.finish().await;
-    reconcile(&world, &last, wallet.ended().await.released_units);
+    reconcile(&world, &last, wallet.ended().await.released_units).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,7 +206,7 @@ async fn a_data_planes_death_loses_nothing_and_bills_nothing_twice() {
     world.plane.assign(2, 2);
     download(&world, 10 * MIB).await;
     let last = world.finish().await;
-    reconcile(&world, &last, wallet.ended().await.released_units);
+    reconcile(&world, &last, wallet.ended().await.released_units).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -232,7 +239,7 @@ async fn credit_is_frozen_while_the_chains_are_not_heard_or_the_channel_closes()
     let reason = world.channel().await.unwrap().reason.unwrap();
     assert!(reason.contains("closing"), "{reason}");
     let last = world.finish().await;
-    reconcile(&world, &last, wallet.ended().await.released_units);
+    reconcile(&world, &last, wallet.ended().await.released_units).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -283,5 +290,5 @@ async fn garbage_at_the_doors_leaves_the_rest_alone() {
     }
     download(&world, 20 * MIB).await;
     let last = world.finish().await;
-    reconcile(&world, &last, wallet.ended().await.released_units);
+    reconcile(&world, &last, wallet.ended().await.released_units).await;
 }

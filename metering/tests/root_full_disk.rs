@@ -17,7 +17,8 @@ use std::{
     time::Duration,
 };
 
-use support::{World, claim, until};
+use support::{CHANNEL, World, claim, until};
+use topnet_log::prove;
 use topnet_unit::UNIT_BYTES;
 
 const MIB: u64 = 1 << 20;
@@ -127,4 +128,13 @@ async fn a_full_disk_stops_credit_and_loses_nothing() {
     assert_eq!(status.unpaid_bytes, 0);
     assert_eq!(claim(last.claim.as_ref().unwrap()).units(), Some(owed));
     assert!(paid.released_units >= status.accepted_units);
+
+    // The archive is on the same disk: what it could not take it has by now.
+    assert!(world.archived().await > 0);
+    let lines = world.archive().lines_of(&CHANNEL).await.unwrap();
+    assert_eq!(lines.last().map(|line| line.units), Some(owed));
+    let root = last.claim.as_ref().unwrap().log_root;
+    for place in 0..lines.len() {
+        assert_eq!(prove(&lines, place).unwrap().root(), Some(root));
+    }
 }

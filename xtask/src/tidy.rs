@@ -19,6 +19,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("topnet-ledger", &["topnet-account", "topnet-channel"]),
     ("topnet-api", &["topnet-account"]),
     ("topnet-config", &["topnet-account"]),
+    // Apart from the log, so that only those who keep or read segments have a store's client.
+    (
+        "topnet-archive",
+        &["topnet-account", "topnet-config", "topnet-log"],
+    ),
     // What processes are made of.
     (
         "topnet-books",
@@ -75,6 +80,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "topnet-account",
             "topnet-api",
+            "topnet-archive",
             "topnet-books",
             "topnet-channel",
             "topnet-config",
@@ -106,6 +112,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "topnet-account",
             "topnet-api",
+            // The command reads the service log wherever it is.
+            "topnet-archive",
             "topnet-channel",
             "topnet-config",
             "topnet-ledger",

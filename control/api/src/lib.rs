@@ -31,7 +31,8 @@ pub use history::{
 };
 pub use market::{MarketOffer, NewOffer, OfferTerms};
 pub use metering::{
-    ChannelStatus, ClaimBytes, FinalClaim, Latency, Metering, MeteringClient, MeteringStatus,
+    ArchiveStatus, ChannelStatus, ClaimBytes, FinalClaim, Latency, Metering, MeteringClient,
+    MeteringStatus,
 };
 pub use operator::{
     ChannelReport, DataplaneReport, ProcessReport, ProviderStatus, SessionReport, SessionTraffic,

@@ -102,6 +102,19 @@ pub struct MeteringStatus {
     pub journal_fault: Option<String>,
     /// Why credit is frozen for all channels, while that is so.
     pub frozen: Option<String>,
+    /// How the service log's archive stands.
+    pub archive: ArchiveStatus,
+}
+
+/// What an operator sees of the service log's archive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ArchiveStatus {
+    /// Sealed segments that are not in it yet. They stay in the log's directory until they are.
+    pub waiting_segments: u64,
+    /// Segments that it has taken since start.
+    pub archived_segments: u64,
+    /// Why it takes none, while that is so. Payments go on meanwhile.
+    pub problem: Option<String>,
 }
 
 /// Percentiles since start, in microseconds.

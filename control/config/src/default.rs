@@ -30,6 +30,11 @@ pub(crate) fn vpn() -> String {
     "vpn".to_owned()
 }
 
+/// What stores without regions of their own call theirs.
+pub(crate) fn region() -> String {
+    "us-east-1".to_owned()
+}
+
 /// This port on every address.
 pub(crate) fn any<const PORT: u16>() -> SocketAddr {
     (Ipv4Addr::UNSPECIFIED, PORT).into()

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod archive;
 mod control;
 mod dataplane;
 mod default;
@@ -27,11 +28,12 @@ use std::{
 
 use serde::Deserialize;
 
+pub use archive::Archive;
 pub use control::{Control, Offer};
 pub use dataplane::{Dataplane, Io};
 pub use error::{ConfigError, Problem};
 pub use log::log_to_stderr;
-pub use metering::Metering;
+pub use metering::{Metering, SEGMENT_LINES_MAX};
 pub use process::Process;
 pub use settlement::Settlement;
 pub use subnet::{Ipv4Subnet, SubnetError};
@@ -204,7 +206,9 @@ impl Config {
             .dataplane
             .iter()
             .flat_map(Dataplane::missing_interfaces);
-        missing_files.chain(interfaces).collect()
+        let archive = self.metering.iter();
+        let archive = archive.filter_map(|metering| metering.archive.machine());
+        missing_files.chain(interfaces).chain(archive).collect()
     }
 
     fn missing(&self, section: &'static str) -> ConfigError {

@@ -8,7 +8,11 @@ use std::{
 use serde::Deserialize;
 use topnet_account::Amount;
 
-use crate::{Base, Section, default, error::Problems};
+use crate::{Archive, Base, Section, default, error::Problems};
+
+/// The most lines that a segment of the service log may have; 352 MiB, which have to go through
+/// memory.
+pub const SEGMENT_LINES_MAX: u64 = 1 << 22;
 
 /// What metering is told. The terms in it are also what control publishes as the offer.
 #[derive(Clone, Debug, Deserialize)]
@@ -30,6 +34,9 @@ pub struct Metering {
     /// Days that the service log is kept; 0 keeps it for ever.
     #[serde(default = "default::u32::<400>")]
     pub service_log_days: u32,
+    /// Lines of a segment of the service log, of 88 bytes each; a full one goes to the archive.
+    #[serde(default = "default::u64::<{ 1 << 19 }>")]
+    pub service_log_segment_lines: u64,
     /// The service that is sold.
     #[serde(default = "default::vpn")]
     pub service: String,
@@ -50,6 +57,9 @@ pub struct Metering {
     /// Payers that may be connected at once.
     #[serde(default = "default::u32::<16_384>")]
     pub connections_max: u32,
+    /// Where sealed segments of the service log are kept.
+    #[serde(default)]
+    pub archive: Archive,
 }
 
 impl Metering {
@@ -69,6 +79,7 @@ impl Section for Metering {
         } else {
             base.join(&mut self.service_log_dir);
         }
+        self.archive.resolve(base, &self.service_log_dir);
     }
 
     fn check(&self, problems: &mut Problems<'_>) {
@@ -117,6 +128,14 @@ impl Section for Metering {
         if self.connections_max == 0 {
             problems.add("connections_max", "nobody could pay", "choose at least 1");
         }
+        if !(1..=SEGMENT_LINES_MAX).contains(&self.service_log_segment_lines) {
+            problems.add(
+                "service_log_segment_lines",
+                format!("{} is out of range", self.service_log_segment_lines),
+                format!("choose 1 to {SEGMENT_LINES_MAX}: a segment is archived in one piece"),
+            );
+        }
+        self.archive.check(problems);
     }
 
     fn files(&self) -> Vec<(&'static str, &Path)> {

@@ -43,6 +43,9 @@ fn commented_keys_of_the_example_are_its_defaults() {
         "hourly_volume_bytes_max = ",
         "rate_bytes_per_s_max = ",
         "gateway_address = ",
+        "bucket = ",
+        "endpoint = ",
+        "credentials_file = ",
         "cpu = ",
     ];
     let spelled_out = spelled_out
@@ -183,6 +186,26 @@ fn slips_are_named_with_line_and_mend() {
         ),
         ("# io = \"auto\"", "io = \"fast\"", "unknown variant `fast`"),
         (
+            "# service_log_segment_lines = ",
+            "service_log_segment_lines = 0 # ",
+            "metering.service_log_segment_lines: 0 is out of range",
+        ),
+        (
+            "# bucket = \"topnet-log\"",
+            "bucket = \"s3://topnet-log\"",
+            "metering.archive.bucket: `s3://topnet-log` is no bucket's name; write the name alone",
+        ),
+        (
+            "# allow_http = false",
+            "allow_http = true",
+            "metering.archive.allow_http: it is about a bucket, and there is none",
+        ),
+        (
+            "# region = \"us-east-1\"",
+            "secret_access_key = \"x\"",
+            "unknown key `secret_access_key`",
+        ),
+        (
             "runtime_dir = \"/run/topnet\"",
             &format!("runtime_dir = \"/{}\"", "d".repeat(100)),
             "choose a shorter directory",
@@ -201,6 +224,87 @@ fn slips_are_named_with_line_and_mend() {
             "{words}"
         );
     }
+}
+
+/// What is wrong with a bucket.
+#[test]
+fn slips_about_a_bucket_are_named() {
+    let cases = [
+        ("", None),
+        ("prefix = \"provider-1/log\"", None),
+        ("endpoint = \"https://s3.example.net\"", None),
+        (
+            "endpoint = \"http://10.0.0.1:9000\"\nallow_http = true",
+            None,
+        ),
+        (
+            "endpoint = \"http://10.0.0.1:9000\"",
+            Some("archive.endpoint: `http://10.0.0.1:9000` has no TLS"),
+        ),
+        (
+            "endpoint = \"s3.example.net\"",
+            Some("archive.endpoint: `s3.example.net` is not an HTTP address"),
+        ),
+        (
+            "endpoint = \"https://key:secret@s3.example.net\"",
+            Some("archive.endpoint: it has credentials in it"),
+        ),
+        (
+            "dir = \"elsewhere\"",
+            Some("archive.dir: there is a bucket too"),
+        ),
+        (
+            "prefix = \"../log\"",
+            Some("archive.prefix: `../log` cannot"),
+        ),
+        ("prefix = \"log/\"", Some("archive.prefix: `log/` cannot")),
+        ("region = \"\"", Some("archive.region: requests are signed")),
+    ];
+    for (keys, expected) in cases {
+        let section = format!("[metering.archive]\nbucket = \"topnet-log\"\n{keys}");
+        let parsed = parse(&EXAMPLE.replace("[metering.archive]", &section));
+        match expected {
+            None => {
+                let config = parsed.expect(keys);
+                let archive = &config.metering().unwrap().archive;
+                assert_eq!(archive.bucket.as_deref(), Some("topnet-log"));
+                assert_eq!(archive.dir, Path::new(""));
+            }
+            Some(expected) => {
+                let words = parsed.expect_err(keys).to_string();
+                assert!(words.contains(expected), "{keys}: {words}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bucket_s_credentials_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = std::env::temp_dir().join(format!("topnet-credentials-{}", std::process::id()));
+    let text = EXAMPLE.replace(
+        "# bucket = \"topnet-log\"",
+        &format!(
+            "bucket = \"topnet-log\"\ncredentials_file = \"{}\"",
+            path.display()
+        ),
+    );
+    let config = parse(&text).unwrap();
+    let found = || {
+        let mut problems = config.check_machine().into_iter();
+        let found = problems.find(|found| found.place == "metering.archive.credentials_file");
+        found.map(|found| found.what)
+    };
+    assert!(found().unwrap().contains("No such file"));
+    std::fs::write(&path, "").unwrap();
+    let mode = |mode| {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(0o640);
+    assert!(found().unwrap().contains("others than its owner"));
+    mode(0o600);
+    assert_eq!(found(), None);
+    std::fs::remove_file(&path).unwrap();
 }
 
 #[test]

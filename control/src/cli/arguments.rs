@@ -1,5 +1,7 @@
 //! The command's words.
 
+mod log;
+
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -9,6 +11,8 @@ use topnet_config::{Ipv4Subnet, Process};
 use topnet_ledger::genesis::Rules;
 
 use super::since::Since;
+
+pub(super) use log::{LogCommand, SegmentName};
 
 /// Sells and buys traffic, paid unit by unit.
 #[derive(Debug, Parser)]
@@ -158,6 +162,9 @@ pub(super) enum Command {
         #[arg(long, value_name = "FILE")]
         genesis: PathBuf,
     },
+    /// Look at the service log: its segments, in the directory and the archive.
+    #[command(subcommand)]
+    Log(LogCommand),
     /// Show a service as the main chain knows it.
     Service {
         /// The service's chain.

@@ -57,6 +57,12 @@ impl From<ConfigError> for CliError {
     }
 }
 
+impl From<topnet_archive::ArchiveError> for CliError {
+    fn from(error: topnet_archive::ArchiveError) -> Self {
+        Self::new(error.code(), error.what(), error.mend())
+    }
+}
+
 impl From<topnet_wallet::chain::RpcError> for CliError {
     fn from(error: topnet_wallet::chain::RpcError) -> Self {
         use topnet_wallet::chain::RpcError;

@@ -385,7 +385,12 @@ impl Text for ProviderStatus {
             table = table
                 .row("payers", format_args!("{} connected", metering.connections))
                 .row("tokens", metering.tokens)
-                .row_if("frozen", metering.frozen.as_ref());
+                .row_if("frozen", metering.frozen.as_ref())
+                .row(
+                    "log archive",
+                    format_args!("{} segments wait", metering.archive.waiting_segments),
+                )
+                .row_if("", metering.archive.problem.as_ref());
         }
         for chain in &self.chains {
             table = table.row(

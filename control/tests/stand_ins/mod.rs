@@ -17,10 +17,10 @@ use tarpc::context::Context;
 use tokio::task::JoinHandle;
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
-    ApiError, Assignments, BlockRef, ChainName, ChannelState, ChannelStatus, ChannelView,
-    ClaimBytes, Dataplane, DataplaneStatus, DesiredSessions, DropCount, FinalClaim, InstallReport,
-    InstalledSession, IoStatus, Latency, Metering, MeteringStatus, OfferTerms, SessionStatus,
-    Settlement, SocketName, listen, serve_connections,
+    ApiError, ArchiveStatus, Assignments, BlockRef, ChainName, ChannelState, ChannelStatus,
+    ChannelView, ClaimBytes, Dataplane, DataplaneStatus, DesiredSessions, DropCount, FinalClaim,
+    InstallReport, InstalledSession, IoStatus, Latency, Metering, MeteringStatus, OfferTerms,
+    SessionStatus, Settlement, SocketName, listen, serve_connections,
 };
 use topnet_channel::SecretKey;
 use topnet_config::Config;
@@ -248,6 +248,7 @@ impl Metering for World {
             unbacked: Amount::ZERO,
             journal_fault: None,
             frozen: None,
+            archive: ArchiveStatus::default(),
         }
     }
 }

@@ -6,8 +6,8 @@
 //! the claim, with a [`Proof`], and nobody can change a line afterwards. [`Segments`] keep the
 //! lines of all channels in the order of time, in files that only grow.
 //!
-//! Left to others: when a line is due (`topnet-books`), and at which place of the segments the
-//! journal stands (`topnet-metering`).
+//! Left to others: when a line is due (`topnet-books`), at which place of the segments the
+//! journal stands (`topnet-metering`), and where full ones are kept (`topnet-archive`).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -16,5 +16,8 @@ mod segment;
 mod tree;
 
 pub use line::{LINE_BYTES, Line};
-pub use segment::{LogError, Position, SEGMENT_LINES_MAX, Segments, lines_of, read_segment};
+pub use segment::{
+    LogError, MANIFEST_SUFFIX, Position, SEGMENT_LINES, Segments, is_sealed, number_of, numbers,
+    numbers_with, read_sealed, read_segment, segment_name, segment_path,
+};
 pub use tree::{Frontier, LEVELS_MAX, Peak, Proof, log_root, prove};

@@ -2,27 +2,33 @@
 //!
 //! A segment is a file `NUMBER.log`: a head (magic, version, number), then lines of
 //! [`LINE_BYTES`] each. A full one gets a seal as its last line: its number of lines and the
-//! root of the tree over all of them, so that it can be kept anywhere and named by it. The
-//! journal says up to which [`Position`] lines count. What stands behind that was never
-//! committed and is cut off when the segments are opened.
+//! root of the tree over all of them, so that it can be kept anywhere. The journal says up to
+//! which [`Position`] lines count. What stands behind that was never committed and is cut off
+//! when the segments are opened: so a segment is sealed for good only when the journal stands in
+//! a later one.
+//!
+//! Left to `topnet-archive`: where sealed segments are kept, and for how long. It leaves a file
+//! `NUMBER.manifest` here for each that it has taken, so that no number is given twice.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, BufReader, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
-use topnet_account::{ChannelId, Hash};
+use topnet_account::Hash;
 
 use crate::{Frontier, LINE_BYTES, Line};
 
-/// Lines of a segment; 44 MiB.
-pub const SEGMENT_LINES_MAX: u64 = 1 << 19;
+/// Lines of a segment unless configured otherwise; 44 MiB.
+pub const SEGMENT_LINES: u64 = 1 << 19;
+/// What the file of a segment that was taken into the archive leaves in its place.
+pub const MANIFEST_SUFFIX: &str = "manifest";
 const MAGIC: &[u8; 16] = b"topnet-log/1\0\0\0\0";
 const SEAL: &[u8; 16] = b"topnet-log seal\0";
 const SUFFIX: &str = "log";
+const NAME_DIGITS: usize = 16;
 
 /// Why there is no log, or no more of it. What cannot be logged must not be committed.
 #[derive(Debug, thiserror::Error)]
@@ -73,21 +79,28 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Opens the segments in `dir`, or begins them, at what the journal says. A journal that
-    /// says nothing begins a new segment behind those that there are; its position is to be
-    /// committed before lines are.
-    pub fn open(dir: &Path, position: Option<Position>) -> Result<Self, LogError> {
-        Self::open_with(dir, position, SEGMENT_LINES_MAX)
-    }
-
-    fn open_with(dir: &Path, position: Option<Position>, lines_max: u64) -> Result<Self, LogError> {
+    /// Opens the segments in `dir`, or begins them, at what the journal says; one that has
+    /// `lines_max` lines is full. A journal that says nothing begins a new segment behind those
+    /// that there are; its position is to be committed before lines are.
+    pub fn open(dir: &Path, position: Option<Position>, lines_max: u64) -> Result<Self, LogError> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(dir)
             .map_err(failed("make the directory of", dir))?;
         let numbers = numbers(dir)?;
-        let newest = numbers.last().copied().unwrap_or(0);
+        let taken = numbers_with(dir, MANIFEST_SUFFIX)?;
+        let newest = numbers.iter().chain(&taken).copied().max().unwrap_or(0);
+        if let Some(position) = position
+            && !numbers.contains(&position.segment)
+            && taken.iter().any(|number| *number >= position.segment)
+        {
+            let path = segment_path(dir, position.segment);
+            let reason = "the journal counts on a place in it, and it was archived since: the \
+                          journal is older than its log"
+                .to_owned();
+            return Err(LogError::Damaged { path, reason });
+        }
         let mut segments = Self {
             dir: dir.to_owned(),
             lines_max,
@@ -150,23 +163,8 @@ impl Segments {
     /// Goes back to `position`, after a write that failed: nobody knows what it left.
     pub fn rewind(&mut self, position: Position) -> Result<(), LogError> {
         let (dir, lines_max) = (self.dir.clone(), self.lines_max);
-        *self = Self::open_with(&dir, Some(position), lines_max)?;
+        *self = Self::open(&dir, Some(position), lines_max)?;
         Ok(())
-    }
-
-    /// Removes sealed segments that were last written before `time`.
-    pub fn forget_before(&mut self, time: SystemTime) -> Result<u64, LogError> {
-        let mut removed = 0;
-        for number in numbers(&self.dir)? {
-            let path = self.path(number);
-            let written = fs::metadata(&path).and_then(|data| data.modified());
-            let written = written.map_err(failed("look at", &path))?;
-            if number < self.position.segment && written < time {
-                fs::remove_file(&path).map_err(failed("remove", &path))?;
-                removed += 1;
-            }
-        }
-        Ok(removed)
     }
 
     /// Seals the segment that is full and begins the next.
@@ -237,13 +235,13 @@ impl Segments {
     }
 
     fn path(&self, number: u64) -> PathBuf {
-        path(&self.dir, number)
+        segment_path(&self.dir, number)
     }
 }
 
 /// All lines of a segment, in order.
 pub fn read_segment(dir: &Path, number: u64) -> Result<Vec<Line>, LogError> {
-    let path = path(dir, number);
+    let path = segment_path(dir, number);
     let file = File::open(&path).map_err(failed("open", &path))?;
     let mut reader = Reader::new(BufReader::new(file), &path, number)?;
     let mut lines = Vec::new();
@@ -253,14 +251,51 @@ pub fn read_segment(dir: &Path, number: u64) -> Result<Vec<Line>, LogError> {
     Ok(lines)
 }
 
-/// All lines of a channel, in order, over all segments. With them every line is proved.
-pub fn lines_of(dir: &Path, channel: &ChannelId) -> Result<Vec<Line>, LogError> {
-    let mut found = Vec::new();
-    for number in numbers(dir)? {
-        let lines = read_segment(dir, number)?.into_iter();
-        found.extend(lines.filter(|line| line.channel == *channel));
+/// Checks every byte of a sealed segment and shows its lines to `each`, in order: it must be
+/// whole, from its head to its seal. `place` is where it comes from, for errors. Nothing that was
+/// shown counts after an error.
+pub fn read_sealed(
+    place: &Path,
+    number: u64,
+    bytes: &[u8],
+    mut each: impl FnMut(&Line),
+) -> Result<(), LogError> {
+    let damaged = |reason: &str| LogError::Damaged {
+        path: place.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let whole = bytes.len().is_multiple_of(LINE_BYTES);
+    let seal = bytes.rchunks_exact(LINE_BYTES).next().unwrap_or_default();
+    // Behind the root a seal is empty.
+    if !whole || !seal.starts_with(SEAL) || seal[56..] != [0; LINE_BYTES - 56] {
+        return Err(damaged("it does not end with a seal"));
     }
-    Ok(found)
+    let mut source = bytes;
+    let mut reader = Reader::new(&mut source, place, number)?;
+    while let Some(line) = reader.next()? {
+        each(&line);
+    }
+    match source {
+        [] => Ok(()),
+        _ => Err(damaged("there is more behind its seal")),
+    }
+}
+
+/// True if the segment's file ends with a seal; whether it holds, [`read_sealed`] says.
+pub fn is_sealed(dir: &Path, number: u64) -> Result<bool, LogError> {
+    let path = segment_path(dir, number);
+    let failed = failed("read", &path);
+    let end = || -> io::Result<bool> {
+        let mut file = File::open(&path)?;
+        if file.metadata()?.len() < 2 * LINE_BYTES as u64 {
+            return Ok(false);
+        }
+        let mut start = [0; SEAL.len()];
+        file.seek(SeekFrom::End(-(LINE_BYTES as i64)))?;
+        file.read_exact(&mut start)?;
+        Ok(start == *SEAL)
+    };
+    end().map_err(failed)
 }
 
 struct Reader<'a, R> {
@@ -328,18 +363,35 @@ fn options() -> OpenOptions {
     options
 }
 
-fn path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:016}.{SUFFIX}"))
+/// The file of a segment in the log's directory.
+pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{}.{SUFFIX}", segment_name(number)))
 }
 
-/// Numbers of the segments that there are, in order.
-fn numbers(dir: &Path) -> Result<Vec<u64>, LogError> {
+/// A segment's number as names are made of it: in the order of names they are in order.
+pub fn segment_name(number: u64) -> String {
+    format!("{number:0NAME_DIGITS$}")
+}
+
+/// Reads [`segment_name`]; so no name that somebody else has made up is near the last number.
+pub fn number_of(name: &str) -> Option<u64> {
+    let digits = name.len() == NAME_DIGITS && name.bytes().all(|byte| byte.is_ascii_digit());
+    name.parse().ok().filter(|_| digits)
+}
+
+/// Numbers of the segments whose files are in the log's directory, in order.
+pub fn numbers(dir: &Path) -> Result<Vec<u64>, LogError> {
+    numbers_with(dir, SUFFIX)
+}
+
+/// Numbers of the files with a suffix in the log's directory, in order.
+pub fn numbers_with(dir: &Path, suffix: &str) -> Result<Vec<u64>, LogError> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
         let path = entry.map_err(failed("list", dir))?.path();
-        let is_log = path.extension().is_some_and(|suffix| suffix == SUFFIX);
+        let is_one = path.extension().is_some_and(|found| found == suffix);
         let stem = path.file_stem().and_then(|stem| stem.to_str());
-        if let Some(number) = stem.filter(|_| is_log).and_then(|stem| stem.parse().ok()) {
+        if let Some(number) = stem.filter(|_| is_one).and_then(number_of) {
             numbers.push(number);
         }
     }
@@ -354,13 +406,21 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError
 
 #[cfg(test)]
 mod tests {
+    use topnet_account::ChannelId;
+
     use super::*;
     use crate::{line::example, log_root, prove};
 
     const LINES_MAX: u64 = 4;
 
     fn open(dir: &Path, position: Option<Position>) -> Result<Segments, LogError> {
-        Segments::open_with(dir, position, LINES_MAX)
+        Segments::open(dir, position, LINES_MAX)
+    }
+
+    fn lines_of(dir: &Path, channel: &ChannelId) -> Vec<Line> {
+        let numbers = numbers(dir).unwrap().into_iter();
+        let lines = numbers.flat_map(|number| read_segment(dir, number).unwrap());
+        lines.filter(|line| line.channel == *channel).collect()
     }
 
     fn lines(channel: u8, units: std::ops::RangeInclusive<u64>) -> Vec<Line> {
@@ -387,7 +447,7 @@ mod tests {
             }
         );
         let channel = ChannelId([1; 32]);
-        let found = lines_of(dir.path(), &channel).unwrap();
+        let found = lines_of(dir.path(), &channel);
         assert_eq!(found, lines(1, 1..=11));
         let root = log_root(&channel, 11, &tree.root());
         assert_eq!(prove(&found, 7).unwrap().root(), Some(root));
@@ -408,9 +468,9 @@ mod tests {
         segments.rewind(committed).unwrap();
         segments.append(&lines(1, 4..=6)).unwrap();
         segments.sync().unwrap();
-        let found = lines_of(dir.path(), &ChannelId([1; 32])).unwrap();
+        let found = lines_of(dir.path(), &ChannelId([1; 32]));
         assert_eq!(found, lines(1, 1..=6));
-        assert_eq!(lines_of(dir.path(), &ChannelId([2; 32])).unwrap(), []);
+        assert_eq!(lines_of(dir.path(), &ChannelId([2; 32])), []);
     }
 
     #[test]
@@ -420,7 +480,7 @@ mod tests {
         segments.append(&lines(1, 1..=6)).unwrap();
         let committed = segments.position();
         drop(segments);
-        let first = path(dir.path(), 1);
+        let first = segment_path(dir.path(), 1);
         let whole = fs::read(&first).unwrap();
         for at in [0, 17, LINE_BYTES + 40, whole.len() - 60] {
             let mut damaged = whole.clone();
@@ -429,7 +489,7 @@ mod tests {
             let read = read_segment(dir.path(), 1);
             assert!(matches!(read, Err(LogError::Damaged { .. })), "{at}");
         }
-        let second = path(dir.path(), 2);
+        let second = segment_path(dir.path(), 2);
         let short = fs::read(&second).unwrap();
         fs::write(&second, &short[..short.len() - 1]).unwrap();
         let refused = open(dir.path(), Some(committed));
@@ -454,13 +514,52 @@ mod tests {
     }
 
     #[test]
-    fn old_segments_are_forgotten_and_the_one_in_use_never() {
+    fn numbers_of_segments_that_were_taken_away_are_not_given_again() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("0000000000000007.manifest"), "").unwrap();
+        let segments = open(dir.path(), None).unwrap();
+        assert_eq!(segments.position().segment, 8);
+    }
+
+    #[test]
+    fn a_journal_that_is_older_than_what_was_archived_cuts_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let mut segments = open(dir.path(), None).unwrap();
-        segments.append(&lines(1, 1..=9)).unwrap();
-        let later = SystemTime::now() + std::time::Duration::from_secs(9);
-        assert_eq!(segments.forget_before(SystemTime::UNIX_EPOCH).unwrap(), 0);
-        assert_eq!(segments.forget_before(later).unwrap(), 2);
-        assert_eq!(numbers(dir.path()).unwrap(), [3]);
+        segments.append(&lines(1, 1..=3)).unwrap();
+        let old = segments.position();
+        segments.append(&lines(1, 4..=6)).unwrap();
+        drop(segments);
+        let first = segment_path(dir.path(), 1);
+        fs::rename(&first, first.with_extension(MANIFEST_SUFFIX)).unwrap();
+        let refused = open(dir.path(), Some(old));
+        assert!(matches!(refused, Err(LogError::Damaged { .. })));
+        assert_eq!(read_segment(dir.path(), 2).unwrap(), lines(1, 5..=6));
+    }
+
+    #[test]
+    fn a_sealed_segment_is_believed_as_a_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path(), None).unwrap();
+        segments.append(&lines(1, 1..=6)).unwrap();
+        assert!(is_sealed(dir.path(), 1).unwrap());
+        assert!(!is_sealed(dir.path(), 2).unwrap());
+        let whole = fs::read(segment_path(dir.path(), 1)).unwrap();
+        let read = |bytes: &[u8]| {
+            let mut found = Vec::new();
+            let read = read_sealed(dir.path(), 1, bytes, |line| found.push(*line));
+            read.map(|()| found)
+        };
+        assert_eq!(read(&whole).unwrap(), lines(1, 1..=4));
+        let refused = |bytes: &[u8]| matches!(read(bytes), Err(LogError::Damaged { .. }));
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            assert!(refused(&damaged), "{at}");
+        }
+        for length in 0..whole.len() {
+            assert!(refused(&whole[..length]), "{length}");
+        }
+        let twice = [&whole[..], &whole[whole.len() - LINE_BYTES..]].concat();
+        assert!(refused(&twice));
     }
 }

@@ -27,7 +27,9 @@ use topnet_api::{
     RecoverySubject, ServiceView, Settlement, SlotState, SocketName, StateProof, StateSubject,
     SubmittedTransaction, TransactionStatus, connect, listen, serve_connections,
 };
+use topnet_archive::{Archive, State};
 use topnet_channel::{Claim, PayerTerms, SecretKey, SignedVoucher};
+use topnet_config::Config;
 use topnet_unit::{
     BootId, CreditTable, Handover, Header, Mapping, Producer, Slot, UnitRecord, UsageTable,
 };
@@ -40,6 +42,8 @@ use topnet_wallet::{
 pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const UNIT_PRICE: u64 = 7;
 pub const CHANNEL: ChannelId = ChannelId([9; 32]);
+/// So few that segments are archived all the time.
+const SEGMENT_LINES: u64 = 16;
 const BURST_BYTES: u64 = 40_000;
 const SLOTS: u32 = 8;
 const CHEAP: Cost = Cost {
@@ -109,7 +113,8 @@ impl World {
         let text = format!(
             "runtime_dir = \"run\"\ndata_dir = \"data\"\n[metering]\npayment_listen = \"{payment}\"\n\
              key_file = \"payment.key\"\npassphrase_file = \"passphrase\"\n\
-             unit_price_ntop = {UNIT_PRICE}\nclose_window_blocks_min = 10\n"
+             unit_price_ntop = {UNIT_PRICE}\nclose_window_blocks_min = 10\n\
+             service_log_segment_lines = {SEGMENT_LINES}\n"
         );
         fs::write(&config, text).unwrap();
         fs::create_dir(dir.path().join("run")).unwrap();
@@ -154,6 +159,34 @@ impl World {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// The service log, as `topnet log` opens it.
+    pub fn archive(&self) -> Archive {
+        let config = Config::load(&self.config).unwrap();
+        let metering = config.metering().unwrap();
+        Archive::open_to_read(&metering.service_log_dir, &metering.archive).unwrap()
+    }
+
+    /// Waits until every segment but the open one is in the archive, and nowhere else; gives the
+    /// number of those.
+    pub async fn archived(&self) -> u64 {
+        let mut count = 0;
+        until("the archive", async || {
+            let segments = self.archive().segments().await.unwrap();
+            let (open, rest) = segments.split_last().unwrap();
+            assert_eq!(open.state, State::Open);
+            count = rest.len() as u64;
+            rest.iter().all(|segment| segment.state == State::Archived)
+        })
+        .await;
+        until("the archive's status", async || {
+            let archive = self.status().await.archive;
+            archive.waiting_segments == 0 && archive.problem.is_none()
+        })
+        .await;
+        assert_eq!(self.archive().verify().await.unwrap().findings, []);
+        count
     }
 
     pub async fn client(&self) -> MeteringClient {

@@ -8,7 +8,7 @@ use topnet_account::{ChannelId, Hash};
 use topnet_api::{ChainName, HexBytes, StateProof, StateSubject};
 use topnet_config::Config;
 use topnet_ledger::Genesis;
-use topnet_log::{Frontier, LINE_BYTES, Line, Proof, lines_of, log_root, prove};
+use topnet_log::{Frontier, LINE_BYTES, Line, Proof, log_root, prove};
 
 use super::{Value, Verified, check, write};
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
         arguments::Options,
         client::Rpc,
         error::CliError,
+        log::archive,
         output::Output,
         text::{Table, Text, bytes},
     },
@@ -62,7 +63,7 @@ pub(in crate::cli) async fn make(
     output: Output,
 ) -> Result<(), CliError> {
     let config = Config::load(&options.config)?;
-    let log_dir = &config.metering()?.service_log_dir;
+    let archive = archive(config.metering()?)?;
     let rpc = Rpc::public(options)?;
     let genesis = rpc.check(rpc.client.genesis(chain.clone()).await)?;
     let genesis: Genesis = serde_json::from_value(genesis.into())
@@ -79,19 +80,16 @@ pub(in crate::cli) async fn make(
             ));
         }
     };
-    let lines = lines_of(log_dir, &channel).map_err(|error| {
-        let mend = "run this on the provider's machine, as root or as metering's user";
-        CliError::new("service_log", error.to_string(), mend)
-    })?;
+    let lines = archive.lines_of(&channel).await?;
     let closed = closed_lines(&lines, &channel, &root).ok_or_else(|| {
         CliError::new(
             "log_lost",
             format!(
-                "{}: the {} lines of channel {channel} do not lead to the root in its close",
-                log_dir.display(),
+                "the {} lines of channel {channel} in the service log do not lead to the root in \
+                 its close",
                 lines.len()
             ),
-            "bring back the segments that are missing",
+            "`topnet log verify` says which segments are missing; bring them back",
         )
     })?;
     let place = closed.iter().position(|line| line.covers(unit));

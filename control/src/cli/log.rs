@@ -1,0 +1,152 @@
+//! `topnet log`: the segments of the provider's service log, in the directory and the archive.
+//! It reads both by itself, so it works while metering is dead, and with the store alone.
+
+use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path, time::UNIX_EPOCH};
+
+use serde::Serialize;
+use topnet_archive::{Archive, Finding, Segment, State, Verdict};
+use topnet_config::{Config, Metering};
+
+use super::{
+    arguments::{LogCommand, Options, SegmentName},
+    error::CliError,
+    output::Output,
+    text::{Table, Text, bytes},
+};
+
+/// What was fetched.
+#[derive(Debug, Serialize)]
+struct Fetched {
+    number: u64,
+    bytes: u64,
+    file: String,
+}
+
+/// What was written anew.
+#[derive(Debug, Serialize)]
+struct Restored {
+    entries: u64,
+}
+
+pub(super) async fn execute(
+    options: &Options,
+    command: LogCommand,
+    output: Output,
+) -> Result<(), CliError> {
+    let config = Config::load(&options.config)?;
+    let archive = archive(config.metering()?)?;
+    match command {
+        LogCommand::List => output.print(archive.segments().await?.as_slice()),
+        LogCommand::Fetch { segment, out } => {
+            output.print(&fetch(&archive, segment, &out).await?);
+        }
+        LogCommand::Verify => return verify(&archive, output).await,
+        LogCommand::Restore => {
+            let entries = archive.restore().await?;
+            output.print(&Restored { entries });
+        }
+    }
+    Ok(())
+}
+
+/// The archive, to read.
+pub(super) fn archive(metering: &Metering) -> Result<Archive, CliError> {
+    let log_dir = &metering.service_log_dir;
+    Ok(Archive::open_to_read(log_dir, &metering.archive)?)
+}
+
+async fn fetch(archive: &Archive, segment: SegmentName, out: &Path) -> Result<Fetched, CliError> {
+    let number = match segment {
+        SegmentName::Number(number) => number,
+        SegmentName::Hash(hash) => archive.number_by(&hash).await?,
+    };
+    let bytes = archive.segment(number).await?;
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(out)
+        .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()));
+    written.map_err(|error| CliError::file(out, error))?;
+    Ok(Fetched {
+        number,
+        bytes: bytes.len() as u64,
+        file: out.display().to_string(),
+    })
+}
+
+async fn verify(archive: &Archive, output: Output) -> Result<(), CliError> {
+    let verdict = archive.verify().await?;
+    output.print(&verdict);
+    match verdict.findings.len() {
+        0 => Ok(()),
+        count => Err(CliError::new(
+            "log_damaged",
+            format!(
+                "{count} segments of the service log do not hold; the archive is {}",
+                archive.name()
+            ),
+            "mend what is listed, and verify again",
+        )),
+    }
+}
+
+impl Text for Segment {
+    fn text(&self) -> String {
+        let state = match self.state {
+            State::Open => "open: lines go to it",
+            State::Sealed => "sealed, waits for the archive",
+            State::Unsealed => "without a seal: its journal was lost",
+            State::Archived => "archived",
+        };
+        let time = |ms| {
+            let time = UNIX_EPOCH + std::time::Duration::from_millis(ms);
+            humantime::format_rfc3339_seconds(time).to_string()
+        };
+        let times =
+            (self.lines > 0).then(|| format!("{} to {}", time(self.first_ms), time(self.last_ms)));
+        Table::new(format_args!("segment {}", self.number))
+            .row("state", state)
+            .row("lines", self.lines)
+            .row_if("time", times)
+            .row_if("hash", self.hash)
+            .row("place", &self.place)
+            .row_if("problem", self.problem.as_ref())
+            .end()
+    }
+}
+
+impl Text for Fetched {
+    fn text(&self) -> String {
+        let size = bytes(self.bytes);
+        format!("segment {}: {size} in {}\n", self.number, self.file)
+    }
+}
+
+impl Text for Restored {
+    fn text(&self) -> String {
+        format!("{} entries written\n", self.entries)
+    }
+}
+
+impl Text for Verdict {
+    fn text(&self) -> String {
+        let Self {
+            segments,
+            lines,
+            findings,
+        } = self;
+        let found = findings.iter().map(Finding::text);
+        format!(
+            "{segments} segments with {lines} lines hold\n{}",
+            found.collect::<String>()
+        )
+    }
+}
+
+impl Text for Finding {
+    fn text(&self) -> String {
+        format!("segment {}: {}\n  {}\n", self.number, self.what, self.mend)
+    }
+}

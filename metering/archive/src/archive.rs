@@ -1,0 +1,229 @@
+//! Taking segments in, and removing old ones.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutPayload, path::Path as Place};
+use topnet_config::Archive as Config;
+use topnet_log::{LogError, is_sealed, numbers, segment_name, segment_path};
+
+use crate::{
+    ArchiveError, Entry, ObjectHash,
+    manifest::Manifest,
+    store::{self, OBJECTS, Opened, SEGMENTS},
+};
+
+/// The archive of one service log. One process writes it, the one that owns the log; any may read.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    pub(crate) log_dir: PathBuf,
+    pub(crate) manifest: Manifest,
+    pub(crate) store: Arc<dyn ObjectStore>,
+    /// What people call the store.
+    pub(crate) name: String,
+}
+
+impl Archive {
+    /// Opens the archive of the log in `log_dir` to write. No bucket is asked for anything yet.
+    pub fn open(log_dir: &Path, config: &Config) -> Result<Self, ArchiveError> {
+        Ok(Self::over(log_dir, store::open(config)?))
+    }
+
+    /// Opens it to read; this makes nothing.
+    pub fn open_to_read(log_dir: &Path, config: &Config) -> Result<Self, ArchiveError> {
+        Ok(Self::over(log_dir, store::open_to_read(config)?))
+    }
+
+    pub(crate) fn over(log_dir: &Path, opened: Opened) -> Self {
+        Self {
+            log_dir: log_dir.to_owned(),
+            manifest: Manifest::below(log_dir),
+            store: opened.store,
+            name: opened.name,
+        }
+    }
+
+    /// What people call the store.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes a sealed segment in. When this returns, the store has given back every byte of it,
+    /// its entry is durable there and here, and its file is gone. It may be repeated from any
+    /// point at which it was left.
+    pub async fn take(&self, number: u64) -> Result<Entry, ArchiveError> {
+        let path = segment_path(&self.log_dir, number);
+        let (bytes, entry) = blocking(move || {
+            let bytes = read_file(&path)?;
+            let entry = Entry::of(&path, number, &bytes, |_| {})?;
+            Ok::<_, LogError>((bytes, entry))
+        })
+        .await?;
+        if let Some(known) = self.manifest.entry(number)? {
+            self.same(&self.log_dir.display().to_string(), &entry, &known)?;
+        }
+        self.put_object(&entry, bytes).await?;
+        self.put_entry(&entry).await?;
+        let archive = self.clone();
+        blocking(move || {
+            archive.manifest.write(&entry)?;
+            let path = segment_path(&archive.log_dir, number);
+            // If a crash brings it back, it is taken again.
+            fs::remove_file(&path).map_err(|source| LogError::File {
+                what: "remove",
+                path,
+                source,
+            })?;
+            Ok::<_, ArchiveError>(())
+        })
+        .await?;
+        Ok(entry)
+    }
+
+    /// An object's name says what is in it only to those who wrote it right, so what is already
+    /// there is believed, like what was just written, when it was read back.
+    async fn put_object(&self, entry: &Entry, bytes: Vec<u8>) -> Result<(), ArchiveError> {
+        let place = object_place(&entry.hash);
+        match self.check_object(entry).await {
+            Ok(()) => return Ok(()),
+            Err(ArchiveError::Missing { .. } | ArchiveError::Damaged { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let put = self.store.put(&place, PutPayload::from(bytes)).await;
+        put.map_err(|source| self.failed("write", &place, source))?;
+        self.check_object(entry).await
+    }
+
+    /// The entry goes to the store once its object is there, so whoever finds one finds the other.
+    pub(crate) async fn put_entry(&self, entry: &Entry) -> Result<(), ArchiveError> {
+        let place = entry_place(entry.number);
+        match self.stored_entry(entry.number).await {
+            Ok(Some(known)) => return self.same(&self.told(&place), entry, &known),
+            // Nobody could read it, and this is what it has to be about.
+            Ok(None) | Err(ArchiveError::Entry { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let put = self.store.put(&place, entry.to_text().into()).await;
+        put.map_err(|source| self.failed("write", &place, source))?;
+        Ok(())
+    }
+
+    /// Two logs in one store would each lose what the other has written.
+    pub(crate) fn same(
+        &self,
+        place: &str,
+        entry: &Entry,
+        known: &Entry,
+    ) -> Result<(), ArchiveError> {
+        if entry == known {
+            return Ok(());
+        }
+        Err(ArchiveError::Conflict {
+            number: entry.number,
+            place: place.to_owned(),
+            ours: entry.hash,
+            theirs: known.hash,
+        })
+    }
+
+    /// Removes segments whose last line is older than `time`, from the store and the directory,
+    /// and ends what an earlier call has begun. Gives their number. Files in the directory are
+    /// removed if they were written before, and stand below `below`.
+    pub async fn forget_before(&self, time: SystemTime, below: u64) -> Result<u64, ArchiveError> {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        for number in self.manifest.entries()? {
+            let entry = self.manifest.entry(number)?;
+            if entry.is_some_and(|entry| entry.last_ms < time_ms) {
+                self.manifest.begin_forgetting(number)?;
+            }
+        }
+        let mut removed = 0;
+        for number in self.manifest.forgotten()? {
+            if let Some(entry) = self.manifest.forgotten_entry(number)? {
+                // Whoever has the store alone shall find no entry without its object.
+                self.remove(&entry_place(number)).await?;
+                self.remove(&object_place(&entry.hash)).await?;
+            }
+            self.manifest.end_forgetting(number)?;
+            removed += 1;
+        }
+        for number in self.manifest.files()? {
+            let path = segment_path(&self.log_dir, number);
+            let failed = |what| {
+                let path = path.clone();
+                move |source| LogError::File { what, path, source }
+            };
+            let written = fs::metadata(&path).and_then(|data| data.modified());
+            if number < below && written.map_err(failed("look at"))? < time {
+                fs::remove_file(&path).map_err(failed("remove"))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    async fn remove(&self, place: &Place) -> Result<(), ArchiveError> {
+        match self.store.delete(place).await {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(self.failed("remove", place, source)),
+        }
+    }
+
+    pub(crate) fn failed(&self, what: &'static str, place: &Place, source: Error) -> ArchiveError {
+        ArchiveError::Store {
+            what,
+            place: self.told(place),
+            source,
+        }
+    }
+
+    /// A place as people call it.
+    pub(crate) fn told(&self, place: &Place) -> String {
+        format!("{}/{place}", self.name)
+    }
+}
+
+/// Numbers of the sealed segments that are still in the log's directory, of those below `below`:
+/// only these are sealed for good.
+pub fn waiting(log_dir: &Path, below: u64) -> Result<Vec<u64>, LogError> {
+    let mut waiting = Vec::new();
+    for number in numbers(log_dir)? {
+        if number < below && is_sealed(log_dir, number)? {
+            waiting.push(number);
+        }
+    }
+    Ok(waiting)
+}
+
+pub(crate) fn object_place(hash: &ObjectHash) -> Place {
+    Place::from_iter([OBJECTS.to_owned(), hash.to_string()])
+}
+
+pub(crate) fn entry_place(number: u64) -> Place {
+    Place::from_iter([SEGMENTS.to_owned(), segment_name(number)])
+}
+
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, LogError> {
+    fs::read(path).map_err(|source| LogError::File {
+        what: "read",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Runs what would hold up a thread of tasks.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this task with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
