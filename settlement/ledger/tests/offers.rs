@@ -148,7 +148,8 @@ fn an_offer_that_nobody_could_take_is_refused() {
         change(&mut offer);
         world.main.code(&publish(&world.main, PROVIDER, offer))
     };
-    let cases: [(&str, fn(&mut Offer), &str); 10] = [
+    type Case = (&'static str, fn(&mut Offer), &'static str);
+    let cases: [Case; 10] = [
         ("as it is", |_| (), "ok"),
         (
             "no name and no region",
