@@ -46,6 +46,7 @@ fn commented_keys_of_the_example_are_its_defaults() {
         "bucket = ",
         "endpoint = ",
         "credentials_file = ",
+        "rpc_url = \"https://vpn.example\"",
         "cpu = ",
     ];
     let spelled_out = spelled_out
