@@ -2,12 +2,12 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
 };
 
@@ -26,10 +26,18 @@ use topnet_tower::rpc::{RemoteTower, TowerClient as _};
 
 use super::support::{Provider, until};
 
-/// An address on loopback that nobody listens at.
+/// An address on loopback that nobody listens at, and that nobody gets by chance until a process
+/// listens there: below the ports that the kernel gives away, and each once.
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Runs beside this one begin elsewhere.
+    let first = 16_384 + (std::process::id() % 8_192) as u16;
+    let addresses = std::iter::repeat_with(|| {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+    });
+    let mut free = addresses.filter(|address| TcpListener::bind(address).is_ok());
+    free.next().unwrap()
 }
 
 pub fn url(address: SocketAddr) -> String {
