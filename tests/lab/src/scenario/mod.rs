@@ -15,6 +15,7 @@ mod service_dead;
 mod settlement;
 mod tower;
 mod unpaid_stops;
+mod without_metering;
 
 use std::{
     path::PathBuf,

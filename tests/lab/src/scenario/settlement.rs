@@ -1,52 +1,28 @@
 //! A payer that closes in mid-download while metering is dead.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{
-    product::CLOSE_WINDOW_BLOCKS,
-    report::{Cheat, Report},
-    users,
-};
+use crate::{report::Report, users};
 
 use super::{
-    READY_WAIT, TRANSFER_WAIT,
+    READY_WAIT,
     lab::{Lab, Opened, number, text},
-    outage::Victim,
+    without_metering::CLAIM_WAIT,
 };
 
-const DOWNLOAD_BYTES: u64 = 320 << 20;
-const RATE_BYTES_PER_S: u64 = 16 << 20;
-/// Units that the channel can pay for: the download and half as much again.
-const ALLOCATION_UNITS: u64 = 960;
 /// Where the download is when metering dies: enough for a claim to be worth its fee.
 const KILL_AT_BYTES: u64 = 96 << 20;
-/// From the payer's close until the tower's claim is final: a quarter of the close window, and
-/// some. Less than the window, because what came later would be no claim in time.
-const CLAIM_WAIT: Duration = Duration::from_secs(9);
-/// From metering's return until the payee's close is on main: an epoch, and some.
-const CLOSE_WAIT: Duration = Duration::from_secs(60);
 
 impl Lab<'_> {
     /// Kills metering, closes as the payer, sees the claim that settlement held in time, and
     /// reconciles when metering is back.
     pub(super) fn settlement(&mut self, report: &mut Report) -> Result<Opened> {
         let interrupt = self.options.interrupt;
-        let channel = self.begin(ALLOCATION_UNITS, report)?;
-        self.topology.limit_origin(RATE_BYTES_PER_S)?;
-        let mut download = self.begin_download(DOWNLOAD_BYTES)?;
-        self.say("downloading until metering dies");
-        interrupt.wait("the download is on its way", TRANSFER_WAIT, || {
-            Ok((download.bytes() >= KILL_AT_BYTES).then_some(()))
-        })?;
-        self.kill(Victim::Metering, report)?;
-
-        self.say("closing the channel as its payer");
-        let closing = self.client_asks(&["wallet", "close", &channel.id])?;
-        let height = number(&closing["block"]["height"]).context("the close is in no block")?;
-        let deadline = height + u64::from(CLOSE_WINDOW_BLOCKS);
+        let (channel, download) = self.lose_metering(KILL_AT_BYTES, report)?;
+        let close = self.close_as_payer(&channel)?;
         self.say("waiting for the claim that nobody asks for");
         let claim = interrupt.wait("the tower's claim is final", CLAIM_WAIT, || {
             let claim = self.claim(&channel.id)?;
@@ -55,28 +31,18 @@ impl Lab<'_> {
         let claimed = number(&claim["service_block"]["height"]).context("no block")?;
         let paid = number(&claim["paid"]).context("nothing is paid")?;
         ensure!(paid > 0, "the claim paid nothing");
-        ensure!(!download.transfer.ended()?, "the download was over first");
-        drop(download);
-
-        self.revive(Victim::Metering, &channel.id)?;
-        self.say("waiting for the payee's close on the main chain");
-        let close: Value = interrupt.wait("the payee's close is on main", CLOSE_WAIT, || {
-            let close = self.channel(&channel.id)?["close"].clone();
-            Ok(close["main_block"]["height"].is_u64().then_some(close))
-        })?;
-        let closed = number(&close["service_block"]["height"]).context("no block")?;
-        self.count_client(&channel.id, report)?;
-        report.fees_ntop.payer += self.fee("vpn", "close")?;
-        self.reconcile(&channel, &close, report)?;
-        report.cheats.push(Cheat {
-            who: "a payer".into(),
-            tried: "to close its channel while metering is dead".into(),
-            answer: format!(
-                "what settlement held was claimed in block {claimed}, {paid} nTOP, with metering \
-                 dead; the rest was closed in block {closed}; the deadline was {deadline}"
-            ),
-            refused: claimed < closed && closed <= deadline,
-        });
+        let closed = self.close_as_payee(&channel, download, report)?;
+        ensure!(
+            closed <= close.deadline,
+            "closed in block {closed}, after the deadline"
+        );
+        Self::note_payers_close(
+            report,
+            "to close its channel while metering is dead",
+            &format!("what settlement held was claimed, {paid} nTOP, with metering dead,"),
+            [claimed, closed],
+            &close,
+        );
         self.wait_settled(&channel.id)?;
         self.prove(&channel.id, report.units.owed)?;
         Ok(channel)
