@@ -16,8 +16,6 @@ use topnet_api::{ChannelStatus, Latency, MeteringStatus, ProviderStatus, Session
 
 /// Channels, and sessions, that have metrics of their own.
 pub const LABELLED_MAX: usize = 1000;
-/// What a scrape is told that the page is.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 const MICROS_PER_SECOND: f64 = 1e6;
 

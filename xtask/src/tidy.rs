@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("topnet-ledger", &["topnet-account", "topnet-channel"]),
     ("topnet-api", &["topnet-account"]),
     ("topnet-config", &["topnet-account"]),
+    ("topnet-metrics", &[]),
     // Apart from the log, so that only those who keep or read segments have a store's client.
     (
         "topnet-archive",
@@ -62,6 +63,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-config",
             "topnet-ledger",
             "topnet-light",
+            "topnet-metrics",
         ],
     ),
     // Processes.
@@ -120,6 +122,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             // The command makes and checks proofs.
             "topnet-light",
             "topnet-log",
+            "topnet-metrics",
             "topnet-unit",
             // The command is also the payer's side.
             "topnet-wallet",

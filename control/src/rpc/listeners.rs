@@ -3,18 +3,18 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures::future::{Either, FutureExt as _, Ready, ready};
+use futures::future::{Either, Ready, ready};
 use jsonrpsee::server::{
     BatchRequestConfig, HttpBody, HttpRequest, HttpResponse, PingConfig, Server, ServerConfig,
     ServerHandle, middleware::http::HostFilterLayer,
 };
 use topnet_config::Control;
+use topnet_metrics::MetricsPage;
 use tower::{Layer, Service, ServiceBuilder};
 
 use super::MethodTables;
@@ -86,7 +86,10 @@ impl Listeners {
         let guarded = ServiceBuilder::new()
             .layer(hosts)
             .layer(NoWebPages)
-            .layer(MetricsPage(Arc::clone(provider)));
+            .layer(MetricsPage::new({
+                let provider = Arc::clone(provider);
+                move || page(Arc::clone(&provider))
+            }));
         let server = Server::builder()
             .set_config(limits(control))
             .set_http_middleware(guarded)
@@ -194,59 +197,11 @@ where
     }
 }
 
-/// Answers `GET /metrics` with the page that monitoring systems scrape.
-#[derive(Clone, Debug)]
-struct MetricsPage(Arc<Provider>);
-
-impl<S> Layer<S> for MetricsPage {
-    type Service = WithMetricsPage<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        WithMetricsPage {
-            inner,
-            provider: Arc::clone(&self.0),
-        }
-    }
-}
-
-/// See [`MetricsPage`].
-#[derive(Clone, Debug)]
-struct WithMetricsPage<S> {
-    inner: S,
-    provider: Arc<Provider>,
-}
-
-impl<S, B> Service<HttpRequest<B>> for WithMetricsPage<S>
-where
-    S: Service<HttpRequest<B>, Response = HttpResponse<HttpBody>>,
-    S::Error: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future =
-        Either<S::Future, Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: HttpRequest<B>) -> Self::Future {
-        if request.method() != "GET" || request.uri().path() != "/metrics" {
-            return Either::Left(self.inner.call(request));
-        }
-        let provider = Arc::clone(&self.provider);
-        let page = async move {
-            let status = provider.status().await;
-            let channels = provider.live_channels(None, LABELLED_MAX).await;
-            let sessions = provider.session_reports().await;
-            // Without metering the rest is still worth having.
-            let page = metrics::page(&status, &channels.unwrap_or_default(), &sessions);
-            let mut answer = HttpResponse::new(HttpBody::from(page));
-            if let Ok(content_type) = metrics::CONTENT_TYPE.parse() {
-                answer.headers_mut().insert("content-type", content_type);
-            }
-            Ok(answer)
-        };
-        Either::Right(page.boxed())
-    }
+/// What monitoring systems are told.
+async fn page(provider: Arc<Provider>) -> String {
+    let status = provider.status().await;
+    let channels = provider.live_channels(None, LABELLED_MAX).await;
+    let sessions = provider.session_reports().await;
+    // Without metering the rest is still worth having.
+    metrics::page(&status, &channels.unwrap_or_default(), &sessions)
 }

@@ -1,25 +1,16 @@
 //! Where a tower answers: JSON-RPC over HTTP, bounded against strangers, and `GET /metrics`.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::atomic::AtomicU64,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{future::ready, io, net::SocketAddr, sync::atomic::AtomicU64, time::Duration};
 
-use futures::future::{Either, FutureExt as _};
-use jsonrpsee::server::{
-    BatchRequestConfig, HttpBody, HttpRequest, HttpResponse, Server, ServerConfig, ServerHandle,
-};
+use jsonrpsee::server::{BatchRequestConfig, Server, ServerConfig, ServerHandle};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{family::Family, gauge::Gauge},
     registry::Registry,
 };
 use topnet_api::TowerStatus;
-use tower::{Layer, Service, ServiceBuilder};
+use topnet_metrics::MetricsPage;
+use tower::ServiceBuilder;
 
 use crate::{
     desk::Desk,
@@ -31,7 +22,6 @@ const CONNECTIONS_MAX: u32 = 256;
 /// Whoever connects says something within this time.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: u32 = 4 << 20;
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers until it is stopped.
 pub(crate) struct Listener {
@@ -49,9 +39,11 @@ impl Listener {
             .set_batch_request_config(BatchRequestConfig::Disabled)
             .set_first_request_timeout(Some(FIRST_REQUEST_TIMEOUT))
             .build();
+        let glancing = desk.clone();
+        let metrics = MetricsPage::new(move || ready(page(&glancing.at_a_glance())));
         let server = Server::builder()
             .set_config(config)
-            .set_http_middleware(ServiceBuilder::new().layer(MetricsPage(desk.clone())))
+            .set_http_middleware(ServiceBuilder::new().layer(metrics))
             .build(address)
             .await?;
         let address = server.local_addr()?;
@@ -64,54 +56,6 @@ impl Listener {
         // An error says that it has stopped already.
         let _ = self.handle.stop();
         self.handle.stopped().await;
-    }
-}
-
-/// Answers `GET /metrics` with the page that monitoring systems scrape.
-#[derive(Clone)]
-struct MetricsPage(Desk);
-
-impl<S> Layer<S> for MetricsPage {
-    type Service = WithMetricsPage<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        WithMetricsPage {
-            inner,
-            desk: self.0.clone(),
-        }
-    }
-}
-
-/// See [`MetricsPage`].
-#[derive(Clone)]
-struct WithMetricsPage<S> {
-    inner: S,
-    desk: Desk,
-}
-
-impl<S, B> Service<HttpRequest<B>> for WithMetricsPage<S>
-where
-    S: Service<HttpRequest<B>, Response = HttpResponse<HttpBody>>,
-    S::Error: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future =
-        Either<S::Future, Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: HttpRequest<B>) -> Self::Future {
-        if request.method() != "GET" || request.uri().path() != "/metrics" {
-            return Either::Left(self.inner.call(request));
-        }
-        let mut answer = HttpResponse::new(HttpBody::from(page(&self.desk.at_a_glance())));
-        if let Ok(content_type) = CONTENT_TYPE.parse() {
-            answer.headers_mut().insert("content-type", content_type);
-        }
-        Either::Right(std::future::ready(Ok(answer)).boxed())
     }
 }
 
