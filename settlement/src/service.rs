@@ -22,7 +22,7 @@ use topnet_ledger::{
     machine::Rejection,
     state::{
         self, Account, Channel, Record as _, Service as ServiceRecord, account_key, channel_key,
-        name_key, offer_key, outbox_entry_key, service_key,
+        name_key, subject_key,
     },
     transaction::transaction_id,
 };
@@ -515,26 +515,13 @@ impl Settlement for Service {
         subject: StateSubject,
     ) -> Result<StateProof, ApiError> {
         let running = self.chains.get(&chain)?;
-        let key = match (&subject, &running.genesis.role) {
-            (StateSubject::Account(address), _) => account_key(address),
-            // Main has those of dead services.
-            (StateSubject::Channel(id), _) => channel_key(id),
-            (StateSubject::Batch(seq), Role::Service { main }) => {
-                outbox_entry_key(&main.genesis, *seq)
-            }
-            (StateSubject::Service(id), Role::Main { .. }) => service_key(id),
-            (StateSubject::Offer { provider, service }, Role::Main { .. }) => {
-                offer_key(provider, service)
-            }
-            (StateSubject::Batch(_), Role::Main { .. })
-            | (StateSubject::Service(_) | StateSubject::Offer { .. }, Role::Service { .. }) => {
-                return Err(ApiError::new(
-                    "subject_elsewhere",
-                    format!("chain `{chain}` keeps no such thing"),
-                    "batches are on a service's chain, services and offers on main",
-                ));
-            }
-        };
+        let key = subject_key(&subject, &running.genesis.role).ok_or_else(|| {
+            ApiError::new(
+                "subject_elsewhere",
+                format!("chain `{chain}` keeps no such thing"),
+                "batches are on a service's chain, services and offers on main",
+            )
+        })?;
         let proved = running.chain.prove_value(&key).await.map_err(unavailable)?;
         let proved = proved.ok_or_else(|| {
             ApiError::new(

@@ -45,7 +45,8 @@ pub use settlement::{
     AccountView, BlockRef, ChainName, ChainParameters, ChainTip, ChannelState, ChannelView,
     ClaimReport, ClaimStage, CloseProgress, DayEarnings, HeldClaim, HostedService, HostedState,
     NewService, PaidClaim, RecoverySubject, ServiceView, Settlement, SettlementClient, StateProof,
-    StateSubject, SubmittedTransaction, TransactionStatus,
+    SubmittedTransaction, TransactionStatus,
 };
 pub use socket::{ConnectError, REQUEST_BYTES_MAX, SocketName, connect, listen, serve_connections};
+pub use topnet_account::StateSubject;
 pub use tower::{HandoverStatus, HoldReport, NodeStatus, RefusedClaim, TowerStatus};

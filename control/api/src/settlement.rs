@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
+use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey, StateSubject};
 
 use crate::{
     ApiError, BatchView, BlockSummary, BlockView, ClaimBytes, HandoverStatus, HexBytes,
@@ -294,27 +294,6 @@ pub struct DayEarnings {
     pub payout: Amount,
     /// The payee's fees.
     pub fees: Amount,
-}
-
-/// What can be proved of a chain's state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum StateSubject {
-    /// An account.
-    Account(Address),
-    /// A channel; on its service's chain, or on main if it was recovered from a dead service.
-    Channel(ChannelId),
-    /// A batch to main by its number; on the service's chain that cut it.
-    Batch(u64),
-    /// A service as main knows it, by the hash of its genesis; on main.
-    Service(Hash),
-    /// A provider's offer for a service; on main.
-    Offer {
-        /// The provider.
-        provider: Address,
-        /// Hash of the service's genesis.
-        service: Hash,
-    },
 }
 
 /// That something stands in the state of a chain, for whoever knows the chain's validators.

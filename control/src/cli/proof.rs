@@ -10,13 +10,8 @@ use topnet_account::{Address, Amount, Hash, PublicKey};
 use topnet_api::{ChainName, StateProof, StateSubject};
 use topnet_ledger::{
     CodecError, Genesis,
-    genesis::Role,
-    machine::Key,
     outbox::Batch,
-    state::{
-        Account, Channel, ChannelState, PublishedOffer, Record as _, Service, account_key,
-        channel_key, offer_key, outbox_entry_key, service_key,
-    },
+    state::{Account, Channel, ChannelState, PublishedOffer, Record as _, Service, subject_key},
 };
 use topnet_light::EngineVerifier;
 
@@ -189,7 +184,7 @@ fn check(proof: StateProof, genesis: &Genesis) -> Result<Verified, CliError> {
             "name the genesis file of the proof's chain",
         ));
     }
-    let key = key_of(&proof.subject, genesis)
+    let key = subject_key(&proof.subject, &genesis.role)
         .ok_or_else(|| wrong("the chain keeps no such thing".to_owned()))?;
     let validators = &genesis.validators;
     let shown = EngineVerifier.prove_value(&chain, validators, &key, &proof.proof.0);
@@ -216,23 +211,6 @@ fn check(proof: StateProof, genesis: &Genesis) -> Result<Verified, CliError> {
         subject: proof.subject,
         value,
     })
-}
-
-/// Where it stands in the chain's state.
-fn key_of(subject: &StateSubject, genesis: &Genesis) -> Option<Key> {
-    match (subject, &genesis.role) {
-        (StateSubject::Account(address), _) => Some(account_key(address)),
-        // Main has those of dead services.
-        (StateSubject::Channel(id), _) => Some(channel_key(id)),
-        (StateSubject::Batch(seq), Role::Service { main }) => {
-            Some(outbox_entry_key(&main.genesis, *seq))
-        }
-        (StateSubject::Service(id), Role::Main { .. }) => Some(service_key(id)),
-        (StateSubject::Offer { provider, service }, Role::Main { .. }) => {
-            Some(offer_key(provider, service))
-        }
-        _ => None,
-    }
 }
 
 fn value_of(subject: &StateSubject, bytes: &[u8]) -> Result<Value, CodecError> {
@@ -421,43 +399,5 @@ impl Text for Verified {
                 .row("published", format_args!("block {published_at}")),
         }
         .end()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use topnet_account::ChannelId;
-
-    use super::*;
-
-    #[test]
-    fn what_a_chain_does_not_keep_has_no_key() {
-        let role = |name: &str, role| Genesis {
-            name: name.to_owned(),
-            salt: Hash::ZERO,
-            block_interval_ms: 100,
-            epoch_blocks: 10,
-            validators: vec![topnet_account::PublicKey([1; 32])],
-            rules: topnet_ledger::genesis::Rules::default(),
-            role,
-            balances: std::collections::BTreeMap::new(),
-        };
-        let main = role("main", Role::Main { services: vec![] });
-        let counterpart = main.counterpart();
-        let service = role("vpn", Role::Service { main: counterpart });
-        let subjects = [
-            (StateSubject::Account(Address([1; 32])), true, true),
-            (StateSubject::Channel(ChannelId([1; 32])), true, true),
-            (StateSubject::Batch(3), false, true),
-            (StateSubject::Service(Hash([1; 32])), true, false),
-        ];
-        for (subject, on_main, on_service) in subjects {
-            assert_eq!(key_of(&subject, &main).is_some(), on_main, "{subject:?}");
-            assert_eq!(
-                key_of(&subject, &service).is_some(),
-                on_service,
-                "{subject:?}"
-            );
-        }
     }
 }

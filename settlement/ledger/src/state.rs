@@ -19,12 +19,12 @@
 //! | `t` | – | [`Totals`] | both |
 //! | `w` | service's genesis hash, place | a [`Payout`] that waits | main |
 
-use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
+use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey, StateSubject};
 
 use crate::{
     codec::{CodecError, Reader, Writer},
     conservation::{MainTotals, ServiceTotals, Totals},
-    genesis::{Counterpart, NAME_BYTES_MAX, Rules, VALIDATORS_MAX},
+    genesis::{Counterpart, NAME_BYTES_MAX, Role, Rules, VALIDATORS_MAX},
     machine::Key,
     offer::Offer,
     outbox::{OutboxHead, Payout, read_heads, write_heads},
@@ -266,6 +266,24 @@ pub struct PayoutQueue {
     pub head: u64,
     /// Place of the next to come.
     pub tail: u64,
+}
+
+/// Key of a subject on a chain of this role; `None` if such a chain keeps no such thing.
+pub fn subject_key(subject: &StateSubject, role: &Role) -> Option<Key> {
+    Some(match (subject, role) {
+        (StateSubject::Account(address), _) => account_key(address),
+        // Main has those of dead services.
+        (StateSubject::Channel(id), _) => channel_key(id),
+        (StateSubject::Batch(seq), Role::Service { main }) => outbox_entry_key(&main.genesis, *seq),
+        (StateSubject::Service(id), Role::Main { .. }) => service_key(id),
+        (StateSubject::Offer { provider, service }, Role::Main { .. }) => {
+            offer_key(provider, service)
+        }
+        (StateSubject::Batch(_), Role::Main { .. })
+        | (StateSubject::Service(_) | StateSubject::Offer { .. }, Role::Service { .. }) => {
+            return None;
+        }
+    })
 }
 
 /// Key of an [`Account`].

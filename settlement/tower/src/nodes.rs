@@ -28,8 +28,7 @@ use topnet_api::{
 use topnet_ledger::{
     Genesis,
     genesis::{Role, SERVICES_MAX},
-    machine::Key,
-    state::{Channel, Record, Service, channel_key, service_key},
+    state::{Channel, Record, Service, subject_key},
 };
 use topnet_light::EngineVerifier;
 
@@ -191,19 +190,13 @@ impl Nodes {
         id: &ChannelId,
     ) -> Result<Shown<Channel>, NodeError> {
         let chain = self.chain(chain).await?;
-        self.newest(&chain, &StateSubject::Channel(*id), &channel_key(id))
-            .await
+        self.newest(&chain, &StateSubject::Channel(*id)).await
     }
 
     /// What main knows of a service.
     pub(crate) async fn service(&self, genesis: &Hash) -> Result<Shown<Service>, NodeError> {
         let main = self.main().await?;
-        self.newest(
-            &main,
-            &StateSubject::Service(*genesis),
-            &service_key(genesis),
-        )
-        .await
+        self.newest(&main, &StateSubject::Service(*genesis)).await
     }
 
     /// Hands a transaction to every node: one that keeps it to itself holds up nothing. An error
@@ -334,13 +327,12 @@ impl Nodes {
         &self,
         chain: &Arc<KnownChain>,
         subject: &StateSubject,
-        key: &Key,
     ) -> Result<Shown<T>, NodeError> {
         let (mut newest, mut problems): (Option<Shown<T>>, _) = (None, Problems::default());
         for (place, node) in self.order() {
             let proof = node.client.prove(chain.name.clone(), subject.clone()).await;
             let shown = match proof {
-                Ok(proof) => match shown(chain, key, &proof) {
+                Ok(proof) => match shown(chain, subject, &proof) {
                     Some(shown) => shown,
                     None => {
                         let problem = "it shows what the chain's validators have not signed";
@@ -448,9 +440,14 @@ impl Problems {
 }
 
 /// What a proof shows, if it holds.
-fn shown<T: Record>(chain: &Arc<KnownChain>, key: &Key, proof: &StateProof) -> Option<Shown<T>> {
+fn shown<T: Record>(
+    chain: &Arc<KnownChain>,
+    subject: &StateSubject,
+    proof: &StateProof,
+) -> Option<Shown<T>> {
+    let key = subject_key(subject, &chain.genesis.role)?;
     let validators = &chain.genesis.validators;
-    let proved = EngineVerifier.prove_value(&chain.hash, validators, key, &proof.proof.0);
+    let proved = EngineVerifier.prove_value(&chain.hash, validators, &key, &proof.proof.0);
     let (header, bytes) = proved?;
     let age_ms = now_ms().saturating_sub(header.time_ms());
     let blocks = match is_stale(&chain.genesis, age_ms) {
