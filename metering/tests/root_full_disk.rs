@@ -4,86 +4,27 @@
 #[allow(dead_code)]
 mod support;
 
-use std::{
-    fs::{self, File},
-    io::Write,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::{fs, sync::atomic::Ordering, time::Duration};
 
 use support::{CHANNEL, World, claim, until};
 use topnet_log::prove;
+use topnet_netns::root_tests;
+use topnet_small_disk::SmallDisk;
 use topnet_unit::UNIT_BYTES;
 
 const MIB: u64 = 1 << 20;
 const WINDOW: u64 = 64;
-
-/// A file system of its own for the journal. Unmounted when dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path) -> Self {
-        fs::create_dir_all(at).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=32m,mode=700", "tmpfs"])
-            .arg(at)
-            .status();
-        assert!(mounted.unwrap().success());
-        Self(at.to_owned())
-    }
-
-    /// Takes all room that there is, and all that becomes free, until it is dropped.
-    fn fill(&self) -> Balloon {
-        let path = self.0.join("balloon");
-        let mut file = File::create(&path).unwrap();
-        let burst = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&burst);
-        let blowing = thread::spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                while file.write_all(&[0; 4096]).is_ok() {}
-                thread::sleep(Duration::from_millis(1));
-            }
-        });
-        Balloon {
-            path,
-            burst,
-            blowing: Some(blowing),
-        }
-    }
-}
-
-struct Balloon {
-    path: PathBuf,
-    burst: Arc<AtomicBool>,
-    blowing: Option<JoinHandle<()>>,
-}
-
-impl Drop for Balloon {
-    fn drop(&mut self) {
-        self.burst.store(true, Ordering::Relaxed);
-        if let Some(blowing) = self.blowing.take() {
-            blowing.join().unwrap();
-        }
-        fs::remove_file(&self.path).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
+const DISK_BYTES: u64 = 32 * MIB;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_stops_credit_and_loses_nothing() {
+    if !root_tests() {
+        return;
+    }
     let mut world = World::start(600).await;
-    let disk = SmallDisk::mount(&world.dir.path().join("data/metering"));
+    let journal_dir = world.dir.path().join("data/metering");
+    fs::create_dir_all(&journal_dir).unwrap();
+    let disk = SmallDisk::mount(&journal_dir, DISK_BYTES, (0, 0)).unwrap();
     world.start_metering();
     world.plane.assign(1, 1);
     let _worker = world.plane.work();
@@ -93,7 +34,7 @@ async fn a_full_disk_stops_credit_and_loses_nothing() {
     for round in 1..=3 {
         let mark = round * 20 * MIB;
         until("the next filling", async || world.plane.forwarded() >= mark).await;
-        let balloon = disk.fill();
+        let balloon = disk.fill().unwrap();
         until("the fault", async || {
             world.status().await.journal_fault.is_some()
         })

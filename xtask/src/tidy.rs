@@ -131,6 +131,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Doors and tests.
     ("topnet-machine", &[]),
     ("topnet-netns", &[]),
+    ("topnet-small-disk", &[]),
     (
         "topnet-lab",
         &[
@@ -142,6 +143,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-link",
             "topnet-machine",
             "topnet-netns",
+            "topnet-small-disk",
             "topnet-unit",
             "topnet-wallet",
         ],

@@ -16,7 +16,6 @@ pub mod product;
 pub mod report;
 pub mod run_dir;
 pub mod scenario;
-pub mod small_disk;
 pub mod topology;
 pub mod tower;
 pub mod transfer;

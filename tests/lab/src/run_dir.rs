@@ -1,10 +1,10 @@
 //! The directory of one run: programs, keys, state, logs. Removed with the run.
 
-use crate::small_disk::unmount_below;
 use anyhow::{Context, Result};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use topnet_small_disk::unmount_below;
 
 /// On disk rather than in memory, because the programs with their symbols are large.
 const PARENT: &str = "/var/tmp";

@@ -4,6 +4,7 @@ use std::{fs, net::Ipv4Addr, os::unix::fs::chown, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use topnet_small_disk::SmallDisk;
 
 use crate::{
     origin::Origin,
@@ -11,7 +12,6 @@ use crate::{
     product::{CLOSE_WINDOW_BLOCKS, Provider, Wallet, runtime_dir},
     report::Report,
     run_dir::RunDir,
-    small_disk::SmallDisk,
     topology::Topology,
     tower::{self, Tower},
     transfer,
@@ -97,9 +97,10 @@ impl<'a> Lab<'a> {
             needs.rules,
         )?;
         let journal_dir = run_dir.join("data/metering");
+        let owner = (users::METERING.uid, users::METERING.gid);
         let disk = needs
             .small_disk
-            .then(|| SmallDisk::mount(&journal_dir, SMALL_DISK_BYTES, users::METERING))
+            .then(|| SmallDisk::mount(&journal_dir, SMALL_DISK_BYTES, owner))
             .transpose()?;
         if needs.tower {
             provider.hand_over_to(&tower::url())?;
