@@ -92,6 +92,7 @@ fn header(chain: &ChainName, block: &FinalBlock) -> BlockHeader {
         time_ms: header.time_ms(),
         proposer: header.proposer(),
         body_root: header.body_root(),
+        receipts_root: header.receipts_root(),
         state_root: header.state_root(),
         outbox: header.outbox(),
     }

@@ -20,6 +20,8 @@ pub struct BlockHeader {
     pub proposer: Address,
     /// Commits to the transactions.
     pub body_root: Hash,
+    /// Commits to what they and the block itself did.
+    pub receipts_root: Hash,
     /// Root of the state after it.
     pub state_root: Hash,
     /// What other chains check.

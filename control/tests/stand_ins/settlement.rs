@@ -418,6 +418,7 @@ fn header(block: BlockRef) -> BlockHeader {
         time_ms: 1_000,
         proposer: payee(),
         body_root: Hash::ZERO,
+        receipts_root: Hash::ZERO,
         state_root: Hash([4; 32]),
         outbox: Hash::ZERO,
     }

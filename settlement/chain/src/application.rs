@@ -62,11 +62,7 @@ impl Application {
         }
     }
 
-    fn remember(&self, block: Digest, height: u64, executed: Executed) {
-        let outcome = Outcome {
-            receipts: executed.receipts,
-            block_events: executed.block_events,
-        };
+    fn remember(&self, block: Digest, height: u64, outcome: Outcome) {
         let mut executed = self.executed.lock().unwrap_or_else(PoisonError::into_inner);
         executed.insert(block, (height, outcome));
     }
@@ -171,6 +167,14 @@ impl Application {
             );
             return None;
         }
+        let outcome = Outcome::take(&mut executed);
+        if outcome.root() != header.receipts_root() {
+            warn!(
+                height = header.height(),
+                "a block's receipts are not what it leads to"
+            );
+            return None;
+        }
         let sealed = seal(batch, header.height(), genesis_state, &mut executed).await;
         // The engine compares the log alone.
         if hash_of(&sealed.root()) != header.state_root() {
@@ -180,7 +184,7 @@ impl Application {
             );
             return None;
         }
-        self.remember(header.digest(), header.height(), executed);
+        self.remember(header.digest(), header.height(), outcome);
         Some(sealed)
     }
 }
@@ -221,12 +225,14 @@ impl StatefulApplication<Context> for Application {
         let genesis = &self.parts.genesis_state;
         let merkleized = seal(batch, env.height, genesis, &mut executed).await;
         let bounds = merkleized.bounds();
+        let outcome = Outcome::take(&mut executed);
         let header = Header::new(HeaderFields {
             chain: *chain,
             height: env.height,
             context,
             time_ms: now_ms().max(parent.time_ms() + 1),
             body_root: body_root(&executed.included),
+            receipts_root: outcome.root(),
             state_root: hash_of(&merkleized.root()),
             state_log: Target::new(
                 merkleized.ops_root(),
@@ -235,11 +241,10 @@ impl StatefulApplication<Context> for Application {
             outbox: executed.outbox,
         });
         let digest = header.digest();
-        let transactions = std::mem::take(&mut executed.included);
-        self.remember(digest, env.height, executed);
+        self.remember(digest, env.height, outcome);
         let block = Block {
             header,
-            transactions,
+            transactions: executed.included,
         };
         Some(Proposed { block, merkleized })
     }

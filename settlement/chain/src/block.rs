@@ -13,7 +13,10 @@ use commonware_runtime::BufMut;
 use topnet_account::Hash;
 use topnet_light::{Context, Header, HeaderFields, StateTarget, digest_of, domain_digest, hash_of};
 
-use crate::limits::{BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX, TRANSACTION_BYTES_MAX};
+use crate::{
+    limits::{BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX, TRANSACTION_BYTES_MAX},
+    receipts::Outcome,
+};
 
 const BODY_DOMAIN: &[u8] = b"topnet/body/1";
 
@@ -39,6 +42,7 @@ impl Block {
             context,
             time_ms: 0,
             body_root: body_root(&[]),
+            receipts_root: Outcome::default().root(),
             state_root: Hash::ZERO,
             state_log,
             outbox: Hash::ZERO,

@@ -14,13 +14,16 @@ use commonware_storage::{
 };
 use commonware_utils::NZUsize;
 use tokio::sync::Mutex;
-use topnet_ledger::machine::Receipt;
-use topnet_light::{digest_of, hash_of};
+use topnet_account::Hash;
+use topnet_ledger::machine::{Executed, Receipt};
+use topnet_light::{digest_of, domain_digest, hash_of};
 
 use crate::{
     limits::{ARCHIVE_ITEMS_PER_SECTION, BLOCK_TRANSACTIONS_MAX, EVENTS_BYTES_MAX},
     state::Context,
 };
+
+const RECEIPTS_DOMAIN: &[u8] = b"topnet/receipts/1";
 
 /// What a block did: each transaction, and the block by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +32,35 @@ pub(crate) struct Outcome {
     pub receipts: Vec<Receipt>,
     /// What no single transaction did.
     pub block_events: Vec<u8>,
+}
+
+impl Outcome {
+    /// Takes it out of what execution gave.
+    pub(crate) fn take(executed: &mut Executed) -> Self {
+        Self {
+            receipts: std::mem::take(&mut executed.receipts),
+            block_events: std::mem::take(&mut executed.block_events),
+        }
+    }
+
+    /// What a header commits to: the receipts' number, each one's id and events, and the block's
+    /// events. Each events' length goes before it, so that no two outcomes make the same bytes.
+    pub(crate) fn root(&self) -> Hash {
+        let length = |bytes: &[u8]| (bytes.len() as u64).to_be_bytes();
+        let count = (self.receipts.len() as u64).to_be_bytes();
+        let lengths: Vec<[u8; 8]> = self
+            .receipts
+            .iter()
+            .map(|one| length(&one.events))
+            .collect();
+        let block_length = length(&self.block_events);
+        let mut parts: Vec<&[u8]> = vec![&count];
+        for (receipt, length) in self.receipts.iter().zip(&lengths) {
+            parts.extend([receipt.id.as_ref(), length, &receipt.events]);
+        }
+        parts.extend([&block_length[..], &self.block_events]);
+        hash_of(&domain_digest(RECEIPTS_DOMAIN, &parts))
+    }
 }
 
 /// An outcome as it is stored.

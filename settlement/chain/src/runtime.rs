@@ -37,7 +37,7 @@ const HOLD_FILE: &str = ".hold";
 const FORMAT_FILE: &str = "format";
 const FORMAT_DRAFT: &str = "format.new";
 /// Raised whenever blocks, state or their storage are laid out in another way.
-const FORMAT: &str = "topnet-chain 4\n";
+const FORMAT: &str = "topnet-chain 5\n";
 
 /// A voter of a chain and where it is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,7 +258,9 @@ fn write_format(path: &Path) -> io::Result<()> {
     let draft = path.with_file_name(FORMAT_DRAFT);
     fs::write(&draft, FORMAT)?;
     fs::File::open(&draft)?.sync_all()?;
-    fs::rename(&draft, path)
+    fs::rename(&draft, path)?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    fs::File::open(directory)?.sync_all()
 }
 
 /// Starts a validator when the runtime gets to it. Not generic and not `async`, so that the engine,

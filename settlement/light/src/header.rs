@@ -2,8 +2,8 @@
 //!
 //! Format, integers big-endian unless the engine's own type is named: version (1 byte) ‖ chain
 //! (32) ‖ height (u64) ‖ consensus context (round, leader, parent; varints) ‖ time_ms (u64) ‖ body
-//! root (32) ‖ state root (32) ‖ root of the state's log (32) ‖ its range (two varints) ‖ outbox
-//! (32). A block's hash is SHA-256 over a domain and its encoded header, so the header alone, with
+//! root (32) ‖ receipts root (32) ‖ state root (32) ‖ root of the state's log (32) ‖ its range (two
+//! varints) ‖ outbox (32). A block's hash is SHA-256 over a domain and its encoded header, so the header alone, with
 //! a certificate, proves everything that it commits to.
 
 use commonware_codec::{
@@ -21,8 +21,8 @@ use commonware_utils::range::NonEmptyRange;
 use topnet_account::{Address, Hash, PublicKey};
 use topnet_ledger::machine::BlockEnv;
 
-const VERSION: u8 = 2;
-const HEADER_DOMAIN: &[u8] = b"topnet/header/2";
+const VERSION: u8 = 3;
+const HEADER_DOMAIN: &[u8] = b"topnet/header/3";
 
 /// Round, leader and parent, as consensus has them.
 pub type Context = SimplexContext<Digest, ed25519::PublicKey>;
@@ -37,6 +37,7 @@ pub struct Header {
     context: Context,
     time_ms: u64,
     body_root: Hash,
+    receipts_root: Hash,
     state_root: Hash,
     state_log: StateTarget,
     outbox: Hash,
@@ -50,6 +51,7 @@ pub struct HeaderFields {
     pub context: Context,
     pub time_ms: u64,
     pub body_root: Hash,
+    pub receipts_root: Hash,
     pub state_root: Hash,
     pub state_log: StateTarget,
     pub outbox: Hash,
@@ -64,6 +66,7 @@ impl Header {
             context,
             time_ms,
             body_root,
+            receipts_root,
             state_root,
             state_log,
             outbox,
@@ -74,6 +77,7 @@ impl Header {
             context,
             time_ms,
             body_root,
+            receipts_root,
             state_root,
             state_log,
             outbox,
@@ -108,6 +112,11 @@ impl Header {
     /// Commits to the transactions.
     pub fn body_root(&self) -> Hash {
         self.body_root
+    }
+
+    /// Commits to what the transactions and the block itself did.
+    pub fn receipts_root(&self) -> Hash {
+        self.receipts_root
     }
 
     /// Root of the state after the block: what a value of the state is proved against.
@@ -158,6 +167,7 @@ impl Write for Header {
         self.context.write(buf);
         self.time_ms.write(buf);
         self.body_root.0.write(buf);
+        self.receipts_root.0.write(buf);
         self.state_root.0.write(buf);
         self.state_log.root.write(buf);
         self.state_log.range.write(buf);
@@ -168,7 +178,7 @@ impl Write for Header {
 impl EncodeSize for Header {
     fn encode_size(&self) -> usize {
         u8::SIZE
-            + 4 * Hash::SIZE
+            + 5 * Hash::SIZE
             + 2 * u64::SIZE
             + sha256::Digest::SIZE
             + self.context.encode_size()
@@ -178,7 +188,7 @@ impl EncodeSize for Header {
 
 impl MaxEncodeSize for Header {
     const MAX_ENCODE_SIZE: usize = u8::SIZE
-        + 4 * Hash::SIZE
+        + 5 * Hash::SIZE
         + 2 * u64::SIZE
         + sha256::Digest::SIZE
         + Context::MAX_ENCODE_SIZE
@@ -198,6 +208,7 @@ impl Read for Header {
             context: Context::read(buf)?,
             time_ms: u64::read(buf)?,
             body_root: Hash(<[u8; 32]>::read(buf)?),
+            receipts_root: Hash(<[u8; 32]>::read(buf)?),
             state_root: Hash(<[u8; 32]>::read(buf)?),
             state_log: Target::new(Digest::read(buf)?, NonEmptyRange::<Location>::read(buf)?),
             outbox: Hash(<[u8; 32]>::read(buf)?),
@@ -258,6 +269,7 @@ mod tests {
             },
             time_ms: 1_700_000_000_000,
             body_root: Hash([2; 32]),
+            receipts_root: Hash([5; 32]),
             state_root: Hash([3; 32]),
             state_log: Target::new(
                 Digest::from([9; 32]),
@@ -272,7 +284,7 @@ mod tests {
         assert!(Header::decode(bytes.slice(..bytes.len() - 1)).is_err());
 
         type Change = fn(&mut Header);
-        let changes: [(&str, Change); 8] = [
+        let changes: [(&str, Change); 9] = [
             ("chain", |h| h.chain.0[0] ^= 1),
             ("height", |h| h.height += 1),
             ("context", |h| {
@@ -280,6 +292,7 @@ mod tests {
             }),
             ("time", |h| h.time_ms += 1),
             ("body", |h| h.body_root.0[0] ^= 1),
+            ("receipts", |h| h.receipts_root.0[0] ^= 1),
             ("state", |h| h.state_root.0[0] ^= 1),
             ("log", |h| h.state_log.root = Digest::from([8; 32])),
             ("outbox", |h| h.outbox.0[0] ^= 1),

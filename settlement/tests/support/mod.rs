@@ -144,18 +144,46 @@ impl Provider {
 
     /// Starts the process and connects to it.
     pub async fn start(&mut self) -> SettlementClient {
-        self.process = Some(self.command().stdin(Stdio::null()).spawn().unwrap());
+        let started = self.try_start().await;
+        started.unwrap_or_else(|words| panic!("settlement ended: {words}"))
+    }
+
+    /// The same for one that may end instead; what it said then.
+    pub async fn try_start(&mut self) -> Result<SettlementClient, String> {
+        let words = fs::File::create(self.words_file()).unwrap();
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stderr(words);
+        self.process = Some(command.spawn().unwrap());
         let path = SocketName::Settlement.below(&self.dir.path().join("run"));
         let began = Instant::now();
         loop {
             if let Some(client) = client(&path).await {
-                return client;
+                return Ok(client);
             }
-            let ended = self.process.as_mut().unwrap().try_wait().unwrap();
-            assert!(ended.is_none(), "settlement ended: {ended:?}");
+            if let Some(words) = self.ended() {
+                return Err(words);
+            }
             assert!(began.elapsed() < PATIENCE, "settlement does not answer");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// What the process said, if it has ended by itself.
+    pub fn ended(&mut self) -> Option<String> {
+        let ended = self.process.as_mut()?.try_wait().unwrap();
+        ended.map(|_| {
+            self.process = None;
+            self.words()
+        })
+    }
+
+    /// What the process has said since it was started.
+    pub fn words(&self) -> String {
+        fs::read_to_string(self.words_file()).unwrap()
+    }
+
+    fn words_file(&self) -> PathBuf {
+        self.dir.path().join("settlement.err")
     }
 
     /// SIGKILL, at once.
