@@ -136,6 +136,8 @@ pub(crate) fn watch_over(
     tokio::spawn(async move {
         let fault = match task.await {
             Ok(Ok(())) => "a task ended".to_owned(),
+            // Whoever watches over the engine says why.
+            Ok(Err(TaskError::Ended(_))) => return,
             Ok(Err(error)) => error.to_string(),
             Err(error) if error.is_cancelled() => return,
             Err(error) => error.to_string(),
@@ -453,15 +455,6 @@ impl Chains {
         }
     }
 
-    /// Resolves when main's engine has ended.
-    pub(crate) async fn main_ended(&self) {
-        loop {
-            if self.0.main.chain.reached(u64::MAX).await.is_err() {
-                return;
-            }
-        }
-    }
-
     /// Stops everything and waits until it has.
     pub(crate) async fn shutdown(&self) {
         let mut engines = self.0.engines.lock().await;
@@ -510,7 +503,9 @@ impl Setup {
         index.begin(&name, &chain.genesis(), &chain.genesis_state())?;
         let (progress, indexed) = watch::channel(0);
         let follows = follow(chain.clone(), name.clone(), index.clone(), progress);
-        let tasks = vec![watch_over(faults, follows)];
+        let ended = runtime.ended();
+        let ends = async move { Err(TaskError::Engine(ended.await)) };
+        let tasks = vec![watch_over(faults, follows), watch_over(faults, ends)];
         if halted {
             error!(chain = %name, "main holds this service dead: it is halted, and what is in it can be recovered");
         }

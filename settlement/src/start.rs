@@ -10,7 +10,7 @@ use std::{
 use tokio::{sync::mpsc, task::AbortHandle};
 use topnet_account::Amount;
 use topnet_api::ChainName;
-use topnet_chain::{ChainEnded, StartError as ChainError};
+use topnet_chain::{ChainEnded, EngineEnded, StartError as ChainError};
 use topnet_channel::SecretKey;
 use topnet_ledger::{
     CodecError, Genesis,
@@ -121,6 +121,8 @@ impl From<TaskError> for StartError {
 pub(crate) enum TaskError {
     #[error(transparent)]
     Ended(#[from] ChainEnded),
+    #[error(transparent)]
+    Engine(#[from] EngineEnded),
     #[error(transparent)]
     Index(#[from] IndexError),
     #[error(transparent)]
@@ -276,10 +278,8 @@ impl Settlement {
 
     /// Resolves when a part has ended, which no part does without a fault; says which.
     pub async fn ended(&mut self) -> String {
-        tokio::select! {
-            () = self.service.chains.main_ended() => ChainEnded.to_string(),
-            fault = self.faults.recv() => fault.unwrap_or_else(|| "all tasks ended".to_owned()),
-        }
+        let fault = self.faults.recv().await;
+        fault.unwrap_or_else(|| "all tasks ended".to_owned())
     }
 
     /// Stops the work, then the chains, and waits until they have.

@@ -40,5 +40,5 @@ pub use mempool::Standing;
 #[cfg(not(test))]
 pub use past::PastState;
 #[cfg(not(test))]
-pub use runtime::{ChainConfig, ChainRuntime, StartError, Validator};
+pub use runtime::{ChainConfig, ChainRuntime, EngineEnded, StartError, Validator};
 pub use topnet_light::{EngineVerifier, Header};

@@ -469,6 +469,11 @@ impl Answers {
             header,
             transactions,
         } = block.inner();
+        // Storage that lost them would make a block look as if it had done nothing.
+        assert!(
+            outcome.root() == header.receipts_root(),
+            "the receipts of block {height} are lost"
+        );
         Some(FinalBlock {
             hash: hash_of(&block.digest()),
             header: header.clone(),

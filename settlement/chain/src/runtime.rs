@@ -1,11 +1,13 @@
 //! The engine's own thread, on which every chain of a process runs.
 
 use std::{
+    any::Any,
     ffi::OsStr,
     fs, io,
     net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -107,9 +109,19 @@ pub enum StartError {
         /// What is wrong and the mend.
         problem: &'static str,
     },
-    /// The engine ended while the chain was starting.
-    #[error("`{0}` ended while it started; the log says why")]
-    Ended(String),
+    /// The engine ended while it started.
+    #[error(transparent)]
+    Engine(#[from] EngineEnded),
+}
+
+/// The engine has ended by itself. It does so when its storage fails it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(
+    "the engine of storage directory {path} has ended: {problem}; free the disk if it is full, otherwise restore the directory, of which a part is damaged or lost"
+)]
+pub struct EngineEnded {
+    path: PathBuf,
+    problem: String,
 }
 
 type Job = Box<dyn FnOnce(&Context) + Send>;
@@ -119,6 +131,9 @@ type Job = Box<dyn FnOnce(&Context) + Send>;
 pub struct ChainRuntime {
     jobs: mpsc::UnboundedSender<Job>,
     ended: watch::Receiver<()>,
+    /// What made it end, unless it was stopped.
+    fault: Arc<OnceLock<EngineEnded>>,
+    path: PathBuf,
     thread: JoinHandle<()>,
 }
 
@@ -132,32 +147,49 @@ impl ChainRuntime {
         let (jobs, mut next_job) = mpsc::unbounded_channel::<Job>();
         let (alive, ended) = watch::channel(());
         let (running, runs) = std::sync::mpsc::channel();
+        let fault = Arc::new(OnceLock::new());
+        let (told, path) = (Arc::clone(&fault), storage.to_owned());
         let thread = thread::Builder::new()
             .name("chains".to_owned())
             .spawn(move || {
-                // Dropped when the thread ends, by a panic of the engine too.
+                // Dropped when all is said about the end.
                 let _alive = alive;
-                engine::Runner::new(config).start(|context| async move {
-                    // Nobody waits any more if the thread could not be waited for.
-                    let _ = running.send(());
-                    while let Some(job) = next_job.recv().await {
-                        job(&context);
-                    }
-                    if context.stop(0, Some(STOP_TIMEOUT)).await.is_err() {
-                        error!("a chain did not stop in time; it recovers at the next start");
-                    }
-                });
+                let run = || {
+                    engine::Runner::new(config).start(|context| async move {
+                        // Nobody waits any more if the thread could not be waited for.
+                        let _ = running.send(());
+                        while let Some(job) = next_job.recv().await {
+                            job(&context);
+                        }
+                        if context.stop(0, Some(STOP_TIMEOUT)).await.is_err() {
+                            error!("a chain did not stop in time; it recovers at the next start");
+                        }
+                    });
+                };
+                // A panic is how the engine says that its storage fails it. Nothing of it is
+                // used afterwards.
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+                    let problem = words_of(&*panic);
+                    let _ = told.set(EngineEnded { path, problem });
+                }
             })
             .map_err(StartError::Thread)?;
-        // From here on the engine holds the directory.
-        if runs.recv().is_err() {
-            return Err(StartError::Ended("runtime".to_owned()));
-        }
-        Ok(Self {
+        let runtime = Self {
             jobs,
             ended,
+            fault,
+            path: storage.to_owned(),
             thread,
-        })
+        };
+        // From here on the engine holds the directory.
+        match runs.recv() {
+            Ok(()) => Ok(runtime),
+            Err(_) => {
+                // It has dropped its end, and so it is about to end.
+                let _ = runtime.thread.join();
+                Err(fault_of(&runtime.fault, &runtime.path).into())
+            }
+        }
     }
 
     /// Runs a validator of a chain; returns when its state is open and it takes part.
@@ -166,13 +198,14 @@ impl ChainRuntime {
         machine: impl Machine,
         config: ChainConfig,
     ) -> Result<Chain, StartError> {
-        let name = config.name.clone();
         let config = check(config)?;
         let (ready, started) = oneshot::channel();
-        self.jobs
-            .send(validator(config, Arc::new(machine), ready))
-            .map_err(|_| StartError::Ended(name.clone()))?;
-        started.await.map_err(|_| StartError::Ended(name))
+        // An engine that has ended drops the job, and with it what would say that it is done.
+        let _ = self.jobs.send(validator(config, Arc::new(machine), ready));
+        match started.await {
+            Ok(chain) => Ok(chain),
+            Err(_) => Err(self.ended().await.into()),
+        }
     }
 
     /// The state of a chain that runs here as it was after the block at `height`, which is final.
@@ -188,19 +221,36 @@ impl ChainRuntime {
         state
     }
 
-    /// Resolves when the engine has ended, which it does by itself only after a fault.
-    pub async fn ended(&self) {
+    /// Resolves when the engine has ended, and says why.
+    pub fn ended(&self) -> impl Future<Output = EngineEnded> + Send + use<> {
         let mut ended = self.ended.clone();
-        while ended.changed().await.is_ok() {}
+        let (fault, path) = (Arc::clone(&self.fault), self.path.clone());
+        async move {
+            while ended.changed().await.is_ok() {}
+            fault_of(&fault, &path)
+        }
     }
 
     /// Stops all chains and waits until nothing of them runs any more.
     pub fn stop(self) {
         drop(self.jobs);
-        if self.thread.join().is_err() {
-            error!("the engine ended with a panic");
-        }
+        // It catches its own panics.
+        let _ = self.thread.join();
     }
+}
+
+fn fault_of(fault: &OnceLock<EngineEnded>, path: &Path) -> EngineEnded {
+    let fault = fault.get().cloned();
+    fault.unwrap_or_else(|| EngineEnded {
+        path: path.to_owned(),
+        problem: "it was stopped".to_owned(),
+    })
+}
+
+fn words_of(panic: &(dyn Any + Send)) -> String {
+    let words = panic.downcast_ref::<String>().map(String::as_str);
+    let words = words.or_else(|| panic.downcast_ref::<&str>().copied());
+    words.unwrap_or("it does not say why").to_owned()
 }
 
 /// Makes the directory and sees that no other process has it; the engine itself would wait.

@@ -27,7 +27,7 @@ const TIME_BYTES: usize = 8;
 pub enum HeldError {
     /// The database said no.
     #[error(
-        "held claims at {path}: {source}; free the disk: until then only whoever brings claims has them"
+        "held claims at {path}: {source}; free the disk, or move the directory away: whoever brought the claims brings them again"
     )]
     Database {
         /// The directory.
