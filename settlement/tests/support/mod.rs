@@ -1,6 +1,8 @@
 //! A settlement process on new chains, started and killed as a test likes.
 #![allow(dead_code)]
 
+pub mod facts;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -130,6 +132,17 @@ impl Provider {
         fs::write(&path, text + lines).unwrap();
     }
 
+    /// Copies what the process has stored.
+    pub fn copy_storage(&self, to: &Path) {
+        copy(&self.storage_dir(), to);
+    }
+
+    /// Replaces what the process has stored by a copy.
+    pub fn restore_storage(&self, from: &Path) {
+        fs::remove_dir_all(self.storage_dir()).unwrap();
+        copy(from, &self.storage_dir());
+    }
+
     pub fn storage_dir(&self) -> PathBuf {
         self.dir.path().join("data/settlement")
     }
@@ -202,6 +215,18 @@ impl Provider {
 impl Drop for Provider {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).unwrap()),
+        }
     }
 }
 
