@@ -375,6 +375,32 @@ fn a_killed_chain_loses_nothing_final() {
     assert!(final_nonce >= 12);
 }
 
+/// Names the file that a proof is written to, for
+/// `settlement/light/tests/golden_proof.txt`.
+const PROOF_FILE_VARIABLE: &str = "TOPNET_WRITE_PROOF";
+
+/// A proof of four validators' chain, and what it takes to check it.
+async fn proof_text(chain: &Chain) -> String {
+    let key = sum_key(1);
+    let proved = chain.prove_value(&key).await.unwrap().unwrap();
+    let (genesis, validators) = (chain.genesis(), chain.validators());
+    let (_, value) = EngineVerifier
+        .prove_value(&genesis, validators, &key, &proved.bytes)
+        .unwrap();
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let mut lines = vec![format!("chain {}", hex(genesis.as_ref()))];
+    lines.extend(
+        validators
+            .iter()
+            .map(|key| format!("validator {}", hex(&key.0))),
+    );
+    lines.push(format!("key {}", hex(&key.0)));
+    lines.push(format!("value {}", hex(&value)));
+    lines.push(format!("height {}", proved.height));
+    lines.push(format!("proof {}", hex(&proved.bytes)));
+    lines.join("\n") + "\n"
+}
+
 /// Ports that were free a moment ago.
 fn free_ports<const N: usize>() -> [u16; N] {
     let listeners: [TcpListener; N] =
@@ -413,6 +439,10 @@ fn four_validators_agree_go_on_without_one_and_take_it_back() {
         }
         // One node's mempool is enough: it proposes when its turn comes.
         settle(&nodes[2].1, add(1, 0, 7)).await;
+
+        if let Some(file) = env::var_os(PROOF_FILE_VARIABLE) {
+            fs::write(file, proof_text(&nodes[0].1).await).unwrap();
+        }
 
         let (runtime, gone) = nodes.pop().unwrap();
         let left_at = gone.tip().height();

@@ -6,7 +6,7 @@ use topnet_ledger::{
     conservation::Totals,
     event::{decode_events, encode_events},
     outbox::{Batch, Fund, OutboxEntry},
-    state::{Account, Channel, Heads, MainLink, PayoutQueue, Record, Service},
+    state::{Account, Channel, Heads, MainLink, PayoutQueue, PublishedOffer, Record, Service},
 };
 
 /// The first byte says what the rest is; what decodes is the one encoding of its value.
@@ -14,7 +14,7 @@ pub(crate) fn ledger(bytes: &[u8]) {
     let Some((kind, bytes)) = bytes.split_first() else {
         return;
     };
-    match kind % 11 {
+    match kind % 12 {
         0 => transaction(bytes),
         1 => {
             if let Ok(events) = decode_events(bytes) {
@@ -29,6 +29,7 @@ pub(crate) fn ledger(bytes: &[u8]) {
         7 => record::<PayoutQueue>(bytes),
         8 => record::<Service>(bytes),
         9 => record::<Totals>(bytes),
+        11 => record::<PublishedOffer>(bytes),
         _ => {
             entry::<Batch>(bytes);
             entry::<Fund>(bytes);

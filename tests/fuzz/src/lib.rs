@@ -16,6 +16,7 @@ mod ledger;
 mod packet;
 mod payee;
 mod payer;
+mod proof;
 mod shared;
 mod text;
 mod wire;
@@ -30,6 +31,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("payee_message", wire::payee_message),
     ("packet", packet::packet),
     ("ledger", ledger::ledger),
+    ("proof", proof::proof),
     ("text", text::text),
     // Bytes that come from a disk.
     ("payee_record", wire::payee_record),
