@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 use topnet_api::ArchiveStatus;
-use topnet_archive::{Archive, ArchiveError, waiting};
+use topnet_archive::{Archive, ArchiveError, forget_files_before, waiting};
 use tracing::{info, warn};
 
 /// Between attempts at a store that refuses or does not answer: doubled from the first to the
@@ -100,13 +100,27 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// One round over all that waits. What is wrong with one segment does not hold up the others.
+    /// One round over all that waits. What is wrong with one segment does not hold up the others,
+    /// and what is wrong with the store keeps no old file on the disk that new lines need.
     async fn turn(&mut self, below: u64) -> Result<(), ArchiveError> {
         let waiting = self.count(below)?;
         let archive = match self.archive.take() {
-            Some(archive) => archive,
-            None => Archive::open(&self.settings.log_dir, &self.settings.archive)?,
+            Some(archive) => Ok(archive),
+            None => Archive::open(&self.settings.log_dir, &self.settings.archive),
         };
+        let taken = match &archive {
+            Ok(archive) => self.take(archive, waiting).await,
+            Err(_) => Ok(()),
+        };
+        let removed = self.forget_files(below);
+        let archive = archive?;
+        let retained = self.retain(&archive).await;
+        taken.and(removed).and(retained)?;
+        self.archive = Some(archive);
+        Ok(())
+    }
+
+    async fn take(&self, archive: &Archive, waiting: Vec<u64>) -> Result<(), ArchiveError> {
         let mut first = Ok(());
         for number in waiting {
             match archive.take(number).await {
@@ -117,32 +131,49 @@ impl Keeper {
                         status.archived_segments += 1;
                     });
                 }
+                // It would say the same of the others.
                 Err(error @ ArchiveError::Store { .. }) => return Err(error),
                 Err(error) => first = first.and(Err(error)),
             }
         }
-        first.and(self.retain(&archive, below).await)?;
-        self.archive = Some(archive);
+        first
+    }
+
+    /// Removes old files, which wait for the archive in vain.
+    fn forget_files(&self, below: u64) -> Result<(), ArchiveError> {
+        let Some(before) = self.kept_since() else {
+            return Ok(());
+        };
+        let files = forget_files_before(&self.settings.log_dir, before, below)?;
+        if files > 0 {
+            warn!(
+                files,
+                "old segments are removed that still waited for the archive"
+            );
+            self.count(below)?;
+        }
         Ok(())
     }
 
-    async fn retain(&mut self, archive: &Archive, below: u64) -> Result<(), ArchiveError> {
-        let before = self
-            .settings
-            .kept
-            .and_then(|kept| SystemTime::now().checked_sub(kept));
+    async fn retain(&mut self, archive: &Archive) -> Result<(), ArchiveError> {
         let due = self
             .retained
             .is_none_or(|at| at.elapsed() >= RETENTION_INTERVAL);
-        let Some(before) = before.filter(|_| due) else {
+        let Some(before) = self.kept_since().filter(|_| due) else {
             return Ok(());
         };
-        let segments = archive.forget_before(before, below).await?;
+        let segments = archive.forget_before(before).await?;
         if segments > 0 {
             info!(segments, "old segments of the service log are removed");
         }
         self.retained = Some(Instant::now());
         Ok(())
+    }
+
+    /// What is older goes.
+    fn kept_since(&self) -> Option<SystemTime> {
+        let kept = self.settings.kept?;
+        SystemTime::now().checked_sub(kept)
     }
 
     fn count(&self, below: u64) -> Result<Vec<u64>, ArchiveError> {
@@ -182,7 +213,8 @@ mod tests {
     use std::fs;
 
     use topnet_account::ChannelId;
-    use topnet_log::{Line, Segments};
+    use topnet_archive::ObjectHash;
+    use topnet_log::{Line, Segments, segment_path};
     use topnet_unit::{BootId, Slot};
 
     use super::*;
@@ -246,5 +278,52 @@ mod tests {
         assert_eq!(objects.count(), 0);
         drop(sealed);
         task.await.unwrap();
+    }
+
+    /// Lines go to the disk that old segments are on: a store that takes none of them, or that
+    /// cannot even be opened, must not keep them there for ever.
+    #[tokio::test]
+    async fn old_segments_go_also_while_the_store_refuses() {
+        for opens in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let log_dir = dir.path().join("log");
+            let mut segments = Segments::open(&log_dir, None, 2).unwrap();
+            segments.append(&[line(1), line(2), line(3)]).unwrap();
+            segments.append(&[line(4), line(5)]).unwrap();
+            let old = fs::File::options()
+                .write(true)
+                .open(segment_path(&log_dir, 1))
+                .unwrap();
+            let hours = Duration::from_secs(2 * 3600);
+            old.set_modified(SystemTime::now() - hours).unwrap();
+            let archive = dir.path().join("archive");
+            if opens {
+                let second = fs::read(segment_path(&log_dir, 2)).unwrap();
+                let first = fs::read(segment_path(&log_dir, 1)).unwrap();
+                for bytes in [first, second] {
+                    // No object can be written over a directory.
+                    let object = ObjectHash::of(&bytes).to_string();
+                    fs::create_dir_all(archive.join("objects").join(object).join("full")).unwrap();
+                }
+            } else {
+                fs::write(&archive, "").unwrap();
+            }
+            let settings = Settings {
+                log_dir: log_dir.clone(),
+                archive: topnet_config::Archive {
+                    dir: archive,
+                    ..topnet_config::Archive::default()
+                },
+                kept: Some(Duration::from_secs(3600)),
+            };
+            let (sealed, told) = watch::channel(segments.position().segment);
+            let progress = Progress::default();
+            let task = tokio::spawn(keep(settings, told, progress.clone()));
+            until(&progress, |status| status.problem.is_some()).await;
+            assert_eq!(topnet_log::numbers(&log_dir).unwrap(), [2, 3]);
+            assert_eq!(progress.status().waiting_segments, 1);
+            drop(sealed);
+            task.await.unwrap();
+        }
     }
 }

@@ -130,10 +130,10 @@ impl Archive {
         })
     }
 
-    /// Removes segments whose last line is older than `time`, from the store and the directory,
-    /// and ends what an earlier call has begun. Gives their number. Files in the directory are
-    /// removed if they were written before, and stand below `below`.
-    pub async fn forget_before(&self, time: SystemTime, below: u64) -> Result<u64, ArchiveError> {
+    /// Removes archived segments whose last line is older than `time`, from the store and the
+    /// directory, and ends what an earlier call has begun. Gives their number. Files that wait in
+    /// the directory are left to [`forget_files_before`], which needs no store.
+    pub async fn forget_before(&self, time: SystemTime) -> Result<u64, ArchiveError> {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let time_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         for number in self.manifest.entries()? {
@@ -151,18 +151,6 @@ impl Archive {
             }
             self.manifest.end_forgetting(number)?;
             removed += 1;
-        }
-        for number in self.manifest.files()? {
-            let path = segment_path(&self.log_dir, number);
-            let failed = |what| {
-                let path = path.clone();
-                move |source| LogError::File { what, path, source }
-            };
-            let written = fs::metadata(&path).and_then(|data| data.modified());
-            if number < below && written.map_err(failed("look at"))? < time {
-                fs::remove_file(&path).map_err(failed("remove"))?;
-                removed += 1;
-            }
         }
         Ok(removed)
     }
@@ -198,6 +186,35 @@ pub fn waiting(log_dir: &Path, below: u64) -> Result<Vec<u64>, LogError> {
         }
     }
     Ok(waiting)
+}
+
+/// Removes the files of segments below `below` that were written before `time`, whether the
+/// archive has them or not. Gives their number. What is wrong with one does not keep the others.
+pub fn forget_files_before(log_dir: &Path, time: SystemTime, below: u64) -> Result<u64, LogError> {
+    let (mut removed, mut first) = (0, Ok(()));
+    for number in numbers(log_dir)? {
+        if number >= below {
+            continue;
+        }
+        match remove_older(segment_path(log_dir, number), time) {
+            Ok(false) => {}
+            Ok(true) => removed += 1,
+            Err(error) => first = first.and(Err(error)),
+        }
+    }
+    first.map(|()| removed)
+}
+
+fn remove_older(path: PathBuf, time: SystemTime) -> Result<bool, LogError> {
+    let written = fs::metadata(&path).and_then(|data| data.modified());
+    let (what, removed) = match written {
+        Ok(written) if written >= time => return Ok(false),
+        Ok(_) => ("remove", fs::remove_file(&path)),
+        Err(error) => ("look at", Err(error)),
+    };
+    removed
+        .map(|()| true)
+        .map_err(|source| LogError::File { what, path, source })
 }
 
 pub(crate) fn object_place(hash: &ObjectHash) -> Place {

@@ -14,7 +14,9 @@ use topnet_config::Archive as Config;
 use topnet_log::{Line, Segments, numbers, segment_path};
 use topnet_unit::{BootId, Slot};
 
-use crate::{Archive, ArchiveError, ObjectHash, State, store::OBJECTS, waiting};
+use crate::{
+    Archive, ArchiveError, ObjectHash, State, forget_files_before, store::OBJECTS, waiting,
+};
 
 const CHANNEL: ChannelId = ChannelId([1; 32]);
 const LINES_MAX: u64 = 4;
@@ -334,8 +336,8 @@ async fn an_object_that_was_already_there_is_believed_only_when_read() {
 async fn old_segments_are_forgotten_everywhere_and_the_open_one_never() {
     let (dir, archive) = archived().await;
     let at = |units| UNIX_EPOCH + Duration::from_millis(START_MS + units);
-    assert_eq!(archive.forget_before(at(4), 3).await.unwrap(), 0);
-    assert_eq!(archive.forget_before(at(5), 3).await.unwrap(), 1);
+    assert_eq!(archive.forget_before(at(4)).await.unwrap(), 0);
+    assert_eq!(archive.forget_before(at(5)).await.unwrap(), 1);
     assert_eq!(archive.lines_of(&CHANNEL).await.unwrap(), lines(5..=10));
     assert_eq!(archive.verify().await.unwrap().findings, []);
     let left = |name: &str| {
@@ -347,11 +349,27 @@ async fn old_segments_are_forgotten_everywhere_and_the_open_one_never() {
     // A kill in the middle of it: what was begun counts for nothing and is ended.
     archive.manifest.begin_forgetting(2).unwrap();
     assert_eq!(archive.lines_of(&CHANNEL).await.unwrap(), lines(9..=10));
-    assert_eq!(archive.forget_before(at(5), 3).await.unwrap(), 1);
+    assert_eq!(archive.forget_before(at(5)).await.unwrap(), 1);
     assert_eq!((left("objects"), left("segments")), (0, 0));
     let later = SystemTime::now() + Duration::from_secs(9);
-    assert_eq!(archive.forget_before(later, 3).await.unwrap(), 0);
+    assert_eq!(archive.forget_before(later).await.unwrap(), 0);
+    assert_eq!(forget_files_before(dir.path(), later, 3).unwrap(), 0);
     assert_eq!(numbers(dir.path()).unwrap(), [3]);
+}
+
+#[tokio::test]
+async fn old_files_go_without_a_store_but_not_what_the_journal_may_still_cut() {
+    let dir = log();
+    let now = SystemTime::now();
+    let (earlier, later) = (now - Duration::from_secs(9), now + Duration::from_secs(9));
+    assert_eq!(forget_files_before(dir.path(), earlier, 3).unwrap(), 0);
+    // Nothing removes a directory like a file, and the other goes all the same.
+    fs::remove_file(segment_path(dir.path(), 1)).unwrap();
+    fs::create_dir(segment_path(dir.path(), 1)).unwrap();
+    assert!(forget_files_before(dir.path(), later, 3).is_err());
+    assert_eq!(numbers(dir.path()).unwrap(), [1, 3]);
+    fs::remove_dir(segment_path(dir.path(), 1)).unwrap();
+    assert_eq!(forget_files_before(dir.path(), later, 3).unwrap(), 0);
 }
 
 /// Between the directory's entry and the end of the file: the one step that no store sees.

@@ -161,7 +161,7 @@ async fn segments_live_in_a_bucket_and_are_read_verified_and_forgotten_there() {
     assert_eq!(alone.verify().await.unwrap().findings, []);
 
     let later = std::time::SystemTime::now();
-    assert_eq!(archive.forget_before(later, 3).await.unwrap(), 2);
+    assert_eq!(archive.forget_before(later).await.unwrap(), 2);
     assert_eq!(
         archive.lines_of(&CHANNEL).await.unwrap(),
         lines(1000)[800..]
