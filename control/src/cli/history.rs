@@ -33,15 +33,20 @@ pub(super) async fn blocks(
     output: Output,
 ) -> Result<(), CliError> {
     let rpc = Rpc::public(options)?;
-    let page = rpc.client.blocks(chain.clone(), from, to).await;
+    // Blocks that become final meanwhile would make a list without an end.
+    let end = match (from, to) {
+        (Some(_), None) => Some(rpc.check(rpc.client.chain(chain.clone()).await)?.height),
+        (_, to) => to,
+    };
+    let page = rpc.client.blocks(chain.clone(), from, end).await;
     let mut blocks = rpc.check(page)?;
     // A range may be longer than one answer.
-    while let (Some(to), Some(last)) = (to, blocks.last())
-        && last.header.block.height < to
+    while let (Some(end), Some(last)) = (end, blocks.last())
+        && last.header.block.height < end
     {
         let next = last.header.block.height.saturating_add(1);
-        let page = rpc.client.blocks(chain.clone(), Some(next), Some(to)).await;
-        let page = rpc.check(page)?;
+        let page = rpc.client.blocks(chain.clone(), Some(next), Some(end));
+        let page = rpc.check(page.await)?;
         if page.is_empty() {
             break;
         }

@@ -28,6 +28,8 @@ use topnet_control::{provider::Provider, reconcile::Reconciler, rpc::Listeners};
 
 /// Channels in one answer.
 const PAGE: usize = 3;
+/// Blocks in one answer.
+const BLOCKS_PAGE: usize = 100;
 
 /// Where settlement stands in: channels as the test wants them.
 #[derive(Debug, Default)]

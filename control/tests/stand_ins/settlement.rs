@@ -11,7 +11,7 @@ use topnet_api::{
     SubmittedTransaction, TransactionStatus,
 };
 
-use super::{PAGE, World, payee, unknown};
+use super::{BLOCKS_PAGE, PAGE, World, payee, unknown};
 
 impl Settlement for World {
     async fn chains(self, _: Context) -> Vec<ChainParameters> {
@@ -149,7 +149,8 @@ impl Settlement for World {
             }),
             transaction_count: 1,
         };
-        Ok((from.unwrap_or(to)..=to).map(summary).collect())
+        let heights = from.unwrap_or(to)..=to;
+        Ok(heights.take(BLOCKS_PAGE).map(summary).collect())
     }
 
     async fn history(
