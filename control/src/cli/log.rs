@@ -1,7 +1,13 @@
 //! `topnet log`: the segments of the provider's service log, in the directory and the archive.
 //! It reads both by itself, so it works while metering is dead, and with the store alone.
 
-use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path, time::UNIX_EPOCH};
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    time::UNIX_EPOCH,
+};
 
 use serde::Serialize;
 use topnet_archive::{Archive, Finding, Segment, State, Verdict};
@@ -61,19 +67,42 @@ async fn fetch(archive: &Archive, segment: SegmentName, out: &Path) -> Result<Fe
         SegmentName::Hash(hash) => archive.number_by(&hash).await?,
     };
     let bytes = archive.segment(number).await?;
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(out)
-        .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()));
-    written.map_err(|error| CliError::file(out, error))?;
+    write_whole(out, &bytes).map_err(|error| CliError::file(out, error))?;
     Ok(Fetched {
         number,
         bytes: bytes.len() as u64,
         file: out.display().to_string(),
     })
+}
+
+/// Writes a file that is whole and durable or not there: a half one would be read as a segment
+/// where `out` is in the log's directory. What stood there before stays until then.
+fn write_whole(out: &Path, bytes: &[u8]) -> io::Result<()> {
+    // A pipe or a device is no file that could be replaced.
+    if fs::metadata(out).is_ok_and(|found| !found.is_file()) {
+        let mut file = fs::OpenOptions::new().write(true).open(out)?;
+        return file.write_all(bytes);
+    }
+    let name = out.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let mut new = name.to_owned();
+    new.push(format!(".{}.new", std::process::id()));
+    let new = out.with_file_name(new);
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)?;
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&new, out));
+    if written.is_err() {
+        // The first error says more.
+        let _ = fs::remove_file(&new);
+        return written;
+    }
+    let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty());
+    fs::File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 async fn verify(archive: &Archive, output: Output) -> Result<(), CliError> {
