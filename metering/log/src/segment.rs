@@ -54,6 +54,17 @@ pub enum LogError {
         /// What is wrong.
         reason: String,
     },
+    /// The journal is from before the log was archived.
+    #[error(
+        "the journal counts on a place in {path}, which was archived since: it is older than its \
+         log; bring back a newer one, or move the whole directory away and give \
+         [metering.archive] a new prefix or folder to begin a new log (its numbers are taken in \
+         the old store)"
+    )]
+    JournalOlder {
+        /// The segment.
+        path: PathBuf,
+    },
 }
 
 /// Up to where lines count.
@@ -96,10 +107,7 @@ impl Segments {
             && taken.iter().any(|number| *number >= position.segment)
         {
             let path = segment_path(dir, position.segment);
-            let reason = "the journal counts on a place in it, and it was archived since: the \
-                          journal is older than its log"
-                .to_owned();
-            return Err(LogError::Damaged { path, reason });
+            return Err(LogError::JournalOlder { path });
         }
         let mut segments = Self {
             dir: dir.to_owned(),
@@ -531,8 +539,14 @@ mod tests {
         drop(segments);
         let first = segment_path(dir.path(), 1);
         fs::rename(&first, first.with_extension(MANIFEST_SUFFIX)).unwrap();
-        let refused = open(dir.path(), Some(old));
-        assert!(matches!(refused, Err(LogError::Damaged { .. })));
+        let refused = open(dir.path(), Some(old)).unwrap_err();
+        assert!(
+            matches!(refused, LogError::JournalOlder { .. }),
+            "{refused}"
+        );
+        // The old store has the numbers that a new log begins with.
+        let words = refused.to_string();
+        assert!(words.contains("a new prefix or folder"), "{words}");
         assert_eq!(read_segment(dir.path(), 2).unwrap(), lines(1, 5..=6));
     }
 
