@@ -252,6 +252,46 @@ async fn damage_is_named_and_never_read_as_a_line() {
 }
 
 #[tokio::test]
+async fn an_object_that_cannot_be_read_hides_nothing_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut segments = Segments::open(dir.path(), None, LINES_MAX).unwrap();
+    segments.append(&lines(1..=22)).unwrap();
+    let archive = Archive::open(dir.path(), &folder(dir.path())).unwrap();
+    let mut objects = Vec::new();
+    for number in 1..=5 {
+        let hash = archive.take(number).await.unwrap().hash;
+        objects.push(dir.path().join(format!("archive/objects/{hash}")));
+    }
+    // A link to itself is there and nobody can read it, not even root.
+    let spoil = |object: &Path| {
+        fs::remove_file(object).unwrap();
+        std::os::unix::fs::symlink(object, object).unwrap();
+    };
+    spoil(&objects[0]);
+    spoil(&objects[1]);
+    fs::remove_file(&objects[3]).unwrap();
+    let verdict = archive.verify().await.unwrap();
+    let found: Vec<_> = verdict
+        .findings
+        .iter()
+        .map(|finding| (finding.number, finding.code))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (1, "archive_unreadable"),
+            (2, "archive_unreadable"),
+            (4, "object_missing")
+        ]
+    );
+    assert_eq!(verdict.segments, 3);
+    // When nothing can be read it is the store.
+    spoil(&objects[2]);
+    let error = archive.verify().await.unwrap_err();
+    assert_eq!(error.code(), "archive_unreachable");
+}
+
+#[tokio::test]
 async fn an_entry_that_names_another_segment_is_refused() {
     let (dir, archive) = archived().await;
     let first = archive.entry(1).await.unwrap().unwrap();
