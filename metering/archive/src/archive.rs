@@ -66,6 +66,8 @@ impl Archive {
         if let Some(known) = self.manifest.entry(number)? {
             self.same(&self.log_dir.display().to_string(), &entry, &known)?;
         }
+        // Before anything big goes to another log's store, again at each attempt.
+        self.is_stored(&entry).await?;
         self.put_object(&entry, bytes).await?;
         self.put_entry(&entry).await?;
         let archive = self.clone();
@@ -100,16 +102,26 @@ impl Archive {
 
     /// The entry goes to the store once its object is there, so whoever finds one finds the other.
     pub(crate) async fn put_entry(&self, entry: &Entry) -> Result<(), ArchiveError> {
-        let place = entry_place(entry.number);
-        match self.stored_entry(entry.number).await {
-            Ok(Some(known)) => return self.same(&self.told(&place), entry, &known),
-            // Nobody could read it, and this is what it has to be about.
-            Ok(None) | Err(ArchiveError::Entry { .. }) => {}
-            Err(error) => return Err(error),
+        if self.is_stored(entry).await? {
+            return Ok(());
         }
+        let place = entry_place(entry.number);
         let put = self.store.put(&place, entry.to_text().into()).await;
         put.map_err(|source| self.failed("write", &place, source))?;
         Ok(())
+    }
+
+    /// True if the store has this entry.
+    async fn is_stored(&self, entry: &Entry) -> Result<bool, ArchiveError> {
+        match self.stored_entry(entry.number).await {
+            Ok(Some(known)) => {
+                let place = self.told(&entry_place(entry.number));
+                self.same(&place, entry, &known).map(|()| true)
+            }
+            // Nobody could read it, and this is what it has to be about.
+            Ok(None) | Err(ArchiveError::Entry { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Two logs in one store would each lose what the other has written.

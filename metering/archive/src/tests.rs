@@ -334,6 +334,9 @@ async fn two_logs_in_one_store_are_told_apart_and_neither_loses_a_line() {
         "{error}"
     );
     assert_eq!(numbers(other.path()).unwrap(), [1, 2]);
+    // Nor does what retention would never remove pile up there.
+    let objects = fs::read_dir(dir.path().join("archive/objects")).unwrap();
+    assert_eq!(objects.count(), 2);
 }
 
 #[tokio::test]
