@@ -1,7 +1,7 @@
 //! Taking segments in, and removing old ones.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -75,11 +75,15 @@ impl Archive {
             archive.manifest.write(&entry)?;
             let path = segment_path(&archive.log_dir, number);
             // If a crash brings it back, it is taken again.
-            fs::remove_file(&path).map_err(|source| LogError::File {
-                what: "remove",
-                path,
-                source,
-            })?;
+            match fs::remove_file(&path) {
+                // It became too old meanwhile.
+                Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed.map_err(|source| LogError::File {
+                    what: "remove",
+                    path,
+                    source,
+                }),
+            }?;
             Ok::<_, ArchiveError>(())
         })
         .await?;
