@@ -1,7 +1,5 @@
 //! What happened on the chains: blocks, an account's history, a service's batches.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use topnet_account::Address;
 use topnet_api::{BatchView, BlockRef, BlockSummary, BlockView, ChainName, HistoryEntry};
 
@@ -10,7 +8,7 @@ use super::{
     client::Rpc,
     error::CliError,
     output::Output,
-    text::{Table, Text},
+    text::{Table, Text, time},
 };
 use crate::rpc::PublicClient;
 
@@ -97,15 +95,6 @@ pub(super) async fn batches(
     }
     output.print(batches.as_slice());
     Ok(())
-}
-
-pub(super) fn time(ms: u64) -> String {
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(ms));
-    // What no calendar has is a clock that lies.
-    time.map_or_else(
-        || format!("{ms} ms since 1970"),
-        |time| humantime::format_rfc3339_millis(time).to_string(),
-    )
 }
 
 fn place(block: &BlockRef) -> String {

@@ -6,7 +6,6 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
-    time::UNIX_EPOCH,
 };
 
 use serde::Serialize;
@@ -17,7 +16,7 @@ use super::{
     arguments::{LogCommand, Options, SegmentName},
     error::CliError,
     output::Output,
-    text::{Table, Text, bytes},
+    text::{Table, Text, bytes, time_seconds},
 };
 
 /// What was fetched.
@@ -129,12 +128,10 @@ impl Text for Segment {
             State::Unsealed => "without a seal: its journal was lost",
             State::Archived => "archived",
         };
-        let time = |ms| {
-            let time = UNIX_EPOCH + std::time::Duration::from_millis(ms);
-            humantime::format_rfc3339_seconds(time).to_string()
-        };
-        let times =
-            (self.lines > 0).then(|| format!("{} to {}", time(self.first_ms), time(self.last_ms)));
+        let times = (self.lines > 0).then(|| {
+            let (first, last) = (time_seconds(self.first_ms), time_seconds(self.last_ms));
+            format!("{first} to {last}")
+        });
         Table::new(format_args!("segment {}", self.number))
             .row("state", state)
             .row("lines", self.lines)
@@ -177,5 +174,25 @@ impl Text for Verdict {
 impl Text for Finding {
     fn text(&self) -> String {
         format!("segment {}: {}\n  {}\n", self.number, self.what, self.mend)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_with_times_of_no_calendar_is_listed() {
+        let segment = Segment {
+            number: 1,
+            state: State::Archived,
+            lines: 1,
+            first_ms: 0,
+            last_ms: u64::MAX,
+            hash: None,
+            place: String::new(),
+            problem: None,
+        };
+        assert!(segment.text().contains("to 18446744073709551615 ms"));
     }
 }

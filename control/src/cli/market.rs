@@ -8,9 +8,8 @@ use super::{
     arguments::{OfferCommand, Options, Patience},
     client::Rpc,
     error::CliError,
-    history,
     output::Output,
-    text::{Table, Text},
+    text::{Table, Text, time},
 };
 use crate::rpc::{OperatorClient, PublicClient};
 
@@ -107,11 +106,7 @@ impl Text for MarketOffer {
             .row("deposit", self.deposit)
             .row(
                 "published",
-                format_args!(
-                    "block {}, {}",
-                    self.block.height,
-                    history::time(self.time_ms)
-                ),
+                format_args!("block {}, {}", self.block.height, time(self.time_ms)),
             )
             .end()
     }
