@@ -1,5 +1,7 @@
 //! What happened on the chains: blocks, an account's history, a service's batches.
 
+use std::cmp::Reverse;
+
 use topnet_account::Address;
 use topnet_api::{BatchView, BlockRef, BlockSummary, BlockView, ChainName, HistoryEntry};
 
@@ -38,11 +40,14 @@ pub(super) async fn blocks(
     };
     let page = rpc.client.blocks(chain.clone(), from, end).await;
     let mut blocks = rpc.check(page)?;
+    let mut place = None;
     // A range may be longer than one answer.
     while let (Some(end), Some(last)) = (end, blocks.last())
         && last.header.block.height < end
     {
-        let next = last.header.block.height.saturating_add(1);
+        let height = last.header.block.height;
+        rpc.advance(&mut place, height)?;
+        let next = height.saturating_add(1);
         let page = rpc.client.blocks(chain.clone(), Some(next), Some(end));
         let page = rpc.check(page.await)?;
         if page.is_empty() {
@@ -62,14 +67,15 @@ pub(super) async fn history(
     output: Output,
 ) -> Result<(), CliError> {
     let rpc = Rpc::public(options)?;
-    let (mut entries, mut before): (Vec<HistoryEntry>, _) = (Vec::new(), None);
+    let (mut entries, mut place): (Vec<HistoryEntry>, _) = (Vec::new(), None);
     while entries.len() < count {
+        let before = place.map(|Reverse(place)| place);
         let page = rpc.client.account_history(chain.clone(), address, before);
         let page = rpc.check(page.await)?;
         let Some(last) = page.last() else {
             break;
         };
-        before = Some(last.place);
+        rpc.advance(&mut place, Reverse(last.place))?;
         entries.extend(page);
     }
     entries.truncate(count);
@@ -84,13 +90,14 @@ pub(super) async fn batches(
     output: Output,
 ) -> Result<(), CliError> {
     let rpc = Rpc::public(options)?;
-    let (mut batches, mut next): (Vec<BatchView>, _) = (Vec::new(), from);
+    let (mut batches, mut place): (Vec<BatchView>, _) = (Vec::new(), None);
     loop {
+        let next = place.map_or(from, |number: u64| number.saturating_add(1));
         let page = rpc.check(rpc.client.batches(chain.clone(), Some(next)).await)?;
         let Some(last) = page.last() else {
             break;
         };
-        next = last.number.saturating_add(1);
+        rpc.advance(&mut place, last.number)?;
         batches.extend(page);
     }
     output.print(batches.as_slice());

@@ -28,7 +28,7 @@ pub(super) async fn market(
         let Some(last) = page.last() else {
             break;
         };
-        after = Some(last.provider);
+        rpc.advance(&mut after, last.provider)?;
         offers.extend(page);
     }
     offers.sort_by_key(|offer| offer.terms.unit_price);
