@@ -193,11 +193,12 @@ impl Archive {
 }
 
 /// Numbers of the sealed segments that are still in the log's directory, of those below `below`:
-/// only these are sealed for good.
+/// only these are sealed for good. A file that cannot be read waits with them: what is wrong with
+/// it, [`Archive::take`] says of it alone.
 pub fn waiting(log_dir: &Path, below: u64) -> Result<Vec<u64>, LogError> {
     let mut waiting = Vec::new();
     for number in numbers(log_dir)? {
-        if number < below && is_sealed(log_dir, number)? {
+        if number < below && is_sealed(log_dir, number).unwrap_or(true) {
             waiting.push(number);
         }
     }

@@ -353,6 +353,20 @@ async fn a_damaged_segment_is_not_taken() {
 }
 
 #[tokio::test]
+async fn a_file_that_cannot_be_read_waits_and_holds_up_no_other() {
+    let dir = log();
+    let path = segment_path(dir.path(), 1);
+    fs::remove_file(&path).unwrap();
+    // A link to itself is there and nobody can read it, not even root.
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    assert_eq!(waiting(dir.path(), 3).unwrap(), [1, 2]);
+    let archive = Archive::open(dir.path(), &folder(dir.path())).unwrap();
+    let error = archive.take(1).await.unwrap_err();
+    assert!(error.what().contains("0000000000000001.log"), "{error}");
+    archive.take(2).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_object_that_was_already_there_is_believed_only_when_read() {
     let dir = log();
     let store = folder(dir.path());
