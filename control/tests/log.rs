@@ -158,6 +158,11 @@ async fn segments_are_listed_fetched_verified_and_restored() {
     fs::remove_file(&object).unwrap();
     let (verdict, _) = fail(&provider, &["log", "verify"]);
     assert_eq!(verdict["findings"][0]["code"], "object_missing");
+
+    fs::remove_file(store.join("segments/0000000000000001")).unwrap();
+    let (restored, error) = fail(&provider, &["log", "restore"]);
+    assert_eq!(error["code"], "log_damaged");
+    assert_eq!(restored["findings"][0]["code"], "object_missing");
 }
 
 /// Fetched into the log's directory, half a file would hide the archived segment.

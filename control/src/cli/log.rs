@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde::Serialize;
-use topnet_archive::{Archive, Finding, Segment, State, Verdict};
+use topnet_archive::{Archive, Finding, Restored, Segment, State, Verdict};
 use topnet_config::{Config, Metering};
 
 use super::{
@@ -27,12 +27,6 @@ struct Fetched {
     file: String,
 }
 
-/// What was written anew.
-#[derive(Debug, Serialize)]
-struct Restored {
-    entries: u64,
-}
-
 pub(super) async fn execute(
     options: &Options,
     command: LogCommand,
@@ -47,8 +41,9 @@ pub(super) async fn execute(
         }
         LogCommand::Verify => return verify(&archive, output).await,
         LogCommand::Restore => {
-            let entries = archive.restore().await?;
-            output.print(&Restored { entries });
+            let restored = archive.restore().await?;
+            output.print(&restored);
+            return hold(&restored.findings, &archive);
         }
     }
     Ok(())
@@ -107,7 +102,12 @@ fn write_whole(out: &Path, bytes: &[u8]) -> io::Result<()> {
 async fn verify(archive: &Archive, output: Output) -> Result<(), CliError> {
     let verdict = archive.verify().await?;
     output.print(&verdict);
-    match verdict.findings.len() {
+    hold(&verdict.findings, archive)
+}
+
+/// An error if there are findings.
+fn hold(findings: &[Finding], archive: &Archive) -> Result<(), CliError> {
+    match findings.len() {
         0 => Ok(()),
         count => Err(CliError::new(
             "log_damaged",
@@ -115,7 +115,7 @@ async fn verify(archive: &Archive, output: Output) -> Result<(), CliError> {
                 "{count} segments of the service log do not hold; the archive is {}",
                 archive.name()
             ),
-            "mend what is listed, and verify again",
+            "mend what is listed, and run the same again",
         )),
     }
 }
@@ -152,7 +152,12 @@ impl Text for Fetched {
 
 impl Text for Restored {
     fn text(&self) -> String {
-        format!("{} entries written\n", self.entries)
+        let found = self.findings.iter().map(Finding::text);
+        format!(
+            "{} entries written\n{}",
+            self.entries,
+            found.collect::<String>()
+        )
     }
 }
 

@@ -33,4 +33,5 @@ pub use archive::{Archive, forget_files_before, waiting};
 pub use entry::{Entry, ObjectHash, ObjectHashError};
 pub use error::ArchiveError;
 pub use read::{Segment, State};
+pub use restore::Restored;
 pub use verify::{Finding, Verdict};

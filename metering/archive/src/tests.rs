@@ -132,12 +132,38 @@ async fn the_store_alone_is_enough() {
     assert_eq!(archive.lines_of(&CHANNEL).await.unwrap(), lines(1..=8));
     assert_eq!(archive.verify().await.unwrap().findings, []);
     assert!(!log_dir.exists(), "reading makes nothing");
-    assert_eq!(archive.restore().await.unwrap(), 2);
-    assert_eq!(archive.restore().await.unwrap(), 0);
+    assert_eq!(archive.restore().await.unwrap().entries, 2);
+    assert_eq!(archive.restore().await.unwrap().entries, 0);
     // A log that is begun there goes on behind what the store has.
     let segments = Segments::open(&log_dir, None, LINES_MAX).unwrap();
     assert_eq!(segments.position().segment, 3);
     assert_eq!(archive.verify().await.unwrap().findings, []);
+}
+
+#[tokio::test]
+async fn what_cannot_be_restored_is_listed_and_keeps_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut segments = Segments::open(dir.path(), None, LINES_MAX).unwrap();
+    segments.append(&lines(1..=14)).unwrap();
+    let archive = Archive::open(dir.path(), &folder(dir.path())).unwrap();
+    let mut objects = Vec::new();
+    for number in 1..=3 {
+        let hash = archive.take(number).await.unwrap().hash;
+        objects.push(dir.path().join(format!("archive/objects/{hash}")));
+    }
+    let stored = |number| dir.path().join(format!("archive/segments/{number:016}"));
+    let here = |number| dir.path().join(format!("{number:016}.manifest"));
+    fs::remove_file(stored(1)).unwrap();
+    fs::remove_file(&objects[0]).unwrap();
+    fs::write(stored(2), "").unwrap();
+    fs::write(here(2), "").unwrap();
+    fs::remove_file(here(3)).unwrap();
+    let restored = archive.restore().await.unwrap();
+    assert_eq!(restored.entries, 1);
+    assert!(here(3).exists());
+    let found = restored.findings.iter();
+    let found: Vec<_> = found.map(|found| (found.number, found.code)).collect();
+    assert_eq!(found, [(1, "object_missing"), (2, "manifest")]);
 }
 
 /// (what is damaged, where in it, how)
@@ -214,7 +240,7 @@ async fn damage_is_named_and_never_read_as_a_line() {
         }
         // The entries mend each other, an object only a copy of it.
         if *code == "manifest" {
-            assert_eq!(archive.restore().await.unwrap(), 1, "{number}");
+            assert_eq!(archive.restore().await.unwrap().entries, 1, "{number}");
             assert_eq!(fs::read(path).unwrap(), right, "{number}");
         } else {
             fs::write(path, &right).unwrap();
@@ -306,10 +332,8 @@ async fn an_entry_that_names_another_segment_is_refused() {
         (1, "segment_conflict")
     );
     assert!(findings[0].what.contains(&wrong.hash.to_string()));
-    assert!(matches!(
-        archive.restore().await,
-        Err(ArchiveError::Conflict { .. })
-    ));
+    let restored = archive.restore().await.unwrap();
+    assert_eq!(restored.findings[0].code, "segment_conflict");
     archive.manifest.write(&wrong).unwrap();
     let error = archive.lines_of(&CHANNEL).await.unwrap_err();
     assert_eq!(error.code(), "object_damaged");

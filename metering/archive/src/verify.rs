@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// So many segments in a row that the store refuses to read are the store, not the segments.
-const UNREADABLE_MAX: usize = 3;
+pub(crate) const UNREADABLE_MAX: usize = 3;
 
 /// What reading everything again has shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -37,7 +37,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn of(number: u64, error: &ArchiveError) -> Self {
+    pub(crate) fn of(number: u64, error: &ArchiveError) -> Self {
         let (code, mend) = match error {
             // The store has answered for others: this one is not merely out of reach.
             ArchiveError::Store { .. } => (
