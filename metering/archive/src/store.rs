@@ -1,7 +1,7 @@
 //! Opens the store that the configuration names.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::Path,
@@ -46,10 +46,7 @@ pub(crate) fn open(config: &Config) -> Result<Opened, ArchiveError> {
         return bucket(config);
     }
     let dir = &config.dir;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
+    make_folder(dir)
         .and_then(|()| sweep(&dir.join(OBJECTS)))
         .and_then(|()| sweep(&dir.join(SEGMENTS)))
         .map_err(|source| ArchiveError::Store {
@@ -90,6 +87,20 @@ fn folder(dir: &Path) -> Result<Opened, ArchiveError> {
         store: Arc::new(store.with_fsync(true)),
         name,
     })
+}
+
+/// Makes a folder that is there after a power loss too: the library syncs directories from the
+/// first on that it makes itself.
+fn make_folder(dir: &Path) -> io::Result<()> {
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<_> = dir.ancestors().take_while(is_missing).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let parents = missing.into_iter().filter_map(Path::parent);
+    for parent in parents {
+        let here = parent.as_os_str().is_empty();
+        File::open(if here { Path::new(".") } else { parent })?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Removes what a kill left of writes that never ended; the library writes beside the object's
