@@ -25,6 +25,8 @@ pub struct Archive {
     pub(crate) store: Arc<dyn ObjectStore>,
     /// What people call the store.
     pub(crate) name: String,
+    /// Where the store is, if it is a folder.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 impl Archive {
@@ -44,6 +46,7 @@ impl Archive {
             manifest: Manifest::below(log_dir),
             store: opened.store,
             name: opened.name,
+            folder: opened.folder,
         }
     }
 
@@ -158,17 +161,22 @@ impl Archive {
                 self.manifest.begin_forgetting(number)?;
             }
         }
-        let mut removed = 0;
-        for number in self.manifest.forgotten()? {
+        let forgotten = self.manifest.forgotten()?;
+        for &number in &forgotten {
             if let Some(entry) = self.manifest.forgotten_entry(number)? {
                 // Whoever has the store alone shall find no entry without its object.
                 self.remove(&entry_place(number)).await?;
                 self.remove(&object_place(&entry.hash)).await?;
             }
-            self.manifest.end_forgetting(number)?;
-            removed += 1;
         }
-        Ok(removed)
+        // Else a power loss could bring back what nothing would remove any more.
+        if let Some(folder) = self.folder.clone().filter(|_| !forgotten.is_empty()) {
+            blocking(move || store::sync_removals(&folder)).await?;
+        }
+        for &number in &forgotten {
+            self.manifest.end_forgetting(number)?;
+        }
+        Ok(forgotten.len() as u64)
     }
 
     async fn remove(&self, place: &Place) -> Result<(), ArchiveError> {
