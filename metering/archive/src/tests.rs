@@ -364,6 +364,37 @@ async fn two_logs_in_one_store_are_told_apart_and_neither_loses_a_line() {
 }
 
 #[tokio::test]
+async fn a_damaged_segment_is_sealed_and_the_live_one_is_open_whatever_the_store_has() {
+    let (dir, _) = archived().await;
+    let other = tempfile::tempdir().unwrap();
+    let mut segments = Segments::open(other.path(), None, LINES_MAX).unwrap();
+    segments.append(&lines(20..=21)).unwrap();
+    segments.sync().unwrap();
+    let archive = Archive::open(other.path(), &folder(dir.path())).unwrap();
+    let state = |segments: &[crate::Segment], place: usize| segments[place].state;
+    let listed = archive.segments().await.unwrap();
+    assert_eq!(state(&listed, 0), State::Open);
+    // The number is the other log's, and nothing is without a seal that should have one.
+    let findings = archive.verify().await.unwrap().findings;
+    assert!(
+        findings
+            .iter()
+            .all(|found| found.code != "segment_unsealed"),
+        "{findings:?}"
+    );
+
+    segments.append(&lines(22..=24)).unwrap();
+    segments.sync().unwrap();
+    let path = segment_path(other.path(), 1);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[200] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let listed = archive.segments().await.unwrap();
+    assert_eq!(state(&listed, 0), State::Sealed);
+    assert!(listed[0].problem.is_some());
+}
+
+#[tokio::test]
 async fn a_damaged_segment_is_not_taken() {
     let dir = log();
     let path = segment_path(dir.path(), 1);

@@ -64,7 +64,8 @@ impl Archive {
     pub async fn verify(&self) -> Result<Verdict, ArchiveError> {
         let mut verdict = Verdict::default();
         let numbers = self.numbers().await?;
-        let newest = numbers.last().copied().unwrap_or(0);
+        // The store's numbers may be another log's.
+        let newest = self.manifest.files()?.last().copied();
         let mut next = numbers.first().copied().unwrap_or(0);
         let mut unreadable = 0;
         for number in numbers {
@@ -72,7 +73,7 @@ impl Archive {
                 verdict.findings.push(gone(next, number));
             }
             next = number + 1;
-            let verified = self.verify_segment(number, number == newest).await;
+            let verified = self.verify_segment(number, Some(number) == newest).await;
             unreadable = match &verified {
                 Err(Fault::Archive(ArchiveError::Store { .. })) => unreadable + 1,
                 _ => 0,
