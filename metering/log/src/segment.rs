@@ -247,10 +247,15 @@ impl Segments {
     }
 }
 
-/// All lines of a segment, in order.
+/// All lines of a segment, in order. The newest has none as long as its head is not whole: a kill
+/// has left it so, and nothing in it was ever committed.
 pub fn read_segment(dir: &Path, number: u64) -> Result<Vec<Line>, LogError> {
     let path = segment_path(dir, number);
     let file = File::open(&path).map_err(failed("open", &path))?;
+    let length = file.metadata().map_err(failed("open", &path))?.len();
+    if length < LINE_BYTES as u64 && numbers(dir)?.last() == Some(&number) {
+        return Ok(Vec::new());
+    }
     let mut reader = Reader::new(BufReader::new(file), &path, number)?;
     let mut lines = Vec::new();
     while let Some(line) = reader.next()? {
@@ -519,6 +524,23 @@ mod tests {
         segments.append(&lines(2, 1..=1)).unwrap();
         assert_eq!(read_segment(dir.path(), 1).unwrap(), lines(1, 1..=2));
         assert_eq!(read_segment(dir.path(), 2).unwrap(), lines(2, 1..=1));
+    }
+
+    #[test]
+    fn a_newest_segment_whose_head_was_torn_is_empty_and_an_older_one_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path(), None).unwrap();
+        segments.append(&lines(1, 1..=3)).unwrap();
+        segments.sync().unwrap();
+        let next = segment_path(dir.path(), 2);
+        for length in [0, 1, LINE_BYTES - 1] {
+            fs::write(&next, &head(2)[..length]).unwrap();
+            let found = lines_of(dir.path(), &ChannelId([1; 32]));
+            assert_eq!(found, lines(1, 1..=3), "{length}");
+            assert!(!is_sealed(dir.path(), 2).unwrap());
+        }
+        fs::write(segment_path(dir.path(), 3), head(3)).unwrap();
+        assert!(read_segment(dir.path(), 2).is_err());
     }
 
     #[test]
