@@ -502,3 +502,49 @@ async fn every_word_speaks_with_a_provider() {
     .await
     .unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blocks_are_listed_over_as_many_answers_as_it_takes() {
+    let setup = Setup::start().await;
+    setup.world.chain().height = 250;
+    let operator = format!("http://{}", setup.listeners().operator_address);
+    tokio::task::spawn_blocking(move || {
+        for (range, told) in [
+            (&["--from", "1"][..], (1, 250)),
+            (&["--from", "120", "--to", "240"], (120, 240)),
+            (&["--from", "240"], (240, 250)),
+        ] {
+            let listed = json(&[&["blocks", "--rpc", &operator], range].concat());
+            let listed = listed.as_array().unwrap();
+            let heights = listed.iter().map(|block| block["height"].as_u64().unwrap());
+            assert!(heights.eq(told.0..=told.1), "{range:?}");
+        }
+    })
+    .await
+    .unwrap();
+}
+
+/// `[wallet] rpc_url` is a stranger's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_rpc_that_gives_the_same_page_again_is_not_asked_for_ever() {
+    let setup = Setup::start().await;
+    setup.world.chain().height = 250;
+    let operator = format!("http://{}", setup.listeners().operator_address);
+    let world = setup.world.clone();
+    tokio::task::spawn_blocking(move || {
+        succeed(&["offer", "publish", "--rpc", &operator]);
+        let payee = stand_ins::payee().to_string();
+        for words in [
+            &["market"][..],
+            &["batches"],
+            &["history", &payee],
+            &["blocks", "--from", "1"],
+        ] {
+            world.chain().repeats = 9;
+            let error = fail(&[words, &["--rpc", &operator]].concat());
+            assert_eq!(error["code"], "rpc_repeats", "{words:?}");
+        }
+    })
+    .await
+    .unwrap();
+}

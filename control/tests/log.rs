@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -157,6 +158,48 @@ async fn segments_are_listed_fetched_verified_and_restored() {
     fs::remove_file(&object).unwrap();
     let (verdict, _) = fail(&provider, &["log", "verify"]);
     assert_eq!(verdict["findings"][0]["code"], "object_missing");
+
+    fs::remove_file(store.join("segments/0000000000000001")).unwrap();
+    let (restored, error) = fail(&provider, &["log", "restore"]);
+    assert_eq!(error["code"], "log_damaged");
+    assert_eq!(restored["findings"][0]["code"], "object_missing");
+}
+
+/// Fetched into the log's directory, half a file would hide the archived segment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_fetch_that_fails_leaves_what_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = config(dir.path(), "");
+    log(&provider).await;
+    let out = dir.path().join("fetched");
+    let fetch = ["log", "fetch", "1", "--out", out.to_str().unwrap()];
+    fs::write(&out, "an earlier copy").unwrap();
+    fs::set_permissions(&out, fs::Permissions::from_mode(0o644)).unwrap();
+    // No file may have a byte: an error, and then a signal that kills.
+    for on_signal in ["trap '' XFSZ;", ""] {
+        let failed = Command::new("sh")
+            .arg("-c")
+            .arg(format!("{on_signal} ulimit -f 0; exec \"$0\" \"$@\""))
+            .args([env!("CARGO_BIN_EXE_topnet"), "--config"])
+            .arg(&provider)
+            .args(fetch)
+            .output()
+            .unwrap();
+        assert!(!failed.status.success());
+        assert_eq!(fs::read(&out).unwrap(), b"an earlier copy");
+        let names = fs::read_dir(dir.path()).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let left = names.filter(|name| name.ends_with(".new")).count();
+        assert_eq!(left, usize::from(on_signal.is_empty()));
+    }
+    succeed(&provider, &fetch);
+    assert_eq!(fs::read(&out).unwrap().len(), 528);
+    let mode = fs::metadata(&out).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let piped = ["log", "fetch", "1", "--out", "/dev/stderr"];
+    let piped = topnet(&provider, &piped);
+    assert_eq!(piped.stderr.len(), 528);
 }
 
 #[test]

@@ -176,6 +176,7 @@ fn archiving(metering: &Metering) -> archive::Settings {
         log_dir: metering.service_log_dir.clone(),
         archive: metering.archive.clone(),
         kept: (days > 0).then(|| DAY * days),
+        patience: archive::PATIENCE,
     }
 }
 

@@ -57,6 +57,24 @@ impl Rpc {
     pub(super) fn check<T>(&self, answer: Result<T, ClientError>) -> Result<T, CliError> {
         answer.map_err(|error| CliError::rpc(&self.url, error))
     }
+
+    /// Takes where a page has ended, which must be behind the one before: an RPC that gives the
+    /// same again would be asked for ever.
+    pub(super) fn advance<P: PartialOrd>(
+        &self,
+        place: &mut Option<P>,
+        end: P,
+    ) -> Result<(), CliError> {
+        if place.as_ref().is_some_and(|place| end <= *place) {
+            return Err(CliError::new(
+                "rpc_repeats",
+                format!("{} gives a page again that it has given before", self.url),
+                "name another RPC with --rpc",
+            ));
+        }
+        *place = Some(end);
+        Ok(())
+    }
 }
 
 fn url_of(address: SocketAddr) -> String {

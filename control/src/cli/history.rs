@@ -1,6 +1,6 @@
 //! What happened on the chains: blocks, an account's history, a service's batches.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::cmp::Reverse;
 
 use topnet_account::Address;
 use topnet_api::{BatchView, BlockRef, BlockSummary, BlockView, ChainName, HistoryEntry};
@@ -10,7 +10,7 @@ use super::{
     client::Rpc,
     error::CliError,
     output::Output,
-    text::{Table, Text},
+    text::{Table, Text, time},
 };
 use crate::rpc::PublicClient;
 
@@ -33,15 +33,23 @@ pub(super) async fn blocks(
     output: Output,
 ) -> Result<(), CliError> {
     let rpc = Rpc::public(options)?;
-    let page = rpc.client.blocks(chain.clone(), from, to).await;
+    // Blocks that become final meanwhile would make a list without an end.
+    let end = match (from, to) {
+        (Some(_), None) => Some(rpc.check(rpc.client.chain(chain.clone()).await)?.height),
+        (_, to) => to,
+    };
+    let page = rpc.client.blocks(chain.clone(), from, end).await;
     let mut blocks = rpc.check(page)?;
+    let mut place = None;
     // A range may be longer than one answer.
-    while let (Some(to), Some(last)) = (to, blocks.last())
-        && last.header.block.height < to
+    while let (Some(end), Some(last)) = (end, blocks.last())
+        && last.header.block.height < end
     {
-        let next = last.header.block.height.saturating_add(1);
-        let page = rpc.client.blocks(chain.clone(), Some(next), Some(to)).await;
-        let page = rpc.check(page)?;
+        let height = last.header.block.height;
+        rpc.advance(&mut place, height)?;
+        let next = height.saturating_add(1);
+        let page = rpc.client.blocks(chain.clone(), Some(next), Some(end));
+        let page = rpc.check(page.await)?;
         if page.is_empty() {
             break;
         }
@@ -59,14 +67,15 @@ pub(super) async fn history(
     output: Output,
 ) -> Result<(), CliError> {
     let rpc = Rpc::public(options)?;
-    let (mut entries, mut before): (Vec<HistoryEntry>, _) = (Vec::new(), None);
+    let (mut entries, mut place): (Vec<HistoryEntry>, _) = (Vec::new(), None);
     while entries.len() < count {
+        let before = place.map(|Reverse(place)| place);
         let page = rpc.client.account_history(chain.clone(), address, before);
         let page = rpc.check(page.await)?;
         let Some(last) = page.last() else {
             break;
         };
-        before = Some(last.place);
+        rpc.advance(&mut place, Reverse(last.place))?;
         entries.extend(page);
     }
     entries.truncate(count);
@@ -81,26 +90,18 @@ pub(super) async fn batches(
     output: Output,
 ) -> Result<(), CliError> {
     let rpc = Rpc::public(options)?;
-    let (mut batches, mut next): (Vec<BatchView>, _) = (Vec::new(), from);
+    let (mut batches, mut place): (Vec<BatchView>, _) = (Vec::new(), None);
     loop {
+        let next = place.map_or(from, |number: u64| number.saturating_add(1));
         let page = rpc.check(rpc.client.batches(chain.clone(), Some(next)).await)?;
         let Some(last) = page.last() else {
             break;
         };
-        next = last.number.saturating_add(1);
+        rpc.advance(&mut place, last.number)?;
         batches.extend(page);
     }
     output.print(batches.as_slice());
     Ok(())
-}
-
-pub(super) fn time(ms: u64) -> String {
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(ms));
-    // What no calendar has is a clock that lies.
-    time.map_or_else(
-        || format!("{ms} ms since 1970"),
-        |time| humantime::format_rfc3339_millis(time).to_string(),
-    )
 }
 
 fn place(block: &BlockRef) -> String {

@@ -1,17 +1,22 @@
 //! `topnet log`: the segments of the provider's service log, in the directory and the archive.
 //! It reads both by itself, so it works while metering is dead, and with the store alone.
 
-use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path, time::UNIX_EPOCH};
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
 
 use serde::Serialize;
-use topnet_archive::{Archive, Finding, Segment, State, Verdict};
+use topnet_archive::{Archive, Finding, Restored, Segment, State, Verdict};
 use topnet_config::{Config, Metering};
 
 use super::{
     arguments::{LogCommand, Options, SegmentName},
     error::CliError,
     output::Output,
-    text::{Table, Text, bytes},
+    text::{Table, Text, bytes, time_seconds},
 };
 
 /// What was fetched.
@@ -20,12 +25,6 @@ struct Fetched {
     number: u64,
     bytes: u64,
     file: String,
-}
-
-/// What was written anew.
-#[derive(Debug, Serialize)]
-struct Restored {
-    entries: u64,
 }
 
 pub(super) async fn execute(
@@ -42,8 +41,9 @@ pub(super) async fn execute(
         }
         LogCommand::Verify => return verify(&archive, output).await,
         LogCommand::Restore => {
-            let entries = archive.restore().await?;
-            output.print(&Restored { entries });
+            let restored = archive.restore().await?;
+            output.print(&restored);
+            return hold(&restored.findings, &archive);
         }
     }
     Ok(())
@@ -61,14 +61,7 @@ async fn fetch(archive: &Archive, segment: SegmentName, out: &Path) -> Result<Fe
         SegmentName::Hash(hash) => archive.number_by(&hash).await?,
     };
     let bytes = archive.segment(number).await?;
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(out)
-        .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()));
-    written.map_err(|error| CliError::file(out, error))?;
+    write_whole(out, &bytes).map_err(|error| CliError::file(out, error))?;
     Ok(Fetched {
         number,
         bytes: bytes.len() as u64,
@@ -76,10 +69,45 @@ async fn fetch(archive: &Archive, segment: SegmentName, out: &Path) -> Result<Fe
     })
 }
 
+/// Writes a file that is whole and durable or not there: a half one would be read as a segment
+/// where `out` is in the log's directory. What stood there before stays until then.
+fn write_whole(out: &Path, bytes: &[u8]) -> io::Result<()> {
+    // A pipe or a device is no file that could be replaced.
+    if fs::metadata(out).is_ok_and(|found| !found.is_file()) {
+        let mut file = fs::OpenOptions::new().write(true).open(out)?;
+        return file.write_all(bytes);
+    }
+    let name = out.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let mut new = name.to_owned();
+    new.push(format!(".{}.new", std::process::id()));
+    let new = out.with_file_name(new);
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)?;
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&new, out));
+    if written.is_err() {
+        // The first error says more.
+        let _ = fs::remove_file(&new);
+        return written;
+    }
+    let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty());
+    fs::File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
+}
+
 async fn verify(archive: &Archive, output: Output) -> Result<(), CliError> {
     let verdict = archive.verify().await?;
     output.print(&verdict);
-    match verdict.findings.len() {
+    hold(&verdict.findings, archive)
+}
+
+/// An error if there are findings.
+fn hold(findings: &[Finding], archive: &Archive) -> Result<(), CliError> {
+    match findings.len() {
         0 => Ok(()),
         count => Err(CliError::new(
             "log_damaged",
@@ -87,7 +115,7 @@ async fn verify(archive: &Archive, output: Output) -> Result<(), CliError> {
                 "{count} segments of the service log do not hold; the archive is {}",
                 archive.name()
             ),
-            "mend what is listed, and verify again",
+            "mend what is listed, and run the same again",
         )),
     }
 }
@@ -100,12 +128,10 @@ impl Text for Segment {
             State::Unsealed => "without a seal: its journal was lost",
             State::Archived => "archived",
         };
-        let time = |ms| {
-            let time = UNIX_EPOCH + std::time::Duration::from_millis(ms);
-            humantime::format_rfc3339_seconds(time).to_string()
-        };
-        let times =
-            (self.lines > 0).then(|| format!("{} to {}", time(self.first_ms), time(self.last_ms)));
+        let times = (self.lines > 0).then(|| {
+            let (first, last) = (time_seconds(self.first_ms), time_seconds(self.last_ms));
+            format!("{first} to {last}")
+        });
         Table::new(format_args!("segment {}", self.number))
             .row("state", state)
             .row("lines", self.lines)
@@ -126,7 +152,12 @@ impl Text for Fetched {
 
 impl Text for Restored {
     fn text(&self) -> String {
-        format!("{} entries written\n", self.entries)
+        let found = self.findings.iter().map(Finding::text);
+        format!(
+            "{} entries written\n{}",
+            self.entries,
+            found.collect::<String>()
+        )
     }
 }
 
@@ -148,5 +179,25 @@ impl Text for Verdict {
 impl Text for Finding {
     fn text(&self) -> String {
         format!("segment {}: {}\n  {}\n", self.number, self.what, self.mend)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_with_times_of_no_calendar_is_listed() {
+        let segment = Segment {
+            number: 1,
+            state: State::Archived,
+            lines: 1,
+            first_ms: 0,
+            last_ms: u64::MAX,
+            hash: None,
+            place: String::new(),
+            problem: None,
+        };
+        assert!(segment.text().contains("to 18446744073709551615 ms"));
     }
 }

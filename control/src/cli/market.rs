@@ -8,9 +8,8 @@ use super::{
     arguments::{OfferCommand, Options, Patience},
     client::Rpc,
     error::CliError,
-    history,
     output::Output,
-    text::{Table, Text},
+    text::{Table, Text, time},
 };
 use crate::rpc::{OperatorClient, PublicClient};
 
@@ -29,7 +28,7 @@ pub(super) async fn market(
         let Some(last) = page.last() else {
             break;
         };
-        after = Some(last.provider);
+        rpc.advance(&mut after, last.provider)?;
         offers.extend(page);
     }
     offers.sort_by_key(|offer| offer.terms.unit_price);
@@ -107,11 +106,7 @@ impl Text for MarketOffer {
             .row("deposit", self.deposit)
             .row(
                 "published",
-                format_args!(
-                    "block {}, {}",
-                    self.block.height,
-                    history::time(self.time_ms)
-                ),
+                format_args!("block {}, {}", self.block.height, time(self.time_ms)),
             )
             .end()
     }

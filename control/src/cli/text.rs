@@ -2,9 +2,10 @@
 
 use std::{
     fmt::Write,
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use humantime::Rfc3339Timestamp;
 use topnet_account::Amount;
 use topnet_api::{
     AccountView, ChainReport, ChannelReport, ChannelState, ChannelStatus, ChannelView, ClaimReport,
@@ -59,6 +60,26 @@ pub(super) fn bytes(count: u64) -> String {
     match STEPS.iter().find(|(_, size)| count >= *size) {
         Some((unit, size)) => format!("{:.2} {unit}", count as f64 / *size as f64),
         None => format!("{count} B"),
+    }
+}
+
+/// A time as people write it, in milliseconds since 1970.
+pub(super) fn time(ms: u64) -> String {
+    dated(ms, humantime::format_rfc3339_millis)
+}
+
+/// The same without what is less than a second.
+pub(super) fn time_seconds(ms: u64) -> String {
+    dated(ms, humantime::format_rfc3339_seconds)
+}
+
+/// Years have four digits; what is later is a clock that lies, or a stranger's RPC.
+fn dated(ms: u64, format: fn(SystemTime) -> Rfc3339Timestamp) -> String {
+    const YEAR_10000_MS: u64 = 253_402_300_800_000;
+    let time = UNIX_EPOCH.checked_add(Duration::from_millis(ms));
+    match time.filter(|_| ms < YEAR_10000_MS) {
+        Some(time) => format(time).to_string(),
+        None => format!("{ms} ms since 1970"),
     }
 }
 
@@ -273,8 +294,7 @@ fn closing(table: Table, progress: &CloseProgress) -> Table {
 
 impl Text for DayEarnings {
     fn text(&self) -> String {
-        let day = UNIX_EPOCH + Duration::from_millis(self.day_ms);
-        let day = humantime::format_rfc3339_seconds(day).to_string();
+        let day = time_seconds(self.day_ms);
         let day = day.split('T').next().unwrap_or_default();
         Table::new(format_args!("{day} on {}", self.chain))
             .row("paid", self.payout)
@@ -416,5 +436,32 @@ impl Text for ProviderStatus {
             .iter()
             .fold(table, |table, channel| table.row("closing", channel))
             .end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_no_calendar_has_is_told_as_it_is() {
+        for (ms, told) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
+            (253_402_300_800_000, "253402300800000 ms since 1970"),
+            (u64::MAX, "18446744073709551615 ms since 1970"),
+        ] {
+            assert_eq!(time(ms), told);
+        }
+        assert_eq!(time_seconds(1_999), "1970-01-01T00:00:01Z");
+        let day = DayEarnings {
+            day_ms: u64::MAX,
+            chain: topnet_api::ChainName::vpn(),
+            claims: 1,
+            units: 3,
+            payout: Amount::ZERO,
+            fees: Amount::ZERO,
+        };
+        assert!(day.text().starts_with("18446744073709551615 ms"));
     }
 }

@@ -28,6 +28,8 @@ use topnet_control::{provider::Provider, reconcile::Reconciler, rpc::Listeners};
 
 /// Channels in one answer.
 const PAGE: usize = 3;
+/// Blocks in one answer.
+const BLOCKS_PAGE: usize = 100;
 
 /// Where settlement stands in: channels as the test wants them.
 #[derive(Debug, Default)]
@@ -44,6 +46,8 @@ pub struct Chain {
     pub accepted_batches: u64,
     /// What the provider offers on main.
     pub offer: Option<OfferTerms>,
+    /// So many lists begin with their first page, whatever was asked for.
+    pub repeats: u32,
 }
 
 /// Where the data plane stands in: what it was told to install.
@@ -121,6 +125,14 @@ impl World {
         let id = channel.id;
         self.chain().channels.insert(id, channel);
         id
+    }
+
+    /// Whether a list begins anew where it should go on.
+    fn repeats(&self) -> bool {
+        let mut chain = self.chain();
+        let repeats = chain.repeats > 0;
+        chain.repeats = chain.repeats.saturating_sub(1);
+        repeats
     }
 
     fn tip_block(&self, chain: ChainName) -> BlockRef {

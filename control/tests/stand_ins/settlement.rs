@@ -11,7 +11,7 @@ use topnet_api::{
     SubmittedTransaction, TransactionStatus,
 };
 
-use super::{PAGE, World, payee, unknown};
+use super::{BLOCKS_PAGE, PAGE, World, payee, unknown};
 
 impl Settlement for World {
     async fn chains(self, _: Context) -> Vec<ChainParameters> {
@@ -149,7 +149,9 @@ impl Settlement for World {
             }),
             transaction_count: 1,
         };
-        Ok((from.unwrap_or(to)..=to).map(summary).collect())
+        let from = from.map(|from| if self.repeats() { 1 } else { from });
+        let heights = from.unwrap_or(to)..=to;
+        Ok(heights.take(BLOCKS_PAGE).map(summary).collect())
     }
 
     async fn history(
@@ -166,6 +168,7 @@ impl Settlement for World {
             events: vec!["transferred".to_owned()],
         };
         let entries = [entry(5, Some(Hash([7; 32]))), entry(4, None)];
+        let before = before.filter(|_| !self.repeats());
         let wanted = |entry: &HistoryEntry| before.is_none_or(|before| entry.place < before);
         Ok(entries.into_iter().filter(wanted).collect())
     }
@@ -177,6 +180,7 @@ impl Settlement for World {
         from: u64,
     ) -> Result<Vec<BatchView>, ApiError> {
         let accepted = self.chain().accepted_batches;
+        let from = if self.repeats() { 0 } else { from };
         let batch = |number| BatchView {
             number,
             service_block: self.tip_block(chain.clone()),
@@ -331,6 +335,7 @@ impl Settlement for World {
             block,
             time_ms: 1_000,
         });
+        let after = after.filter(|_| !self.repeats());
         let offer = offer.filter(|offer| after.is_none_or(|after| offer.provider > after));
         Ok(offer.into_iter().collect())
     }

@@ -1,7 +1,7 @@
 //! Taking segments in, and removing old ones.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -25,6 +25,8 @@ pub struct Archive {
     pub(crate) store: Arc<dyn ObjectStore>,
     /// What people call the store.
     pub(crate) name: String,
+    /// Where the store is, if it is a folder.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 impl Archive {
@@ -44,6 +46,7 @@ impl Archive {
             manifest: Manifest::below(log_dir),
             store: opened.store,
             name: opened.name,
+            folder: opened.folder,
         }
     }
 
@@ -66,6 +69,8 @@ impl Archive {
         if let Some(known) = self.manifest.entry(number)? {
             self.same(&self.log_dir.display().to_string(), &entry, &known)?;
         }
+        // Before anything big goes to another log's store, again at each attempt.
+        self.is_stored(&entry).await?;
         self.put_object(&entry, bytes).await?;
         self.put_entry(&entry).await?;
         let archive = self.clone();
@@ -73,11 +78,15 @@ impl Archive {
             archive.manifest.write(&entry)?;
             let path = segment_path(&archive.log_dir, number);
             // If a crash brings it back, it is taken again.
-            fs::remove_file(&path).map_err(|source| LogError::File {
-                what: "remove",
-                path,
-                source,
-            })?;
+            match fs::remove_file(&path) {
+                // It became too old meanwhile.
+                Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed.map_err(|source| LogError::File {
+                    what: "remove",
+                    path,
+                    source,
+                }),
+            }?;
             Ok::<_, ArchiveError>(())
         })
         .await?;
@@ -100,16 +109,26 @@ impl Archive {
 
     /// The entry goes to the store once its object is there, so whoever finds one finds the other.
     pub(crate) async fn put_entry(&self, entry: &Entry) -> Result<(), ArchiveError> {
-        let place = entry_place(entry.number);
-        match self.stored_entry(entry.number).await {
-            Ok(Some(known)) => return self.same(&self.told(&place), entry, &known),
-            // Nobody could read it, and this is what it has to be about.
-            Ok(None) | Err(ArchiveError::Entry { .. }) => {}
-            Err(error) => return Err(error),
+        if self.is_stored(entry).await? {
+            return Ok(());
         }
+        let place = entry_place(entry.number);
         let put = self.store.put(&place, entry.to_text().into()).await;
         put.map_err(|source| self.failed("write", &place, source))?;
         Ok(())
+    }
+
+    /// True if the store has this entry.
+    async fn is_stored(&self, entry: &Entry) -> Result<bool, ArchiveError> {
+        match self.stored_entry(entry.number).await {
+            Ok(Some(known)) => {
+                let place = self.told(&entry_place(entry.number));
+                self.same(&place, entry, &known).map(|()| true)
+            }
+            // Nobody could read it, and this is what it has to be about.
+            Ok(None) | Err(ArchiveError::Entry { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Two logs in one store would each lose what the other has written.
@@ -130,10 +149,10 @@ impl Archive {
         })
     }
 
-    /// Removes segments whose last line is older than `time`, from the store and the directory,
-    /// and ends what an earlier call has begun. Gives their number. Files in the directory are
-    /// removed if they were written before, and stand below `below`.
-    pub async fn forget_before(&self, time: SystemTime, below: u64) -> Result<u64, ArchiveError> {
+    /// Removes archived segments whose last line is older than `time`, from the store and the
+    /// directory, and ends what an earlier call has begun. Gives their number. Files that wait in
+    /// the directory are left to [`forget_files_before`], which needs no store.
+    pub async fn forget_before(&self, time: SystemTime) -> Result<u64, ArchiveError> {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let time_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         for number in self.manifest.entries()? {
@@ -142,29 +161,22 @@ impl Archive {
                 self.manifest.begin_forgetting(number)?;
             }
         }
-        let mut removed = 0;
-        for number in self.manifest.forgotten()? {
+        let forgotten = self.manifest.forgotten()?;
+        for &number in &forgotten {
             if let Some(entry) = self.manifest.forgotten_entry(number)? {
                 // Whoever has the store alone shall find no entry without its object.
                 self.remove(&entry_place(number)).await?;
                 self.remove(&object_place(&entry.hash)).await?;
             }
+        }
+        // Else a power loss could bring back what nothing would remove any more.
+        if let Some(folder) = self.folder.clone().filter(|_| !forgotten.is_empty()) {
+            blocking(move || store::sync_removals(&folder)).await?;
+        }
+        for &number in &forgotten {
             self.manifest.end_forgetting(number)?;
-            removed += 1;
         }
-        for number in self.manifest.files()? {
-            let path = segment_path(&self.log_dir, number);
-            let failed = |what| {
-                let path = path.clone();
-                move |source| LogError::File { what, path, source }
-            };
-            let written = fs::metadata(&path).and_then(|data| data.modified());
-            if number < below && written.map_err(failed("look at"))? < time {
-                fs::remove_file(&path).map_err(failed("remove"))?;
-                removed += 1;
-            }
-        }
-        Ok(removed)
+        Ok(forgotten.len() as u64)
     }
 
     async fn remove(&self, place: &Place) -> Result<(), ArchiveError> {
@@ -189,15 +201,45 @@ impl Archive {
 }
 
 /// Numbers of the sealed segments that are still in the log's directory, of those below `below`:
-/// only these are sealed for good.
+/// only these are sealed for good. A file that cannot be read waits with them: what is wrong with
+/// it, [`Archive::take`] says of it alone.
 pub fn waiting(log_dir: &Path, below: u64) -> Result<Vec<u64>, LogError> {
     let mut waiting = Vec::new();
     for number in numbers(log_dir)? {
-        if number < below && is_sealed(log_dir, number)? {
+        if number < below && is_sealed(log_dir, number).unwrap_or(true) {
             waiting.push(number);
         }
     }
     Ok(waiting)
+}
+
+/// Removes the files of segments below `below` that were written before `time`, whether the
+/// archive has them or not. Gives their number. What is wrong with one does not keep the others.
+pub fn forget_files_before(log_dir: &Path, time: SystemTime, below: u64) -> Result<u64, LogError> {
+    let (mut removed, mut first) = (0, Ok(()));
+    for number in numbers(log_dir)? {
+        if number >= below {
+            continue;
+        }
+        match remove_older(segment_path(log_dir, number), time) {
+            Ok(false) => {}
+            Ok(true) => removed += 1,
+            Err(error) => first = first.and(Err(error)),
+        }
+    }
+    first.map(|()| removed)
+}
+
+fn remove_older(path: PathBuf, time: SystemTime) -> Result<bool, LogError> {
+    let written = fs::metadata(&path).and_then(|data| data.modified());
+    let (what, removed) = match written {
+        Ok(written) if written >= time => return Ok(false),
+        Ok(_) => ("remove", fs::remove_file(&path)),
+        Err(error) => ("look at", Err(error)),
+    };
+    removed
+        .map(|()| true)
+        .map_err(|source| LogError::File { what, path, source })
 }
 
 pub(crate) fn object_place(hash: &ObjectHash) -> Place {

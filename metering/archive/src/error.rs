@@ -172,11 +172,55 @@ impl From<LogError> for ArchiveError {
     }
 }
 
+/// A store's words are cut here.
+const WORDS_BYTES_MAX: usize = 300;
+
 /// The deepest cause says most, and the place stands before it already.
 fn deepest(error: &dyn std::error::Error) -> String {
     let mut deepest = error;
     while let Some(cause) = deepest.source() {
         deepest = cause;
     }
-    deepest.to_string()
+    words(&deepest.to_string())
+}
+
+/// What a store said, short. A body in XML is reduced to its code and message: beside them S3
+/// repeats what it was sent, a session's token among it.
+fn words(said: &str) -> String {
+    let element = |name: &str| {
+        let (_, rest) = said.split_once(&format!("<{name}>"))?;
+        Some(rest.split('<').next().unwrap_or_default().trim())
+    };
+    let before = said.split('<').next().unwrap_or_default().trim();
+    let parts = [Some(before), element("Code"), element("Message")];
+    let parts = parts.into_iter().flatten().filter(|part| !part.is_empty());
+    let mut words = parts.collect::<Vec<_>>().join(" ");
+    let end = words.floor_char_boundary(WORDS_BYTES_MAX);
+    if end < words.len() {
+        words.truncate(end);
+        words.push('…');
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_s_words_are_short_and_have_no_token() {
+        let body = "Server returned non-2xx status code: 400 Bad Request: <?xml version=\"1.0\"?>\n\
+                    <Error><Code>ExpiredToken</Code><Message>The token has expired.</Message>\
+                    <Token-0>FwoGZXIvYXdzE</Token-0></Error>";
+        assert_eq!(
+            words(body),
+            "Server returned non-2xx status code: 400 Bad Request: ExpiredToken The token has \
+             expired."
+        );
+        assert_eq!(words("connection refused"), "connection refused");
+        let long = format!("502: {}", "é".repeat(999));
+        assert!(words(&long).len() < WORDS_BYTES_MAX + 4);
+        let html = words("502: <html><body>a proxy</body></html>");
+        assert_eq!(html, "502:");
+    }
 }

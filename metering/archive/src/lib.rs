@@ -29,8 +29,9 @@ mod store;
 mod tests;
 mod verify;
 
-pub use archive::{Archive, waiting};
+pub use archive::{Archive, forget_files_before, waiting};
 pub use entry::{Entry, ObjectHash, ObjectHashError};
 pub use error::ArchiveError;
 pub use read::{Segment, State};
+pub use restore::Restored;
 pub use verify::{Finding, Verdict};

@@ -263,7 +263,8 @@ impl Archive {
     pub async fn segments(&self) -> Result<Vec<Segment>, ArchiveError> {
         let mut segments = Vec::new();
         let numbers = self.numbers().await?;
-        let newest = numbers.last().copied();
+        // The store's numbers may be another log's.
+        let newest = self.manifest.files()?.last().copied();
         for number in numbers {
             match self.file(number, Some(number) == newest).await? {
                 Some(segment) => segments.push(segment),
@@ -277,15 +278,21 @@ impl Archive {
     async fn file(&self, number: u64, newest: bool) -> Result<Option<Segment>, ArchiveError> {
         let (dir, path) = (self.log_dir.clone(), segment_path(&self.log_dir, number));
         let place = path.display().to_string();
-        let read = blocking(move || {
-            let lines = read_segment(&dir, number)?;
-            let hash = match is_sealed(&dir, number)? {
-                true => Some(ObjectHash::of(&read_file(&path)?)),
-                false => None,
+        let (sealed, read) = blocking(move || {
+            let sealed = is_sealed(&dir, number);
+            let read = || {
+                let lines = read_segment(&dir, number)?;
+                let hash = match sealed {
+                    Ok(true) => Some(ObjectHash::of(&read_file(&path)?)),
+                    _ => None,
+                };
+                Ok((hash, lines))
             };
-            Ok((hash, lines))
-        });
-        let (hash, lines, problem) = match if_there(read.await) {
+            let read = if_there(read());
+            (sealed, read)
+        })
+        .await;
+        let (hash, lines, problem) = match read {
             Ok(Some((hash, lines))) => (hash, lines, None),
             Ok(None) => return Ok(None),
             Err(error) => (None, Vec::new(), Some(error.to_string())),
@@ -293,10 +300,12 @@ impl Archive {
         let times = || lines.iter().map(|line| line.time_ms);
         Ok(Some(Segment {
             number,
-            state: match (hash, newest) {
-                (Some(_), _) => State::Sealed,
-                (None, true) => State::Open,
-                (None, false) => State::Unsealed,
+            state: match (sealed, newest) {
+                (Ok(true), _) => State::Sealed,
+                (_, true) => State::Open,
+                (Ok(false), false) => State::Unsealed,
+                // What cannot be read waits for the archive like what is sealed.
+                (Err(_), false) => State::Sealed,
             },
             lines: lines.len() as u64,
             first_ms: times().min().unwrap_or(0),

@@ -1,10 +1,10 @@
 //! Opens the store that the configuration names.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -38,6 +38,8 @@ const CREDENTIALS_BYTES_MAX: u64 = 64 << 10;
 pub(crate) struct Opened {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) name: String,
+    /// Where it is, if it is a folder.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 /// Opens the store to write into, and makes its folder if it is one.
@@ -46,10 +48,7 @@ pub(crate) fn open(config: &Config) -> Result<Opened, ArchiveError> {
         return bucket(config);
     }
     let dir = &config.dir;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
+    make_folder(dir)
         .and_then(|()| sweep(&dir.join(OBJECTS)))
         .and_then(|()| sweep(&dir.join(SEGMENTS)))
         .map_err(|source| ArchiveError::Store {
@@ -73,9 +72,30 @@ pub(crate) fn open_to_read(config: &Config) -> Result<Opened, ArchiveError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Opened {
             store: Arc::new(InMemory::new()),
             name: config.dir.display().to_string(),
+            folder: None,
         }),
         _ => folder(&config.dir),
     }
+}
+
+/// Returns when a folder's removals are durable; the library syncs only what it writes.
+pub(crate) fn sync_removals(folder: &Path) -> Result<(), ArchiveError> {
+    for dir in [OBJECTS, SEGMENTS].map(|name| folder.join(name)) {
+        match File::open(&dir).and_then(|dir| dir.sync_all()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(ArchiveError::Store {
+                    what: "sync",
+                    place: dir.display().to_string(),
+                    source: object_store::Error::Generic {
+                        store: "folder",
+                        source: error.into(),
+                    },
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn folder(dir: &Path) -> Result<Opened, ArchiveError> {
@@ -89,7 +109,22 @@ fn folder(dir: &Path) -> Result<Opened, ArchiveError> {
         // Without it nothing would be durable when a put returns.
         store: Arc::new(store.with_fsync(true)),
         name,
+        folder: Some(dir.to_owned()),
     })
+}
+
+/// Makes a folder that is there after a power loss too: the library syncs directories from the
+/// first on that it makes itself.
+fn make_folder(dir: &Path) -> io::Result<()> {
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<_> = dir.ancestors().take_while(is_missing).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let parents = missing.into_iter().filter_map(Path::parent);
+    for parent in parents {
+        let here = parent.as_os_str().is_empty();
+        File::open(if here { Path::new(".") } else { parent })?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Removes what a kill left of writes that never ended; the library writes beside the object's
@@ -155,7 +190,11 @@ fn bucket(config: &Config) -> Result<Opened, ArchiveError> {
         "" => Arc::new(store),
         prefix => Arc::new(PrefixStore::new(store, prefix)),
     };
-    Ok(Opened { store, name })
+    Ok(Opened {
+        store,
+        name,
+        folder: None,
+    })
 }
 
 /// What opens a bucket.

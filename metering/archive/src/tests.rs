@@ -14,7 +14,9 @@ use topnet_config::Archive as Config;
 use topnet_log::{Line, Segments, numbers, segment_path};
 use topnet_unit::{BootId, Slot};
 
-use crate::{Archive, ArchiveError, ObjectHash, State, store::OBJECTS, waiting};
+use crate::{
+    Archive, ArchiveError, ObjectHash, State, forget_files_before, store::OBJECTS, waiting,
+};
 
 const CHANNEL: ChannelId = ChannelId([1; 32]);
 const LINES_MAX: u64 = 4;
@@ -130,12 +132,38 @@ async fn the_store_alone_is_enough() {
     assert_eq!(archive.lines_of(&CHANNEL).await.unwrap(), lines(1..=8));
     assert_eq!(archive.verify().await.unwrap().findings, []);
     assert!(!log_dir.exists(), "reading makes nothing");
-    assert_eq!(archive.restore().await.unwrap(), 2);
-    assert_eq!(archive.restore().await.unwrap(), 0);
+    assert_eq!(archive.restore().await.unwrap().entries, 2);
+    assert_eq!(archive.restore().await.unwrap().entries, 0);
     // A log that is begun there goes on behind what the store has.
     let segments = Segments::open(&log_dir, None, LINES_MAX).unwrap();
     assert_eq!(segments.position().segment, 3);
     assert_eq!(archive.verify().await.unwrap().findings, []);
+}
+
+#[tokio::test]
+async fn what_cannot_be_restored_is_listed_and_keeps_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut segments = Segments::open(dir.path(), None, LINES_MAX).unwrap();
+    segments.append(&lines(1..=14)).unwrap();
+    let archive = Archive::open(dir.path(), &folder(dir.path())).unwrap();
+    let mut objects = Vec::new();
+    for number in 1..=3 {
+        let hash = archive.take(number).await.unwrap().hash;
+        objects.push(dir.path().join(format!("archive/objects/{hash}")));
+    }
+    let stored = |number| dir.path().join(format!("archive/segments/{number:016}"));
+    let here = |number| dir.path().join(format!("{number:016}.manifest"));
+    fs::remove_file(stored(1)).unwrap();
+    fs::remove_file(&objects[0]).unwrap();
+    fs::write(stored(2), "").unwrap();
+    fs::write(here(2), "").unwrap();
+    fs::remove_file(here(3)).unwrap();
+    let restored = archive.restore().await.unwrap();
+    assert_eq!(restored.entries, 1);
+    assert!(here(3).exists());
+    let found = restored.findings.iter();
+    let found: Vec<_> = found.map(|found| (found.number, found.code)).collect();
+    assert_eq!(found, [(1, "object_missing"), (2, "manifest")]);
 }
 
 /// (what is damaged, where in it, how)
@@ -212,7 +240,7 @@ async fn damage_is_named_and_never_read_as_a_line() {
         }
         // The entries mend each other, an object only a copy of it.
         if *code == "manifest" {
-            assert_eq!(archive.restore().await.unwrap(), 1, "{number}");
+            assert_eq!(archive.restore().await.unwrap().entries, 1, "{number}");
             assert_eq!(fs::read(path).unwrap(), right, "{number}");
         } else {
             fs::write(path, &right).unwrap();
@@ -250,6 +278,46 @@ async fn damage_is_named_and_never_read_as_a_line() {
 }
 
 #[tokio::test]
+async fn an_object_that_cannot_be_read_hides_nothing_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut segments = Segments::open(dir.path(), None, LINES_MAX).unwrap();
+    segments.append(&lines(1..=22)).unwrap();
+    let archive = Archive::open(dir.path(), &folder(dir.path())).unwrap();
+    let mut objects = Vec::new();
+    for number in 1..=5 {
+        let hash = archive.take(number).await.unwrap().hash;
+        objects.push(dir.path().join(format!("archive/objects/{hash}")));
+    }
+    // A link to itself is there and nobody can read it, not even root.
+    let spoil = |object: &Path| {
+        fs::remove_file(object).unwrap();
+        std::os::unix::fs::symlink(object, object).unwrap();
+    };
+    spoil(&objects[0]);
+    spoil(&objects[1]);
+    fs::remove_file(&objects[3]).unwrap();
+    let verdict = archive.verify().await.unwrap();
+    let found: Vec<_> = verdict
+        .findings
+        .iter()
+        .map(|finding| (finding.number, finding.code))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (1, "archive_unreadable"),
+            (2, "archive_unreadable"),
+            (4, "object_missing")
+        ]
+    );
+    assert_eq!(verdict.segments, 3);
+    // When nothing can be read it is the store.
+    spoil(&objects[2]);
+    let error = archive.verify().await.unwrap_err();
+    assert_eq!(error.code(), "archive_unreachable");
+}
+
+#[tokio::test]
 async fn an_entry_that_names_another_segment_is_refused() {
     let (dir, archive) = archived().await;
     let first = archive.entry(1).await.unwrap().unwrap();
@@ -264,10 +332,8 @@ async fn an_entry_that_names_another_segment_is_refused() {
         (1, "segment_conflict")
     );
     assert!(findings[0].what.contains(&wrong.hash.to_string()));
-    assert!(matches!(
-        archive.restore().await,
-        Err(ArchiveError::Conflict { .. })
-    ));
+    let restored = archive.restore().await.unwrap();
+    assert_eq!(restored.findings[0].code, "segment_conflict");
     archive.manifest.write(&wrong).unwrap();
     let error = archive.lines_of(&CHANNEL).await.unwrap_err();
     assert_eq!(error.code(), "object_damaged");
@@ -292,6 +358,40 @@ async fn two_logs_in_one_store_are_told_apart_and_neither_loses_a_line() {
         "{error}"
     );
     assert_eq!(numbers(other.path()).unwrap(), [1, 2]);
+    // Nor does what retention would never remove pile up there.
+    let objects = fs::read_dir(dir.path().join("archive/objects")).unwrap();
+    assert_eq!(objects.count(), 2);
+}
+
+#[tokio::test]
+async fn a_damaged_segment_is_sealed_and_the_live_one_is_open_whatever_the_store_has() {
+    let (dir, _) = archived().await;
+    let other = tempfile::tempdir().unwrap();
+    let mut segments = Segments::open(other.path(), None, LINES_MAX).unwrap();
+    segments.append(&lines(20..=21)).unwrap();
+    segments.sync().unwrap();
+    let archive = Archive::open(other.path(), &folder(dir.path())).unwrap();
+    let state = |segments: &[crate::Segment], place: usize| segments[place].state;
+    let listed = archive.segments().await.unwrap();
+    assert_eq!(state(&listed, 0), State::Open);
+    // The number is the other log's, and nothing is without a seal that should have one.
+    let findings = archive.verify().await.unwrap().findings;
+    assert!(
+        findings
+            .iter()
+            .all(|found| found.code != "segment_unsealed"),
+        "{findings:?}"
+    );
+
+    segments.append(&lines(22..=24)).unwrap();
+    segments.sync().unwrap();
+    let path = segment_path(other.path(), 1);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[200] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let listed = archive.segments().await.unwrap();
+    assert_eq!(state(&listed, 0), State::Sealed);
+    assert!(listed[0].problem.is_some());
 }
 
 #[tokio::test]
@@ -304,6 +404,20 @@ async fn a_damaged_segment_is_not_taken() {
     let archive = Archive::open(dir.path(), &folder(dir.path())).unwrap();
     assert!(matches!(archive.take(1).await, Err(ArchiveError::Log(_))));
     assert_eq!(fs::read(&path).unwrap(), bytes);
+    archive.take(2).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_waits_and_holds_up_no_other() {
+    let dir = log();
+    let path = segment_path(dir.path(), 1);
+    fs::remove_file(&path).unwrap();
+    // A link to itself is there and nobody can read it, not even root.
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    assert_eq!(waiting(dir.path(), 3).unwrap(), [1, 2]);
+    let archive = Archive::open(dir.path(), &folder(dir.path())).unwrap();
+    let error = archive.take(1).await.unwrap_err();
+    assert!(error.what().contains("0000000000000001.log"), "{error}");
     archive.take(2).await.unwrap();
 }
 
@@ -334,8 +448,8 @@ async fn an_object_that_was_already_there_is_believed_only_when_read() {
 async fn old_segments_are_forgotten_everywhere_and_the_open_one_never() {
     let (dir, archive) = archived().await;
     let at = |units| UNIX_EPOCH + Duration::from_millis(START_MS + units);
-    assert_eq!(archive.forget_before(at(4), 3).await.unwrap(), 0);
-    assert_eq!(archive.forget_before(at(5), 3).await.unwrap(), 1);
+    assert_eq!(archive.forget_before(at(4)).await.unwrap(), 0);
+    assert_eq!(archive.forget_before(at(5)).await.unwrap(), 1);
     assert_eq!(archive.lines_of(&CHANNEL).await.unwrap(), lines(5..=10));
     assert_eq!(archive.verify().await.unwrap().findings, []);
     let left = |name: &str| {
@@ -347,11 +461,27 @@ async fn old_segments_are_forgotten_everywhere_and_the_open_one_never() {
     // A kill in the middle of it: what was begun counts for nothing and is ended.
     archive.manifest.begin_forgetting(2).unwrap();
     assert_eq!(archive.lines_of(&CHANNEL).await.unwrap(), lines(9..=10));
-    assert_eq!(archive.forget_before(at(5), 3).await.unwrap(), 1);
+    assert_eq!(archive.forget_before(at(5)).await.unwrap(), 1);
     assert_eq!((left("objects"), left("segments")), (0, 0));
     let later = SystemTime::now() + Duration::from_secs(9);
-    assert_eq!(archive.forget_before(later, 3).await.unwrap(), 0);
+    assert_eq!(archive.forget_before(later).await.unwrap(), 0);
+    assert_eq!(forget_files_before(dir.path(), later, 3).unwrap(), 0);
     assert_eq!(numbers(dir.path()).unwrap(), [3]);
+}
+
+#[tokio::test]
+async fn old_files_go_without_a_store_but_not_what_the_journal_may_still_cut() {
+    let dir = log();
+    let now = SystemTime::now();
+    let (earlier, later) = (now - Duration::from_secs(9), now + Duration::from_secs(9));
+    assert_eq!(forget_files_before(dir.path(), earlier, 3).unwrap(), 0);
+    // Nothing removes a directory like a file, and the other goes all the same.
+    fs::remove_file(segment_path(dir.path(), 1)).unwrap();
+    fs::create_dir(segment_path(dir.path(), 1)).unwrap();
+    assert!(forget_files_before(dir.path(), later, 3).is_err());
+    assert_eq!(numbers(dir.path()).unwrap(), [1, 3]);
+    fs::remove_dir(segment_path(dir.path(), 1)).unwrap();
+    assert_eq!(forget_files_before(dir.path(), later, 3).unwrap(), 0);
 }
 
 /// Between the directory's entry and the end of the file: the one step that no store sees.

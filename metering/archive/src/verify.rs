@@ -9,6 +9,9 @@ use crate::{
     manifest::if_there,
 };
 
+/// So many segments in a row that the store refuses to read are the store, not the segments.
+pub(crate) const UNREADABLE_MAX: usize = 3;
+
 /// What reading everything again has shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verdict {
@@ -33,33 +36,57 @@ pub struct Finding {
     pub mend: String,
 }
 
+impl Finding {
+    pub(crate) fn of(number: u64, error: &ArchiveError) -> Self {
+        let (code, mend) = match error {
+            // The store has answered for others: this one is not merely out of reach.
+            ArchiveError::Store { .. } => (
+                "archive_unreadable",
+                "verify again; if the same is named, look at its owner, its permissions and the \
+                 disk it is on, and bring it back from a copy of the store",
+            ),
+            error => (error.code(), error.mend()),
+        };
+        Self {
+            number,
+            code,
+            what: error.what(),
+            mend: mend.to_owned(),
+        }
+    }
+}
+
 impl Archive {
-    /// Reads every byte of every segment again, and its entries in directory and store. An error
-    /// is about the store as a whole: then nothing is known.
+    /// Reads every byte of every segment again, and its entries in directory and store. What the
+    /// store cannot read is a finding like any other, so that one bad sector hides nothing behind
+    /// it. An error is about the store as a whole: it cannot be listed, or several reads in a row
+    /// fail.
     pub async fn verify(&self) -> Result<Verdict, ArchiveError> {
         let mut verdict = Verdict::default();
         let numbers = self.numbers().await?;
-        let newest = numbers.last().copied().unwrap_or(0);
+        // The store's numbers may be another log's.
+        let newest = self.manifest.files()?.last().copied();
         let mut next = numbers.first().copied().unwrap_or(0);
+        let mut unreadable = 0;
         for number in numbers {
             if next < number {
                 verdict.findings.push(gone(next, number));
             }
             next = number + 1;
-            match self.verify_segment(number, number == newest).await {
+            let verified = self.verify_segment(number, Some(number) == newest).await;
+            unreadable = match &verified {
+                Err(Fault::Archive(ArchiveError::Store { .. })) => unreadable + 1,
+                _ => 0,
+            };
+            match verified {
                 Ok(None) => {}
                 Ok(Some(lines)) => {
                     verdict.segments += 1;
                     verdict.lines += lines;
                 }
                 Err(Fault::Unsealed) => verdict.findings.push(self.unsealed(number)),
-                Err(Fault::Archive(error @ ArchiveError::Store { .. })) => return Err(error),
-                Err(Fault::Archive(error)) => verdict.findings.push(Finding {
-                    number,
-                    code: error.code(),
-                    what: error.what(),
-                    mend: error.mend().to_owned(),
-                }),
+                Err(Fault::Archive(error)) if unreadable >= UNREADABLE_MAX => return Err(error),
+                Err(Fault::Archive(error)) => verdict.findings.push(Finding::of(number, &error)),
             }
         }
         Ok(verdict)

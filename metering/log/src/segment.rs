@@ -54,6 +54,17 @@ pub enum LogError {
         /// What is wrong.
         reason: String,
     },
+    /// The journal is from before the log was archived.
+    #[error(
+        "the journal counts on a place in {path}, which was archived since: it is older than its \
+         log; bring back a newer one, or move the whole directory away and give \
+         [metering.archive] a new prefix or folder to begin a new log (its numbers are taken in \
+         the old store)"
+    )]
+    JournalOlder {
+        /// The segment.
+        path: PathBuf,
+    },
 }
 
 /// Up to where lines count.
@@ -96,10 +107,7 @@ impl Segments {
             && taken.iter().any(|number| *number >= position.segment)
         {
             let path = segment_path(dir, position.segment);
-            let reason = "the journal counts on a place in it, and it was archived since: the \
-                          journal is older than its log"
-                .to_owned();
-            return Err(LogError::Damaged { path, reason });
+            return Err(LogError::JournalOlder { path });
         }
         let mut segments = Self {
             dir: dir.to_owned(),
@@ -239,10 +247,15 @@ impl Segments {
     }
 }
 
-/// All lines of a segment, in order.
+/// All lines of a segment, in order. The newest has none as long as its head is not whole: a kill
+/// has left it so, and nothing in it was ever committed.
 pub fn read_segment(dir: &Path, number: u64) -> Result<Vec<Line>, LogError> {
     let path = segment_path(dir, number);
     let file = File::open(&path).map_err(failed("open", &path))?;
+    let length = file.metadata().map_err(failed("open", &path))?.len();
+    if length < LINE_BYTES as u64 && numbers(dir)?.last() == Some(&number) {
+        return Ok(Vec::new());
+    }
     let mut reader = Reader::new(BufReader::new(file), &path, number)?;
     let mut lines = Vec::new();
     while let Some(line) = reader.next()? {
@@ -514,6 +527,23 @@ mod tests {
     }
 
     #[test]
+    fn a_newest_segment_whose_head_was_torn_is_empty_and_an_older_one_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path(), None).unwrap();
+        segments.append(&lines(1, 1..=3)).unwrap();
+        segments.sync().unwrap();
+        let next = segment_path(dir.path(), 2);
+        for length in [0, 1, LINE_BYTES - 1] {
+            fs::write(&next, &head(2)[..length]).unwrap();
+            let found = lines_of(dir.path(), &ChannelId([1; 32]));
+            assert_eq!(found, lines(1, 1..=3), "{length}");
+            assert!(!is_sealed(dir.path(), 2).unwrap());
+        }
+        fs::write(segment_path(dir.path(), 3), head(3)).unwrap();
+        assert!(read_segment(dir.path(), 2).is_err());
+    }
+
+    #[test]
     fn numbers_of_segments_that_were_taken_away_are_not_given_again() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("0000000000000007.manifest"), "").unwrap();
@@ -531,8 +561,14 @@ mod tests {
         drop(segments);
         let first = segment_path(dir.path(), 1);
         fs::rename(&first, first.with_extension(MANIFEST_SUFFIX)).unwrap();
-        let refused = open(dir.path(), Some(old));
-        assert!(matches!(refused, Err(LogError::Damaged { .. })));
+        let refused = open(dir.path(), Some(old)).unwrap_err();
+        assert!(
+            matches!(refused, LogError::JournalOlder { .. }),
+            "{refused}"
+        );
+        // The old store has the numbers that a new log begins with.
+        let words = refused.to_string();
+        assert!(words.contains("a new prefix or folder"), "{words}");
         assert_eq!(read_segment(dir.path(), 2).unwrap(), lines(1, 5..=6));
     }
 

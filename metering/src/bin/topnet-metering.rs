@@ -1,11 +1,14 @@
 //! `topnet-metering --config FILE`: the payee.
 #![forbid(unsafe_code)]
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use topnet_config::{Config, log_to_stderr};
 use topnet_metering::run::{RunError, run};
+
+/// How long threads that wait for a disk may hold up the end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Turns counted units into paid units and raises credit.
 #[derive(Debug, Parser)]
@@ -42,13 +45,17 @@ fn die_of_panics() {
 
 fn start(arguments: &Arguments) -> Result<(), RunError> {
     let config = Config::load(&arguments.config)?;
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|source| RunError::System {
             what: "start the runtime",
             source,
-        })?
-        .block_on(run(config))
+        })?;
+    let ended = runtime.block_on(run(config));
+    // The archive's folder may be on a disk that does not answer; what is under way there may be
+    // left at any point.
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    ended
 }

@@ -22,7 +22,12 @@ use crate::{Archive, store::Opened, waiting};
 
 fn over(log: &Path, store: Arc<dyn ObjectStore>) -> Archive {
     let name = "store".to_owned();
-    Archive::over(log, Opened { store, name })
+    let opened = Opened {
+        store,
+        name,
+        folder: None,
+    };
+    Archive::over(log, opened)
 }
 
 /// A store that dies after so many requests.
