@@ -232,8 +232,10 @@ pub struct Liar {
 struct Lies {
     /// It keeps to itself what is submitted.
     withholds: AtomicBool,
-    /// It changes what is proved.
+    /// It changes what is proved, also of a dead service.
     forges: AtomicBool,
+    /// It gives services another genesis.
+    disguises: AtomicBool,
     /// Something was submitted.
     asked: AtomicBool,
 }
@@ -271,6 +273,11 @@ impl Liar {
         self.lies.forges.store(forges, Ordering::SeqCst);
     }
 
+    /// From now on the services that it names are none of main's.
+    pub fn disguise(&self, disguises: bool) {
+        self.lies.disguises.store(disguises, Ordering::SeqCst);
+    }
+
     /// True once something was submitted.
     pub fn was_asked(&self) -> bool {
         self.lies.asked.load(Ordering::SeqCst)
@@ -305,16 +312,26 @@ async fn answer(
         ClientError::Call(error) => error,
         other => ErrorObjectOwned::owned(-32_603, other.to_string(), None::<()>),
     })?;
-    if method == "prove" && lies.forges.load(Ordering::SeqCst) {
-        // One digit in the value's way up to the root.
-        let proof = answer["proof"].as_str().unwrap().to_owned();
-        let place = proof.len() - 9;
-        let digit = if &proof[place..=place] == "0" {
-            "1"
-        } else {
-            "0"
-        };
-        answer["proof"] = format!("{}{digit}{}", &proof[..place], &proof[place + 1..]).into();
+    let forges = lies.forges.load(Ordering::SeqCst);
+    match method {
+        "prove" if forges => answer["proof"] = forged(&answer["proof"]),
+        "recovery" if forges => answer = forged(&answer),
+        "genesis" if lies.disguises.load(Ordering::SeqCst) && answer["name"] != "main" => {
+            answer["salt"] = format!("0x{}", "77".repeat(32)).into();
+        }
+        _ => {}
     }
     Ok(answer)
+}
+
+/// Another digit in the value's way up to the root.
+fn forged(bytes: &Value) -> Value {
+    let bytes = bytes.as_str().unwrap();
+    let place = bytes.len() - 9;
+    let digit = if &bytes[place..=place] == "0" {
+        "1"
+    } else {
+        "0"
+    };
+    format!("{}{digit}{}", &bytes[..place], &bytes[place + 1..]).into()
 }

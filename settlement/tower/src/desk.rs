@@ -183,6 +183,7 @@ impl Desk {
         let situation = Situation::of(&shown.chain.genesis, channel, shown.height, worth, false);
         let place = Place {
             chain: shown.chain.name.clone(),
+            genesis: shown.chain.hash,
             payee: channel.payee,
             signer: channel.signer,
         };

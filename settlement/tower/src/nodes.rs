@@ -3,17 +3,22 @@
 //! Whatever money depends on is read out of proofs: a value, its way up to the state root of a
 //! header, and the certificate of the chain's validators. Main's genesis is known by its hash. A
 //! service's is known by its own hash, which main's proved state must have. So a node can be silent
-//! or show what was true some time ago, and nothing else; a header's time says how old it is.
+//! or show what was true some time ago, and nothing else; a header's time says how old it is. Each
+//! answer is checked before the next node would be asked, so one that lies costs time alone.
+//!
+//! Main gives a dead service's name to another once it is empty, so chains are known by their
+//! hash, and what a node proves under a name is any of those of that name.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use jsonrpsee::{
     core::ClientError,
     http_client::{HttpClient, HttpClientBuilder},
@@ -26,9 +31,11 @@ use topnet_api::{
     StateSubject, SubmittedTransaction,
 };
 use topnet_ledger::{
-    Genesis,
+    Genesis, Transaction,
     genesis::{Role, SERVICES_MAX},
-    state::{Channel, Record, Service, subject_key},
+    machine::{Key, Verifier as _},
+    state::{Channel, Record, Service, channel_key, main_link_key, subject_key, totals_key},
+    transaction::{Body, Recovery},
 };
 use topnet_light::EngineVerifier;
 
@@ -36,6 +43,8 @@ use crate::{now_ms, rpc::refusal};
 
 /// A node that is slower is one that does not answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a node answers that knows nothing under a key.
+pub(crate) const STATE_ABSENT: &str = "state_absent";
 /// A genesis names every account that main begins with.
 const ANSWER_BYTES_MAX: u32 = 16 << 20;
 /// A state that is older is not what the chain's is now, if its blocks do not take longer.
@@ -97,6 +106,8 @@ pub(crate) struct KnownChain {
 pub(crate) struct Shown<T> {
     pub chain: Arc<KnownChain>,
     pub value: T,
+    /// The header's height.
+    pub proved_height: u64,
     /// The chain's height: that of the header; if it is stale, with the blocks that have had time
     /// since.
     pub height: u64,
@@ -126,8 +137,8 @@ struct Inner {
     /// The place of the node that gave the last good answer; it is asked first.
     first: AtomicUsize,
     main_genesis: Hash,
-    /// Chains whose genesis was checked; only those that main knows, so few.
-    chains: Mutex<BTreeMap<ChainName, Arc<KnownChain>>>,
+    /// Chains whose genesis was checked, by its hash; only those that main knows, so few.
+    chains: Mutex<BTreeMap<Hash, Arc<KnownChain>>>,
 }
 
 impl Nodes {
@@ -172,7 +183,7 @@ impl Nodes {
         for (_, node) in self.order() {
             // Which chain to look on is all that is taken from this.
             match node.client.channel(*id).await {
-                Ok(view) => match self.channel(&view.chain, id).await {
+                Ok(view) => match self.channel(&view.chain, None, id).await {
                     Ok(shown) => return Ok(shown),
                     Err(error) => problems.add(error),
                 },
@@ -182,21 +193,22 @@ impl Nodes {
         Err(problems.into_error())
     }
 
-    /// A channel on a chain, as the newest state has it that any node shows; the first that is
-    /// not stale is new enough.
+    /// A channel on a chain of that name, of that genesis if one is named, as the newest state has
+    /// it that any node shows; the first that is not stale is new enough.
     pub(crate) async fn channel(
         &self,
         chain: &ChainName,
+        genesis: Option<&Hash>,
         id: &ChannelId,
     ) -> Result<Shown<Channel>, NodeError> {
-        let chain = self.chain(chain).await?;
-        self.newest(&chain, &StateSubject::Channel(*id)).await
+        let subject = StateSubject::Channel(*id);
+        self.newest(chain, genesis, &subject).await
     }
 
     /// What main knows of a service.
     pub(crate) async fn service(&self, genesis: &Hash) -> Result<Shown<Service>, NodeError> {
-        let main = self.main().await?;
-        self.newest(&main, &StateSubject::Service(*genesis)).await
+        let subject = StateSubject::Service(*genesis);
+        self.newest(&ChainName::main(), None, &subject).await
     }
 
     /// Hands a transaction to every node: one that keeps it to itself holds up nothing. An error
@@ -223,18 +235,34 @@ impl Nodes {
         }
     }
 
-    /// The transaction for main that takes a channel out of a dead service; whoever executes it
-    /// checks its proof.
-    pub(crate) async fn recovery(
+    /// Has main take a channel out of a service that it holds dead, or begin with that if nobody
+    /// has. An error if no node gives a transaction that proves it, or none takes it.
+    pub(crate) async fn recover(
         &self,
-        chain: &KnownChain,
+        genesis: &Hash,
+        service: &Service,
         id: &ChannelId,
-    ) -> Result<Vec<u8>, NodeError> {
+    ) -> Result<(), NodeError> {
+        let main = self.main().await?;
+        let name = ChainName(service.name.clone());
+        let subject = match service.recovery {
+            Some(_) => RecoverySubject::Channel(*id),
+            None => RecoverySubject::Begin,
+        };
         let mut problems = Problems::default();
         for (_, node) in self.order() {
-            let subject = RecoverySubject::Channel(*id);
-            match node.client.recovery(chain.name.clone(), subject).await {
-                Ok(bytes) => return Ok(bytes.0),
+            match node.client.recovery(name.clone(), subject.clone()).await {
+                // It is nobody's money that would be lost, but nobody's errand either.
+                Ok(HexBytes(bytes)) if recovers(&bytes, &main.hash, genesis, service, &subject) => {
+                    match self.submit(&main, &bytes).await {
+                        Ok(()) => return Ok(()),
+                        Err(error) => problems.add(error),
+                    }
+                }
+                Ok(_) => {
+                    let problem = "it gave another transaction than the recovery asked for";
+                    problems.add(node.false_answer(problem.to_owned()));
+                }
                 Err(error) => problems.add(node.failed(&error)),
             }
         }
@@ -243,113 +271,97 @@ impl Nodes {
 
     /// The main chain.
     pub(crate) async fn main(&self) -> Result<Arc<KnownChain>, NodeError> {
-        let name = ChainName::main();
-        if let Some(known) = self.known(&name) {
-            return Ok(known);
-        }
         let expected = self.0.main_genesis;
-        let main = self.genesis(&name, |chain| {
-            let is_main = chain.hash == expected && matches!(chain.genesis.role, Role::Main { .. });
-            is_main.then_some(()).ok_or_else(|| {
-                format!(
-                    "its main chain is {}, and [tower] main_genesis names {expected}",
-                    chain.hash
-                )
-            })
-        });
-        let main = main.await?;
-        self.note_known(&main);
-        Ok(main)
-    }
-
-    /// A chain by its name: main, or a service that main knows.
-    pub(crate) async fn chain(&self, name: &ChainName) -> Result<Arc<KnownChain>, NodeError> {
-        let main = self.main().await?;
-        if *name == main.name {
-            return Ok(main);
-        }
-        if let Some(known) = self.known(name) {
+        if let Some(known) = self.known(&expected) {
             return Ok(known);
         }
-        let found = self.genesis(name, |chain| match &chain.genesis.role {
-            Role::Service { main: of } if of.genesis == main.hash => Ok(()),
-            _ => Err(format!("its `{name}` is no service of this main chain")),
-        });
-        let found = found.await?;
-        let on_main = self.service(&found.hash).await?;
-        if on_main.value.name != name.0 {
-            return Err(NodeError::Silent(format!(
-                "main knows `{name}` as `{}`",
-                on_main.value.name
-            )));
-        }
-        self.note_known(&found);
-        Ok(found)
-    }
-
-    /// The genesis that a node gives under a name, if it passes `check`.
-    async fn genesis(
-        &self,
-        name: &ChainName,
-        check: impl Fn(&KnownChain) -> Result<(), String>,
-    ) -> Result<Arc<KnownChain>, NodeError> {
         let mut problems = Problems::default();
         for (_, node) in self.order() {
-            let value = match node.client.genesis(name.clone()).await {
-                Ok(value) => value,
-                Err(error) => {
-                    problems.add(node.failed(&error));
-                    continue;
+            match node.genesis(&ChainName::main()).await {
+                Ok(chain) if chain.hash == expected => {
+                    let main = Arc::new(chain);
+                    self.note_known(&main);
+                    return Ok(main);
                 }
-            };
-            let read = || {
-                let genesis: Genesis =
-                    serde_json::from_value(value).map_err(|error| error.to_string())?;
-                genesis.validate().map_err(|error| error.to_string())?;
-                let chain = KnownChain {
-                    name: name.clone(),
-                    hash: genesis.hash(),
-                    genesis,
-                };
-                check(&chain).map(|()| chain)
-            };
-            match read() {
-                Ok(chain) if chain.genesis.name == name.0 => return Ok(Arc::new(chain)),
-                Ok(_) => problems.add(node.false_answer("a genesis of another name".to_owned())),
-                Err(problem) => problems.add(node.false_answer(problem)),
+                Ok(chain) => problems.add(node.false_answer(format!(
+                    "its main chain is {}, and [tower] main_genesis names {expected}",
+                    chain.hash
+                ))),
+                Err(error) => problems.add(error),
             }
         }
         Err(problems.into_error())
     }
 
+    /// The service that one node has under a name, believed once main's proved state knows it;
+    /// `None` if that is known already.
+    async fn learn(
+        &self,
+        node: &NodeAt,
+        name: &ChainName,
+    ) -> Result<Option<Arc<KnownChain>>, NodeError> {
+        let main = self.main().await?;
+        let found = node.genesis(name).await?;
+        if self.known(&found.hash).is_some() {
+            return Ok(None);
+        }
+        let told = match &found.genesis.role {
+            Role::Service { main: of } if of.genesis == main.hash => {
+                match self.on_main(&found.hash).await {
+                    Ok(shown) => Some(shown.value.name),
+                    Err(NodeError::Refused(refusal)) if refusal.code == STATE_ABSENT => None,
+                    Err(error) => return Err(error),
+                }
+            }
+            Role::Service { .. } | Role::Main { .. } => None,
+        };
+        if told.as_ref() != Some(&name.0) {
+            let problem = format!("its `{name}` is no service of this main chain");
+            return Err(node.false_answer(problem));
+        }
+        let found = Arc::new(found);
+        self.note_known(&found);
+        Ok(Some(found))
+    }
+
+    /// The same as [`Self::service`], whose way to a proof of main's never comes back here.
+    fn on_main<'a>(
+        &'a self,
+        genesis: &'a Hash,
+    ) -> BoxFuture<'a, Result<Shown<Service>, NodeError>> {
+        Box::pin(self.service(genesis))
+    }
+
     /// The newest of what the nodes show under a key of a chain's state.
     async fn newest<T: Record>(
         &self,
-        chain: &Arc<KnownChain>,
+        name: &ChainName,
+        genesis: Option<&Hash>,
         subject: &StateSubject,
     ) -> Result<Shown<T>, NodeError> {
         let (mut newest, mut problems): (Option<Shown<T>>, _) = (None, Problems::default());
         for (place, node) in self.order() {
-            let proof = node.client.prove(chain.name.clone(), subject.clone()).await;
-            let shown = match proof {
-                Ok(proof) => match shown(chain, subject, &proof) {
-                    Some(shown) => shown,
-                    None => {
-                        let problem = "it shows what the chain's validators have not signed";
-                        problems.add(node.false_answer(problem.to_owned()));
-                        continue;
-                    }
-                },
+            let shown = match node.client.prove(name.clone(), subject.clone()).await {
+                Ok(proof) => self.read(node, name, subject, &proof).await,
+                Err(error) => Err(node.failed(&error)),
+            };
+            let shown = match shown {
+                Ok(shown) => shown,
                 Err(error) => {
-                    problems.add(node.failed(&error));
+                    problems.add(error);
                     continue;
                 }
             };
+            if genesis.is_some_and(|genesis| *genesis != shown.chain.hash) {
+                let other = format!("{}: its `{name}` is another chain by now", node.url);
+                problems.add(NodeError::Silent(other));
+                continue;
+            }
             if shown.is_stale() {
                 let age_s = shown.age_ms / 1_000;
                 node.note_problem(format!(
                     "its newest block of `{}` is {age_s} s old, or the clock here is wrong",
-                    chain.name
+                    shown.chain.name
                 ));
             } else {
                 node.note_answer();
@@ -366,6 +378,33 @@ impl Nodes {
         newest.ok_or_else(|| problems.into_error())
     }
 
+    /// What a node's proof shows of a chain of that name, if it holds.
+    async fn read<T: Record>(
+        &self,
+        node: &NodeAt,
+        name: &ChainName,
+        subject: &StateSubject,
+        proof: &StateProof,
+    ) -> Result<Shown<T>, NodeError> {
+        let is_main = *name == ChainName::main();
+        let known = match is_main {
+            true => vec![self.main().await?],
+            false => self.known_as(name),
+        };
+        if let Some(shown) = known.iter().find_map(|chain| shown(chain, subject, proof)) {
+            return Ok(shown);
+        }
+        let learnt = match is_main {
+            true => None,
+            false => self.learn(node, name).await?,
+        };
+        let shown = learnt.and_then(|chain| shown(&chain, subject, proof));
+        shown.ok_or_else(|| {
+            let problem = "it shows what the chain's validators have not signed";
+            node.false_answer(problem.to_owned())
+        })
+    }
+
     /// All nodes with their places, the one that answered last first.
     fn order(&self) -> impl Iterator<Item = (usize, &NodeAt)> {
         let nodes = self.0.nodes.iter().enumerate();
@@ -373,21 +412,54 @@ impl Nodes {
         nodes.clone().skip(first).chain(nodes.take(first))
     }
 
-    fn known(&self, name: &ChainName) -> Option<Arc<KnownChain>> {
-        let chains = self.0.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        chains.get(name).cloned()
+    fn known(&self, genesis: &Hash) -> Option<Arc<KnownChain>> {
+        self.chains().get(genesis).cloned()
+    }
+
+    fn known_as(&self, name: &ChainName) -> Vec<Arc<KnownChain>> {
+        let chains = self.chains();
+        let of_name = chains.values().filter(|chain| chain.name == *name);
+        of_name.cloned().collect()
     }
 
     fn note_known(&self, chain: &Arc<KnownChain>) {
-        let mut chains = self.0.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        // Main lets a name be taken again when a service is dead and empty.
-        if chains.len() <= SERVICES_MAX {
-            chains.insert(chain.name.clone(), Arc::clone(chain));
+        let mut chains = self.chains();
+        // Dead services leave their place on main to others; whoever falls out here is learnt again.
+        if chains.len() > SERVICES_MAX {
+            let main = self.0.main_genesis;
+            let dropped = chains.keys().find(|hash| **hash != main).copied();
+            dropped.map(|hash| chains.remove(&hash));
         }
+        chains.insert(chain.hash, Arc::clone(chain));
+    }
+
+    fn chains(&self) -> MutexGuard<'_, BTreeMap<Hash, Arc<KnownChain>>> {
+        self.0.chains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl NodeAt {
+    /// The genesis that it gives under a name.
+    async fn genesis(&self, name: &ChainName) -> Result<KnownChain, NodeError> {
+        let answer = self.client.genesis(name.clone()).await;
+        let value = answer.map_err(|error| self.failed(&error))?;
+        let read = || {
+            let genesis: Genesis =
+                serde_json::from_value(value).map_err(|error| error.to_string())?;
+            genesis.validate().map_err(|error| error.to_string())?;
+            match genesis.name == name.0 {
+                true => Ok(genesis),
+                false => Err("a genesis of another name".to_owned()),
+            }
+        };
+        let genesis = read().map_err(|problem| self.false_answer(problem))?;
+        Ok(KnownChain {
+            name: name.clone(),
+            hash: genesis.hash(),
+            genesis,
+        })
+    }
+
     fn note_answer(&self) {
         let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
         *noted = (Some(now_ms()), None);
@@ -457,9 +529,42 @@ fn shown<T: Record>(
     Some(Shown {
         chain: Arc::clone(chain),
         value: T::from_bytes(&bytes).ok()?,
+        proved_height: header.height(),
         height: header.height().saturating_add(blocks),
         age_ms,
     })
+}
+
+/// True if a transaction takes the subject out of the service as main's record of it says.
+fn recovers(
+    bytes: &[u8],
+    main: &Hash,
+    genesis: &Hash,
+    service: &Service,
+    subject: &RecoverySubject,
+) -> bool {
+    let Ok(transaction) = Transaction::from_bytes(bytes) else {
+        return false;
+    };
+    let Body::Recover(recover) = &transaction.body else {
+        return false;
+    };
+    let is_proved = |key: &Key, proof: &[u8]| {
+        let value = EngineVerifier.state_value(&service.state_root, key, proof);
+        value.is_some()
+    };
+    let is_asked = match (&recover.claim, subject) {
+        (Recovery::Channel { channel, proof }, RecoverySubject::Channel(id)) => {
+            channel == id && is_proved(&channel_key(id), proof)
+        }
+        // Of a service that main never heard of there is nothing to prove.
+        (Recovery::Begin { link, totals }, RecoverySubject::Begin) => {
+            service.height == 0
+                || (is_proved(&main_link_key(), link) && is_proved(&totals_key(), totals))
+        }
+        _ => false,
+    };
+    is_asked && transaction.chain == *main && recover.service == *genesis
 }
 
 fn is_stale(genesis: &Genesis, age_ms: u64) -> bool {

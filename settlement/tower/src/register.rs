@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use topnet_account::{Address, Amount, ChannelId, PublicKey};
+use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::ChainName;
 
 /// What never changes of a channel, and where it is.
@@ -11,6 +11,8 @@ use topnet_api::ChainName;
 pub(crate) struct Place {
     /// The service's chain; main, once it was recovered from a dead service.
     pub chain: ChainName,
+    /// That chain's genesis: its name may become another's.
+    pub genesis: Hash,
     pub payee: Address,
     pub signer: PublicKey,
 }
@@ -174,6 +176,7 @@ mod tests {
     fn place(payee: u8) -> Place {
         Place {
             chain: ChainName::vpn(),
+            genesis: Hash([9; 32]),
             payee: Address([payee; 32]),
             signer: PublicKey([1; 32]),
         }

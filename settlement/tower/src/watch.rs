@@ -17,7 +17,7 @@ use topnet_api::ChainName;
 use topnet_ledger::{
     Transaction,
     state::{Channel, ChannelState},
-    transaction::{Body, Recovery},
+    transaction::Body,
 };
 use tracing::{error, info, warn};
 
@@ -25,7 +25,7 @@ use crate::{
     claim::claim_body,
     decision::{Decision, Patience, Situation, decide},
     held::{Held, HeldError, HeldRecord},
-    nodes::{KnownChain, NodeError, Nodes, Shown},
+    nodes::{NodeError, Nodes, STATE_ABSENT, Shown},
     now_ms,
     register::{Place, Register, Watched},
 };
@@ -191,6 +191,7 @@ impl Watch {
         let watched = Watched {
             place: Some(Place {
                 chain: shown.chain.name.clone(),
+                genesis: shown.chain.hash,
                 payee: channel.payee,
                 signer: channel.signer,
             }),
@@ -219,13 +220,15 @@ impl Watch {
         let Some(place) = place else {
             return self.nodes.find(id).await;
         };
-        let shown = self.nodes.channel(&place.chain, id).await;
+        let shown = self
+            .nodes
+            .channel(&place.chain, Some(&place.genesis), id)
+            .await;
         let is_new = shown.as_ref().is_ok_and(|shown| !shown.is_stale());
         if is_new || place.chain == ChainName::main() {
             return shown;
         }
-        let chain = self.nodes.chain(&place.chain).await?;
-        match self.on_main(&chain, id).await? {
+        match self.on_main(place, id).await? {
             Some(on_main) => Ok(on_main),
             None => shown,
         }
@@ -234,42 +237,24 @@ impl Watch {
     /// A dead service's channel on main, brought there if it is not there yet.
     async fn on_main(
         &self,
-        chain: &KnownChain,
+        place: &Place,
         id: &ChannelId,
     ) -> Result<Option<Shown<Channel>>, NodeError> {
-        let service = self.nodes.service(&chain.hash).await?;
+        let service = self.nodes.service(&place.genesis).await?;
         let next = service.height.saturating_add(1);
         if !service.value.is_dead(&service.chain.genesis.rules, next) {
             return Ok(None);
         }
-        match self.nodes.channel(&ChainName::main(), id).await {
+        match self.nodes.channel(&ChainName::main(), None, id).await {
             Ok(shown) => Ok(Some(shown)),
-            Err(NodeError::Refused(refusal)) if refusal.code == "state_absent" => {
-                self.recover(chain, id).await?;
+            Err(NodeError::Refused(refusal)) if refusal.code == STATE_ABSENT => {
+                info!(channel = %id, chain = %place.chain, "its service is dead; recovering it");
+                let service = &service.value;
+                self.nodes.recover(&place.genesis, service, id).await?;
                 Ok(None)
             }
             Err(error) => Err(error),
         }
-    }
-
-    async fn recover(&self, chain: &KnownChain, id: &ChannelId) -> Result<(), NodeError> {
-        let bytes = self.nodes.recovery(chain, id).await?;
-        let main = self.nodes.main().await?;
-        let asked = |transaction: &Transaction| {
-            transaction.chain == main.hash
-                && matches!(
-                    &transaction.body,
-                    Body::Recover(recover) if recover.service == chain.hash
-                        && matches!(&recover.claim, Recovery::Channel { channel, .. } if channel == id)
-                )
-        };
-        // It is nobody's money that would be lost, but nobody's errand either.
-        if !Transaction::from_bytes(&bytes).is_ok_and(|transaction| asked(&transaction)) {
-            let told = "a node gave another transaction than the channel's recovery";
-            return Err(NodeError::Silent(told.to_owned()));
-        }
-        info!(channel = %id, chain = %chain.name, "its service is dead; recovering it");
-        self.nodes.submit(&main, &bytes).await
     }
 
     /// Hands the claim in; gives what is wrong.
