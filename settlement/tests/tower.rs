@@ -6,7 +6,7 @@
 mod processes;
 mod support;
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use processes::{Liar, Node, TowerProcess, free_address, url};
 use support::{Provider, balance, secret, settle, soon, top, until};
@@ -149,9 +149,11 @@ async fn a_tower_elsewhere_claims_in_time_what_settlement_held_and_lost() {
     let address = free_address();
     provider.configure(&format!("towers = [{:?}]\n", url(address)));
     let mut node = Node::of(&provider);
-    let mut tower = TowerProcess::new(&provider, address, &[url(node.address)], "");
     let client = provider.start().await;
     node.start().await;
+    let liar = Liar::start(node.address).await;
+    let nodes = [url(liar.address)];
+    let mut tower = TowerProcess::new(&provider, address, &nodes, "");
     fund(&client, &provider).await;
     let id = open(&client, &provider, 0, provider.payee.address()).await;
 
@@ -167,6 +169,7 @@ async fn a_tower_elsewhere_claims_in_time_what_settlement_held_and_lost() {
     assert_eq!((towers[0].unconfirmed, towers[0].confirmed_ms), (1, None));
     tower.start().await;
     until("the first claim", async || tower.claim(id).await).await;
+    let again = held.clone();
     assert_eq!(client.hold(soon(), vec![held]).await.unwrap(), Ok(1));
     let report = until("the better claim", async || {
         let report = tower.claim(id).await.unwrap();
@@ -194,22 +197,34 @@ async fn a_tower_elsewhere_claims_in_time_what_settlement_held_and_lost() {
     assert_eq!((report.paid, report.alarm), (worth, None));
     assert!(report.transaction.is_some());
 
-    // When the channel is closed nothing is left of it.
     until("the deadline", async || {
         let tip = client.tip(soon(), ChainName::vpn()).await.unwrap().unwrap();
         (tip.block.height >= deadline).then_some(())
     })
     .await;
+    // Until main has accepted its end the channel may come back to life on main.
+    liar.stop_time(provider.service.hash()).await;
     let finalise = Transaction {
         chain: provider.service.hash(),
         body: Body::Finalise(id),
     };
     settle(&client, &ChainName::vpn(), &finalise).await;
-    until("its end", async || {
-        tower.claims().await.is_empty().then_some(())
-    })
-    .await;
-    assert_eq!(tower.status().await.held, 0);
+    let mut newcomer = TowerProcess::new(&provider, free_address(), &nodes, "");
+    newcomer.start().await;
+    assert_eq!(newcomer.hold(vec![again]).await.unwrap().kept, 1);
+    // Longer than between two looks.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for tower in [&tower, &newcomer] {
+        assert!(tower.claim(id).await.is_some());
+    }
+    liar.resume_time();
+    for tower in [&tower, &newcomer] {
+        until("its end", async || {
+            tower.claims().await.is_empty().then_some(())
+        })
+        .await;
+        assert_eq!(tower.status().await.held, 0);
+    }
 }
 
 /// Killed when the claim was noted and nobody had it yet, and started again without a node.

@@ -6,7 +6,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU16, Ordering},
     },
 };
@@ -20,8 +20,8 @@ use jsonrpsee::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
-use topnet_account::{Address, ChannelId};
-use topnet_api::{ClaimReport, HeldClaim, HoldReport, TowerStatus};
+use topnet_account::{Address, ChannelId, Hash};
+use topnet_api::{ChainName, ClaimReport, HeldClaim, HoldReport, StateSubject, TowerStatus};
 use topnet_tower::rpc::{RemoteTower, TowerClient as _};
 
 use super::support::{Provider, until};
@@ -224,6 +224,7 @@ impl Drop for TowerProcess {
 /// A node that passes on what it is asked, but not always what is so.
 pub struct Liar {
     pub address: SocketAddr,
+    upstream: HttpClient,
     handle: ServerHandle,
     lies: Arc<Lies>,
 }
@@ -236,6 +237,8 @@ struct Lies {
     forges: AtomicBool,
     /// It gives services another genesis.
     disguises: AtomicBool,
+    /// What it shows of services on main, whatever has happened since.
+    outdated: Mutex<Option<Value>>,
     /// Something was submitted.
     asked: AtomicBool,
 }
@@ -247,7 +250,7 @@ impl Liar {
         let address = server.local_addr().unwrap();
         let lies = Arc::<Lies>::default();
         let client = HttpClient::builder().build(url(upstream)).unwrap();
-        let mut module = RpcModule::new((client, Arc::clone(&lies)));
+        let mut module = RpcModule::new((client.clone(), Arc::clone(&lies)));
         for method in ["genesis", "channel", "prove", "recovery", "submit"] {
             let answer =
                 async move |params: Params<'static>, context: Arc<(HttpClient, Arc<Lies>)>, _| {
@@ -258,6 +261,7 @@ impl Liar {
         }
         Self {
             address,
+            upstream: client,
             handle: server.start(module),
             lies,
         }
@@ -276,6 +280,20 @@ impl Liar {
     /// From now on the services that it names are none of main's.
     pub fn disguise(&self, disguises: bool) {
         self.lies.disguises.store(disguises, Ordering::SeqCst);
+    }
+
+    /// From now on main's record of a service is what it is now.
+    pub async fn stop_time(&self, service: Hash) {
+        let mut asked = ArrayParams::new();
+        asked.insert(ChainName::main()).unwrap();
+        asked.insert(StateSubject::Service(service)).unwrap();
+        let shown = self.upstream.request("prove", asked).await.unwrap();
+        *self.lies.outdated.lock().unwrap() = Some(shown);
+    }
+
+    /// Time goes on.
+    pub fn resume_time(&self) {
+        *self.lies.outdated.lock().unwrap() = None;
     }
 
     /// True once something was submitted.
@@ -303,8 +321,16 @@ async fn answer(
             return Ok(serde_json::json!({ "id": format!("0x{}", "11".repeat(32)) }));
         }
     }
+    let params = params.parse::<Vec<Value>>()?;
+    let outdated = lies.outdated.lock().unwrap().clone();
+    if let Some(outdated) = outdated
+        && method == "prove"
+        && params[0] == "main"
+    {
+        return Ok(outdated);
+    }
     let mut passed = ArrayParams::new();
-    for param in params.parse::<Vec<Value>>()? {
+    for param in params {
         passed.insert(param).unwrap();
     }
     let answer: Result<Value, ClientError> = client.request(method, passed).await;

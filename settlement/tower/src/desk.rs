@@ -3,8 +3,9 @@
 //! Anybody may bring a claim, so what is cheap to find wrong is found first: the number of claims,
 //! each one's bytes and token, whether it is better than what is held, the voucher's signature
 //! against the channel's signer. Only a channel that is not known here costs a question to a node,
-//! a few at a time. It is held if it pays a payee that is served, and owes it as much as the chain
-//! pays a claim for at least, so that nobody takes a place here who does not pay for it.
+//! a few at a time. It is held if it pays a payee that is served, and the channel was opened with as
+//! much as the chain pays a claim for at least, so that nobody takes a place here who has not paid
+//! for it. What the channel's chain paid or closed counts only once main has accepted it.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -16,9 +17,10 @@ use topnet_api::{
     ApiError, ClaimBytes, ClaimReport, ClaimStage, HeldClaim, HoldReport, RefusedClaim, TowerStatus,
 };
 
+use topnet_ledger::state::ChannelState;
+
 use crate::{
     claim::{check, malformed},
-    decision::Situation,
     held::{HeldError, Pace},
     nodes::NodeError,
     now_ms,
@@ -153,22 +155,12 @@ impl Desk {
         Ok(Some((id, claim, worth)))
     }
 
-    /// Asks the nodes about a channel that is not known here, and whether there is enough to
-    /// claim.
+    /// Asks the nodes about a channel that is not known here, and whether there is, or may be
+    /// again, enough to claim.
     async fn learn(&self, id: &ChannelId, worth: Amount) -> Result<(Place, bool), ApiError> {
         let _turn = turn(&self.lookups).await?;
-        let shown = self
-            .watch
-            .nodes
-            .find(id)
-            .await
-            .map_err(|error| match error {
-                NodeError::Refused(refusal) => refusal,
-                NodeError::Silent(problem) => {
-                    let mend = "bring it again when the tower reaches a node";
-                    ApiError::new("node_unreachable", problem, mend)
-                }
-            })?;
+        let nodes = &self.watch.nodes;
+        let shown = nodes.find(id).await.map_err(unanswered)?;
         let channel = &shown.value;
         if !self.payees.contains(&channel.payee) {
             return Err(ApiError::new(
@@ -180,14 +172,21 @@ impl Desk {
                 "ask the tower's owner to add the payee to [tower] payees",
             ));
         }
-        let situation = Situation::of(&shown.chain.genesis, channel, shown.height, worth, false);
         let place = Place {
             chain: shown.chain.name.clone(),
             genesis: shown.chain.hash,
             payee: channel.payee,
             signer: channel.signer,
         };
-        Ok((place, situation.unpaid >= situation.payout_min))
+        // What was paid or closed there is void if its service dies before main has accepted it.
+        let payout_min = shown.chain.genesis.rules.claim_payout_min;
+        let is_backed = worth.min(channel.allocation) >= payout_min;
+        let is_over = channel.state == ChannelState::Closed
+            && nodes
+                .is_accepted(&shown.chain, shown.proved_height)
+                .await
+                .map_err(unanswered)?;
+        Ok((place, is_backed && !is_over))
     }
 
     fn reports(&self, after: Option<ChannelId>) -> Result<Vec<ClaimReport>, HeldError> {
@@ -260,6 +259,16 @@ async fn turn(turns: &Semaphore) -> Result<tokio::sync::SemaphorePermit<'_>, Api
             "the tower has too much to do just now",
             "come again in a minute",
         )),
+    }
+}
+
+fn unanswered(error: NodeError) -> ApiError {
+    match error {
+        NodeError::Refused(refusal) => refusal,
+        NodeError::Silent(problem) => {
+            let mend = "bring it again when the tower reaches a node";
+            ApiError::new("node_unreachable", problem, mend)
+        }
     }
 }
 

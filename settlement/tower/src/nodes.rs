@@ -45,6 +45,8 @@ use crate::{now_ms, rpc::refusal};
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a node answers that knows nothing under a key.
 pub(crate) const STATE_ABSENT: &str = "state_absent";
+/// What one answers that finds no money of a dead service's there.
+const NOTHING_TO_RECOVER: &str = "nothing_to_recover";
 /// A genesis names every account that main begins with.
 const ANSWER_BYTES_MAX: u32 = 16 << 20;
 /// A state that is older is not what the chain's is now, if its blocks do not take longer.
@@ -91,6 +93,21 @@ pub(crate) enum NodeError {
     /// None gave an answer that holds.
     #[error("{0}")]
     Silent(String),
+}
+
+impl NodeError {
+    /// True if a node refused it by that code.
+    pub(crate) fn is(&self, code: &str) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.code == code)
+    }
+}
+
+/// What came of taking a channel out of a dead service.
+pub(crate) enum Recovered {
+    /// A node has taken a transaction that is a step of it.
+    Submitted,
+    /// Every node says that there is nothing to take; nobody can prove it.
+    Nothing,
 }
 
 /// A chain, by its genesis.
@@ -235,6 +252,19 @@ impl Nodes {
         }
     }
 
+    /// True once main has accepted what the chain was at that height, so that nothing undoes it.
+    pub(crate) async fn is_accepted(
+        &self,
+        chain: &KnownChain,
+        height: u64,
+    ) -> Result<bool, NodeError> {
+        if chain.hash == self.0.main_genesis {
+            return Ok(true);
+        }
+        let service = self.service(&chain.hash).await?;
+        Ok(service.value.height >= height)
+    }
+
     /// Has main take a channel out of a service that it holds dead, or begin with that if nobody
     /// has. An error if no node gives a transaction that proves it, or none takes it.
     pub(crate) async fn recover(
@@ -242,20 +272,20 @@ impl Nodes {
         genesis: &Hash,
         service: &Service,
         id: &ChannelId,
-    ) -> Result<(), NodeError> {
+    ) -> Result<Recovered, NodeError> {
         let main = self.main().await?;
         let name = ChainName(service.name.clone());
         let subject = match service.recovery {
             Some(_) => RecoverySubject::Channel(*id),
             None => RecoverySubject::Begin,
         };
-        let mut problems = Problems::default();
+        let (mut problems, mut nothing) = (Problems::default(), 0);
         for (_, node) in self.order() {
             match node.client.recovery(name.clone(), subject.clone()).await {
                 // It is nobody's money that would be lost, but nobody's errand either.
                 Ok(HexBytes(bytes)) if recovers(&bytes, &main.hash, genesis, service, &subject) => {
                     match self.submit(&main, &bytes).await {
-                        Ok(()) => return Ok(()),
+                        Ok(()) => return Ok(Recovered::Submitted),
                         Err(error) => problems.add(error),
                     }
                 }
@@ -263,8 +293,15 @@ impl Nodes {
                     let problem = "it gave another transaction than the recovery asked for";
                     problems.add(node.false_answer(problem.to_owned()));
                 }
-                Err(error) => problems.add(node.failed(&error)),
+                Err(error) => {
+                    let error = node.failed(&error);
+                    nothing += usize::from(error.is(NOTHING_TO_RECOVER));
+                    problems.add(error);
+                }
             }
+        }
+        if nothing == self.0.nodes.len() {
+            return Ok(Recovered::Nothing);
         }
         Err(problems.into_error())
     }
@@ -309,7 +346,7 @@ impl Nodes {
             Role::Service { main: of } if of.genesis == main.hash => {
                 match self.on_main(&found.hash).await {
                     Ok(shown) => Some(shown.value.name),
-                    Err(NodeError::Refused(refusal)) if refusal.code == STATE_ABSENT => None,
+                    Err(error) if error.is(STATE_ABSENT) => None,
                     Err(error) => return Err(error),
                 }
             }

@@ -26,6 +26,9 @@ pub(crate) struct Watched {
     pub paid: Amount,
     /// The last height at which it can surely be claimed, once it is about to end.
     pub deadline: Option<u64>,
+    /// The height of its service's chain at which it was first seen to be closed. Main may not
+    /// have accepted that yet.
+    pub closed: Option<u64>,
     /// It is time to claim, and nobody has yet.
     pub is_due: bool,
     /// What may cost money if nobody does anything.

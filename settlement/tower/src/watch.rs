@@ -4,6 +4,9 @@
 //! early enough. A claim is noted before it is handed to the nodes, and handed in again until the
 //! channel's proved state shows that it was paid. Repeating it pays nothing twice. What goes wrong is tried
 //! again for ever, and is an alarm meanwhile.
+//!
+//! What a service's chain did after the state that main accepted last is void if the service dies.
+//! So a closed channel's claim is held until main has accepted its end.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,7 +28,7 @@ use crate::{
     claim::claim_body,
     decision::{Decision, Patience, Situation, decide},
     held::{Held, HeldError, HeldRecord},
-    nodes::{NodeError, Nodes, STATE_ABSENT, Shown},
+    nodes::{NodeError, Nodes, Recovered, STATE_ABSENT, Shown},
     now_ms,
     register::{Place, Register, Watched},
 };
@@ -66,6 +69,16 @@ enum LookError {
     Node(#[from] NodeError),
     #[error(transparent)]
     Held(#[from] HeldError),
+}
+
+/// What main has of a channel whose service's chain shows nothing new.
+enum OnMain {
+    /// Nothing yet.
+    NotThere,
+    /// It was recovered.
+    Shown(Box<Shown<Channel>>),
+    /// It had ended before.
+    Over,
 }
 
 /// What came of a look.
@@ -148,7 +161,9 @@ impl Watch {
         let Some(record) = self.held.get(id)? else {
             return Ok(Looked::Over);
         };
-        let shown = self.sight(id, before.place.as_ref()).await?;
+        let Some(shown) = self.sight(id, before).await? else {
+            return self.give_up(id, &record, before.paid);
+        };
         let (channel, genesis) = (&shown.value, &shown.chain.genesis);
         let now = now_ms();
         // What others claim in time need not be claimed from here.
@@ -158,9 +173,12 @@ impl Watch {
         let is_due = due_ms <= now;
         let situation = Situation::of(genesis, channel, shown.height, record.redeemable, is_due);
         let decision = decide(&situation, Patience::ELSEWHERE);
-        if decision == Decision::Over {
-            self.give_up(id, &record, channel)?;
-            return Ok(Looked::Over);
+        let closed =
+            (decision == Decision::Over).then(|| before.closed.unwrap_or(shown.proved_height));
+        if let Some(closed) = closed
+            && self.nodes.is_accepted(&shown.chain, closed).await?
+        {
+            return self.give_up(id, &record, channel.paid);
         }
         let due_ms = match decision {
             Decision::Over | Decision::Paid => None,
@@ -200,6 +218,7 @@ impl Watch {
                 ChannelState::Closing { deadline } => Some(deadline),
                 ChannelState::Open | ChannelState::Closed => None,
             },
+            closed,
             is_due: claims,
             alarm,
             tries,
@@ -211,14 +230,15 @@ impl Watch {
         Ok(Looked::Seen { watched, look_ms })
     }
 
-    /// The channel wherever it is. One whose service's chain shows nothing new may be on main.
+    /// The channel wherever it is; `None` if its end is main's too. One whose service's chain shows
+    /// nothing new may be on main.
     async fn sight(
         &self,
         id: &ChannelId,
-        place: Option<&Place>,
-    ) -> Result<Shown<Channel>, NodeError> {
-        let Some(place) = place else {
-            return self.nodes.find(id).await;
+        before: &Watched,
+    ) -> Result<Option<Shown<Channel>>, NodeError> {
+        let Some(place) = &before.place else {
+            return self.nodes.find(id).await.map(Some);
         };
         let shown = self
             .nodes
@@ -226,34 +246,47 @@ impl Watch {
             .await;
         let is_new = shown.as_ref().is_ok_and(|shown| !shown.is_stale());
         if is_new || place.chain == ChainName::main() {
-            return shown;
+            return shown.map(Some);
         }
-        match self.on_main(place, id).await? {
-            Some(on_main) => Ok(on_main),
-            None => shown,
+        match self.on_main(id, place, before.closed).await? {
+            OnMain::NotThere => shown.map(Some),
+            OnMain::Shown(shown) => Ok(Some(*shown)),
+            OnMain::Over => Ok(None),
         }
     }
 
-    /// A dead service's channel on main, brought there if it is not there yet.
+    /// A dead service's channel on main, brought there if it is not there yet. `closed` is the
+    /// height of its service at which its end was seen.
     async fn on_main(
         &self,
-        place: &Place,
         id: &ChannelId,
-    ) -> Result<Option<Shown<Channel>>, NodeError> {
-        let service = self.nodes.service(&place.genesis).await?;
-        let next = service.height.saturating_add(1);
-        if !service.value.is_dead(&service.chain.genesis.rules, next) {
-            return Ok(None);
+        place: &Place,
+        closed: Option<u64>,
+    ) -> Result<OnMain, NodeError> {
+        let shown = self.nodes.service(&place.genesis).await?;
+        let (service, next) = (&shown.value, shown.height.saturating_add(1));
+        if !service.is_dead(&shown.chain.genesis.rules, next) {
+            return Ok(OnMain::NotThere);
+        }
+        if closed.is_some_and(|closed| service.height >= closed) {
+            return Ok(OnMain::Over);
         }
         match self.nodes.channel(&ChainName::main(), None, id).await {
-            Ok(shown) => Ok(Some(shown)),
-            Err(NodeError::Refused(refusal)) if refusal.code == STATE_ABSENT => {
+            Ok(shown) => return Ok(OnMain::Shown(Box::new(shown))),
+            Err(error) if error.is(STATE_ABSENT) => {}
+            Err(error) => return Err(error),
+        }
+        match self.nodes.recover(&place.genesis, service, id).await? {
+            Recovered::Submitted => {
                 info!(channel = %id, chain = %place.chain, "its service is dead; recovering it");
-                let service = &service.value;
-                self.nodes.recover(&place.genesis, service, id).await?;
-                Ok(None)
+                Ok(OnMain::NotThere)
             }
-            Err(error) => Err(error),
+            // The end was seen some time after it came, and had been accepted meanwhile.
+            Recovered::Nothing if closed.is_some() => Ok(OnMain::Over),
+            Recovered::Nothing => {
+                let told = "every node says that there is nothing to recover of it";
+                Err(NodeError::Silent(told.to_owned()))
+            }
         }
     }
 
@@ -312,20 +345,20 @@ impl Watch {
         })
     }
 
-    /// Forgets a channel that is closed.
+    /// Forgets a channel whose end is main's too.
     fn give_up(
         &self,
         id: &ChannelId,
         record: &HeldRecord,
-        channel: &Channel,
-    ) -> Result<(), HeldError> {
-        let lost = record.redeemable.checked_sub(channel.paid);
-        let lost = lost.filter(|lost| *lost > Amount::ZERO);
-        match lost {
+        paid: Amount,
+    ) -> Result<Looked, LookError> {
+        let lost = record.redeemable.checked_sub(paid);
+        match lost.filter(|lost| *lost > Amount::ZERO) {
             Some(lost) => warn!(channel = %id, %lost, "closed before all that is held was paid"),
-            None => info!(channel = %id, paid = %channel.paid, "closed, and all is paid"),
+            None => info!(channel = %id, %paid, "closed, and all is paid"),
         }
-        self.held.forget(id)
+        self.held.forget(id)?;
+        Ok(Looked::Over)
     }
 }
 
