@@ -183,6 +183,19 @@ async fn a_tower_elsewhere_claims_in_time_what_settlement_held_and_lost() {
     })
     .await;
 
+    // It comes back without its disk: not only what has grown meanwhile is brought to it.
+    tower.lose_disk();
+    let (unknown, _) = claim(&provider.payer, ChannelId([8; 32]));
+    assert_eq!(client.hold(soon(), vec![unknown]).await.unwrap(), Ok(1));
+    until("the problem", async || {
+        let towers = client.towers(soon()).await.unwrap();
+        towers[0].problem.is_some().then_some(())
+    })
+    .await;
+    tower.start().await;
+    let report = until("the claim again", async || tower.claim(id).await).await;
+    assert_eq!(report.redeemable, worth);
+
     provider.kill();
     fs::remove_dir_all(provider.storage_dir().join("claims")).unwrap();
     let client = provider.start().await;

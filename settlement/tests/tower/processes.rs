@@ -160,6 +160,12 @@ impl TowerProcess {
         end(&mut self.process);
     }
 
+    /// Killed, and its disk is gone.
+    pub fn lose_disk(&mut self) {
+        self.kill();
+        fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+    }
+
     fn client(&self) -> HttpClient {
         HttpClient::builder().build(url(self.address)).unwrap()
     }

@@ -62,6 +62,9 @@ pub struct HeldRecord {
     pub due_ms: Option<u64>,
     /// The transaction that was handed in last.
     pub submitted: Option<Hash>,
+    /// Nothing will be paid on the channel any more, and no service's death changes that.
+    #[serde(default)]
+    pub over: bool,
 }
 
 /// When a claim falls due that nobody asks for.
@@ -166,6 +169,7 @@ impl Held {
                 paid,
                 due_ms: Some(due_ms),
                 submitted: before.as_ref().and_then(|held| held.submitted),
+                over: false,
             };
             self.replace(&mut batch, channel, before.as_ref(), &held)?;
             kept.push(*channel);
