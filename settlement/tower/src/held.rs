@@ -5,6 +5,7 @@
 //! channels in the order in which their claims fall due.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -141,7 +142,14 @@ impl Held {
     ) -> Result<Vec<ChannelId>, HeldError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut batch, mut kept) = (WriteBatch::default(), Vec::new());
+        let mut best: BTreeMap<&ChannelId, (&ClaimBytes, &Amount)> = BTreeMap::new();
         for (channel, claim, redeemable) in claims {
+            let known = best.get(channel).map(|(_, known)| *known);
+            if known.is_none_or(|known| redeemable > known) {
+                best.insert(channel, (claim, redeemable));
+            }
+        }
+        for (channel, (claim, redeemable)) in best {
             let before = self.get(channel)?;
             let of_before =
                 |amount: fn(&HeldRecord) -> Amount| before.as_ref().map_or(Amount::ZERO, amount);
@@ -345,7 +353,9 @@ mod tests {
         let worth = |held: &Held| held.get(&channel).unwrap().unwrap().redeemable.ntop();
         assert_eq!(held.hold(&[claim(5)], PACE, 1_000).unwrap(), [channel]);
         assert_eq!(held.hold(&[claim(5), claim(4)], PACE, 1_050).unwrap(), []);
-        assert_eq!(held.hold(&[claim(6)], PACE, 1_050).unwrap(), [channel]);
+        // The best of several on one channel, in any order.
+        let several = [claim(5), claim(6), claim(4)];
+        assert_eq!(held.hold(&several, PACE, 1_050).unwrap(), [channel]);
         assert_eq!(worth(&held), 6);
         assert_eq!(held.due(1_099, 10).unwrap(), []);
         assert_eq!(held.due(1_100, 10).unwrap(), [channel]);
