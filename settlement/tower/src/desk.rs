@@ -96,25 +96,15 @@ impl Desk {
                 Err(error) => refused.push(RefusedClaim { channel, error }),
             }
         }
-        let channels: Vec<ChannelId> = checked.iter().map(|(channel, ..)| *channel).collect();
-        let held = self.watch.held.clone();
-        let pace = Pace {
-            interval_ms: self.watch.interval_ms,
-            exposure: None,
-        };
-        let keeping = tokio::task::spawn_blocking(move || held.hold(&checked, pace, now_ms()));
+        let (watch, pace) = (self.watch.clone(), self.pace());
+        // Whoever asks may be gone before it is on disk; it is watched all the same.
+        let keeping = tokio::task::spawn_blocking(move || {
+            let kept = watch.held.hold(&checked, pace, now_ms())?;
+            watch.take_up(checked.iter().map(|(channel, ..)| *channel));
+            Ok::<_, HeldError>(kept.len() as u64)
+        });
         let kept = keeping.await.map_err(unavailable)?.map_err(unavailable)?;
-        let mut register = self.watch.register();
-        for channel in channels {
-            // One that was looked at before its claim was on disk is not watched any more.
-            register.watch(channel, now_ms());
-        }
-        drop(register);
-        self.watch.news.notify_one();
-        Ok(HoldReport {
-            kept: kept.len() as u64,
-            refused,
-        })
+        Ok(HoldReport { kept, refused })
     }
 
     /// Checks a claim; `None` if there is nothing in it to hold.
@@ -123,6 +113,7 @@ impl Desk {
         let (decoded, worth) = check(&id, &claim).map_err(|fault| malformed(&id, fault))?;
         let held = self.watch.held.get(&id).map_err(unavailable)?;
         if held.is_some_and(|held| worth <= held.redeemable) {
+            self.watch.take_up([id]);
             return Ok(None);
         }
         let known = self.watch.register().get(&id).cloned();
@@ -187,6 +178,13 @@ impl Desk {
                 .await
                 .map_err(unanswered)?;
         Ok((place, is_backed && !is_over))
+    }
+
+    fn pace(&self) -> Pace {
+        Pace {
+            interval_ms: self.watch.interval_ms,
+            exposure: None,
+        }
     }
 
     fn reports(&self, after: Option<ChannelId>) -> Result<Vec<ClaimReport>, HeldError> {

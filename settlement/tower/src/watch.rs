@@ -106,6 +106,16 @@ impl Watch {
         }
     }
 
+    /// Watches channels whose claims are on disk, those among them that it does not watch.
+    pub(crate) fn take_up(&self, channels: impl IntoIterator<Item = ChannelId>) {
+        let mut register = self.register();
+        for channel in channels {
+            register.watch(channel, now_ms());
+        }
+        drop(register);
+        self.news.notify_one();
+    }
+
     /// Looks and claims for good.
     pub(crate) async fn run(self) {
         loop {
@@ -134,10 +144,7 @@ impl Watch {
         let before = self.register().get(&id).cloned().unwrap_or_default();
         let looked = self.look(&id, &before).await;
         let (watched, look_ms) = match looked {
-            Ok(Looked::Over) => {
-                self.register().forget(&id);
-                return;
-            }
+            Ok(Looked::Over) => return self.leave(&id),
             Ok(Looked::Seen { watched, look_ms }) => (watched, look_ms),
             Err(error) => {
                 let tries = before.tries.saturating_add(1);
@@ -155,6 +162,18 @@ impl Watch {
             _ => {}
         }
         self.register().looked(&id, watched, look_ms);
+    }
+
+    /// Watches a channel no more that there is nothing to hold for. What has come meanwhile is
+    /// looked at: whoever brings a claim writes it before it is to be watched.
+    fn leave(&self, id: &ChannelId) {
+        let mut register = self.register();
+        match self.held.get(id) {
+            Ok(None) => register.forget(id),
+            Ok(Some(_)) | Err(_) => {
+                register.looked(id, Watched::default(), now_ms().saturating_add(RETRY_MS));
+            }
+        }
     }
 
     async fn look(&self, id: &ChannelId, before: &Watched) -> Result<Looked, LookError> {
@@ -407,3 +426,49 @@ fn retry_ms(tries: u32) -> u64 {
 }
 
 const _: () = assert!(RETRY_MS << 6 >= RETRY_MS_MAX);
+
+#[cfg(test)]
+mod tests {
+    use topnet_account::Hash;
+    use topnet_api::ClaimBytes;
+
+    use super::*;
+    use crate::held::Pace;
+
+    fn watch(path: &std::path::Path) -> Watch {
+        Watch {
+            nodes: Nodes::new(&[], Hash::ZERO).unwrap(),
+            held: Held::open(path).unwrap(),
+            register: Arc::default(),
+            news: Arc::default(),
+            interval_ms: 100,
+        }
+    }
+
+    /// It came between the look that found nothing and the end of that look.
+    #[test]
+    fn a_channel_whose_claim_has_come_meanwhile_is_not_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let watch = watch(dir.path());
+        let (gone, come) = (ChannelId([1; 32]), ChannelId([2; 32]));
+        watch.take_up([gone, come]);
+        assert_eq!(watch.register().take_due(u64::MAX, 9), [gone, come]);
+        let claim = ClaimBytes {
+            voucher: vec![1],
+            index: 0,
+            preimage: [0; 32],
+            log_root: Hash::ZERO,
+        };
+        let pace = Pace {
+            interval_ms: 100,
+            exposure: None,
+        };
+        let claims = [(come, claim, Amount::from_ntop(5))];
+        watch.held.hold(&claims, pace, 0).unwrap();
+        watch.take_up([come]);
+        watch.leave(&gone);
+        watch.leave(&come);
+        assert_eq!(watch.register().take_due(u64::MAX, 9), [come]);
+        assert_eq!(watch.register().len(), 1);
+    }
+}
