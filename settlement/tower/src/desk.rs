@@ -22,7 +22,7 @@ use topnet_ledger::state::ChannelState;
 use crate::{
     claim::{check, malformed},
     held::{HeldError, Pace},
-    nodes::NodeError,
+    node::NodeError,
     now_ms,
     register::Place,
     rpc::{CLAIMS_PER_REQUEST_MAX, TowerServer, refused},

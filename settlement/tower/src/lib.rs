@@ -12,7 +12,7 @@
 //! | decides what is to be done about one | [`decision`] | yes |
 //! | brings claims to a tower elsewhere, over its methods | [`rpc`] | yes |
 //! | knows which channels are watched, and when to look again | `register` | |
-//! | asks nodes and checks what they prove | `nodes` | |
+//! | asks nodes and checks what they prove | `nodes`, one by one `node` | |
 //! | looks at channels and claims | `watch` | |
 //! | takes claims from strangers | `desk` | |
 //! | listens | `listener` | |
@@ -25,6 +25,7 @@ pub mod decision;
 mod desk;
 pub mod held;
 mod listener;
+mod node;
 mod nodes;
 mod register;
 pub mod rpc;

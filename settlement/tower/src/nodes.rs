@@ -4,7 +4,9 @@
 //! header, and the certificate of the chain's validators. Main's genesis is known by its hash. A
 //! service's is known by its own hash, which main's proved state must have. So a node can be silent
 //! or show what was true some time ago, and nothing else; a header's time says how old it is. Each
-//! answer is checked before the next node would be asked, so one that lies costs time alone.
+//! answer is checked before the next node would be asked, so one that lies costs time alone. Who
+//! was slow, silent or wrong is asked last for a while, and nobody waits for the rest once one node
+//! has taken a transaction.
 //!
 //! Main gives a dead service's name to another once it is empty, so chains are known by their
 //! hash, and what a node proves under a name is any of those of that name.
@@ -15,21 +17,12 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use futures::future::BoxFuture;
-use jsonrpsee::{
-    core::ClientError,
-    http_client::{HttpClient, HttpClientBuilder},
-    proc_macros::rpc,
-};
-use serde_json::Value;
+use tokio::sync::mpsc;
 use topnet_account::{ChannelId, Hash};
-use topnet_api::{
-    ApiError, ChainName, ChannelView, HexBytes, NodeStatus, RecoverySubject, StateProof,
-    StateSubject, SubmittedTransaction,
-};
+use topnet_api::{ChainName, HexBytes, NodeStatus, RecoverySubject, StateProof, StateSubject};
 use topnet_ledger::{
     Genesis, Transaction,
     genesis::{Role, SERVICES_MAX},
@@ -39,68 +32,14 @@ use topnet_ledger::{
 };
 use topnet_light::EngineVerifier;
 
-use crate::{now_ms, rpc::refusal};
+use crate::{
+    node::{NOTHING_TO_RECOVER, NodeAt, NodeError, Problems, STATE_ABSENT},
+    now_ms,
+};
 
-/// A node that is slower is one that does not answer.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// What a node answers that knows nothing under a key.
-pub(crate) const STATE_ABSENT: &str = "state_absent";
-/// What one answers that finds no money of a dead service's there.
-const NOTHING_TO_RECOVER: &str = "nothing_to_recover";
-/// A genesis names every account that main begins with.
-const ANSWER_BYTES_MAX: u32 = 16 << 20;
 /// A state that is older is not what the chain's is now, if its blocks do not take longer.
 const STALE_MS: u64 = 15_000;
 const STALE_BLOCKS: u64 = 20;
-
-/// What a tower asks of a node: some of control's public methods.
-#[rpc(client)]
-trait Node {
-    #[method(name = "genesis")]
-    async fn genesis(&self, chain: ChainName) -> Result<Value, ClientError>;
-
-    #[method(name = "channel")]
-    async fn channel(&self, id: ChannelId) -> Result<ChannelView, ClientError>;
-
-    #[method(name = "prove")]
-    async fn prove(
-        &self,
-        chain: ChainName,
-        subject: StateSubject,
-    ) -> Result<StateProof, ClientError>;
-
-    #[method(name = "recovery")]
-    async fn recovery(
-        &self,
-        chain: ChainName,
-        subject: RecoverySubject,
-    ) -> Result<HexBytes, ClientError>;
-
-    #[method(name = "submit")]
-    async fn submit(
-        &self,
-        chain: ChainName,
-        transaction: HexBytes,
-    ) -> Result<SubmittedTransaction, ClientError>;
-}
-
-/// Why nothing could be learnt from any node.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NodeError {
-    /// What nodes said is no proof: another may know better.
-    #[error("{0}")]
-    Refused(ApiError),
-    /// None gave an answer that holds.
-    #[error("{0}")]
-    Silent(String),
-}
-
-impl NodeError {
-    /// True if a node refused it by that code.
-    pub(crate) fn is(&self, code: &str) -> bool {
-        matches!(self, Self::Refused(refusal) if refusal.code == code)
-    }
-}
 
 /// What came of taking a channel out of a dead service.
 pub(crate) enum Recovered {
@@ -116,6 +55,16 @@ pub(crate) struct KnownChain {
     pub name: ChainName,
     pub genesis: Genesis,
     pub hash: Hash,
+}
+
+impl KnownChain {
+    fn of(genesis: Genesis) -> Self {
+        Self {
+            name: ChainName(genesis.name.clone()),
+            hash: genesis.hash(),
+            genesis,
+        }
+    }
 }
 
 /// What a chain's validators have signed.
@@ -139,18 +88,12 @@ impl<T> Shown<T> {
     }
 }
 
-struct NodeAt {
-    url: String,
-    client: HttpClient,
-    noted: Mutex<(Option<u64>, Option<String>)>,
-}
-
 /// All nodes. Clones are the same.
 #[derive(Clone)]
 pub(crate) struct Nodes(Arc<Inner>);
 
 struct Inner {
-    nodes: Vec<NodeAt>,
+    nodes: Vec<Arc<NodeAt>>,
     /// The place of the node that gave the last good answer; it is asked first.
     first: AtomicUsize,
     main_genesis: Hash,
@@ -161,20 +104,11 @@ struct Inner {
 impl Nodes {
     /// Nodes at `urls`, on the main chain of this genesis. Nothing is connected yet.
     pub(crate) fn new(urls: &[String], main_genesis: Hash) -> Result<Self, String> {
-        let node = |url: &String| {
-            let client = HttpClientBuilder::default()
-                .request_timeout(REQUEST_TIMEOUT)
-                .max_response_size(ANSWER_BYTES_MAX)
-                .build(url)
-                .map_err(|error| format!("{url}: {error}"))?;
-            Ok(NodeAt {
-                url: url.clone(),
-                client,
-                noted: Mutex::default(),
-            })
-        };
         Ok(Self(Arc::new(Inner {
-            nodes: urls.iter().map(node).collect::<Result<_, String>>()?,
+            nodes: urls
+                .iter()
+                .map(|url| NodeAt::new(url).map(Arc::new))
+                .collect::<Result<_, String>>()?,
             first: AtomicUsize::new(0),
             main_genesis,
             chains: Mutex::default(),
@@ -183,15 +117,7 @@ impl Nodes {
 
     /// How each stands.
     pub(crate) fn statuses(&self) -> Vec<NodeStatus> {
-        let status = |node: &NodeAt| {
-            let noted = node.noted.lock().unwrap_or_else(PoisonError::into_inner);
-            NodeStatus {
-                url: node.url.clone(),
-                answered_ms: noted.0,
-                problem: noted.1.clone(),
-            }
-        };
-        self.0.nodes.iter().map(status).collect()
+        self.0.nodes.iter().map(|node| node.status()).collect()
     }
 
     /// A channel wherever it is, for whoever does not know where.
@@ -199,12 +125,12 @@ impl Nodes {
         let mut problems = Problems::default();
         for (_, node) in self.order() {
             // Which chain to look on is all that is taken from this.
-            match node.client.channel(*id).await {
+            match node.channel(id).await {
                 Ok(view) => match self.channel(&view.chain, None, id).await {
                     Ok(shown) => return Ok(shown),
                     Err(error) => problems.add(error),
                 },
-                Err(error) => problems.add(node.failed(&error)),
+                Err(error) => problems.add(error),
             }
         }
         Err(problems.into_error())
@@ -228,28 +154,38 @@ impl Nodes {
         self.newest(&ChainName::main(), None, &subject).await
     }
 
-    /// Hands a transaction to every node: one that keeps it to itself holds up nothing. An error
-    /// if none takes it.
+    /// Hands a transaction to every node: one that keeps it to itself holds up nothing, nor does
+    /// one that is slow, because this returns once one has taken it. An error if none takes it.
     pub(crate) async fn submit(
         &self,
         chain: &KnownChain,
         transaction: &[u8],
     ) -> Result<(), NodeError> {
-        let (mut problems, mut taken) = (Problems::default(), false);
-        let handing = self.0.nodes.iter().map(|node| async move {
-            let bytes = HexBytes(transaction.to_vec());
-            (node, node.client.submit(chain.name.clone(), bytes).await)
-        });
-        for (node, answer) in futures::future::join_all(handing).await {
+        let nodes = &self.0.nodes;
+        let (sender, mut answers) = mpsc::channel(nodes.len().max(1));
+        let mut problems = Problems::default();
+        for node in nodes {
+            let Some(handing) = node.hand(chain.name.clone(), transaction.to_vec()) else {
+                // Whoever repeats it hands it in when there is a place.
+                let told = format!("{}: it takes transactions too slowly", node.url);
+                problems.add(NodeError::Silent(told));
+                continue;
+            };
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                let answer = handing.await;
+                // Nobody may wait for it any more.
+                let _ = sender.send(answer).await;
+            });
+        }
+        drop(sender);
+        while let Some(answer) = answers.recv().await {
             match answer {
-                Ok(_) => taken = true,
-                Err(error) => problems.add(node.failed(&error)),
+                Ok(()) => return Ok(()),
+                Err(error) => problems.add(error),
             }
         }
-        match taken {
-            true => Ok(()),
-            false => Err(problems.into_error()),
-        }
+        Err(problems.into_error())
     }
 
     /// True once main has accepted what the chain was at that height, so that nothing undoes it.
@@ -281,7 +217,7 @@ impl Nodes {
         };
         let (mut problems, mut nothing) = (Problems::default(), 0);
         for (_, node) in self.order() {
-            match node.client.recovery(name.clone(), subject.clone()).await {
+            match node.recovery(&name, &subject).await {
                 // It is nobody's money that would be lost, but nobody's errand either.
                 Ok(HexBytes(bytes)) if recovers(&bytes, &main.hash, genesis, service, &subject) => {
                     match self.submit(&main, &bytes).await {
@@ -294,7 +230,6 @@ impl Nodes {
                     problems.add(node.false_answer(problem.to_owned()));
                 }
                 Err(error) => {
-                    let error = node.failed(&error);
                     nothing += usize::from(error.is(NOTHING_TO_RECOVER));
                     problems.add(error);
                 }
@@ -314,7 +249,8 @@ impl Nodes {
         }
         let mut problems = Problems::default();
         for (_, node) in self.order() {
-            match node.genesis(&ChainName::main()).await {
+            let genesis = node.genesis(&ChainName::main()).await;
+            match genesis.map(KnownChain::of) {
                 Ok(chain) if chain.hash == expected => {
                     let main = Arc::new(chain);
                     self.note_known(&main);
@@ -338,7 +274,7 @@ impl Nodes {
         name: &ChainName,
     ) -> Result<Option<Arc<KnownChain>>, NodeError> {
         let main = self.main().await?;
-        let found = node.genesis(name).await?;
+        let found = KnownChain::of(node.genesis(name).await?);
         if self.known(&found.hash).is_some() {
             return Ok(None);
         }
@@ -378,9 +314,9 @@ impl Nodes {
     ) -> Result<Shown<T>, NodeError> {
         let (mut newest, mut problems): (Option<Shown<T>>, _) = (None, Problems::default());
         for (place, node) in self.order() {
-            let shown = match node.client.prove(name.clone(), subject.clone()).await {
+            let shown = match node.prove(name, subject).await {
                 Ok(proof) => self.read(node, name, subject, &proof).await,
-                Err(error) => Err(node.failed(&error)),
+                Err(error) => Err(error),
             };
             let shown = match shown {
                 Ok(shown) => shown,
@@ -442,11 +378,14 @@ impl Nodes {
         })
     }
 
-    /// All nodes with their places, the one that answered last first.
-    fn order(&self) -> impl Iterator<Item = (usize, &NodeAt)> {
-        let nodes = self.0.nodes.iter().enumerate();
+    /// All nodes with their places: the one that answered last first, those that were slow, silent
+    /// or wrong lately behind the others.
+    fn order(&self) -> Vec<(usize, &NodeAt)> {
+        let nodes = self.0.nodes.iter().map(Arc::as_ref).enumerate();
         let first = self.0.first.load(Ordering::Relaxed);
-        nodes.clone().skip(first).chain(nodes.take(first))
+        let mut order: Vec<_> = nodes.clone().skip(first).chain(nodes.take(first)).collect();
+        order.sort_by_key(|(_, node)| node.is_last());
+        order
     }
 
     fn known(&self, genesis: &Hash) -> Option<Arc<KnownChain>> {
@@ -472,79 +411,6 @@ impl Nodes {
 
     fn chains(&self) -> MutexGuard<'_, BTreeMap<Hash, Arc<KnownChain>>> {
         self.0.chains.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl NodeAt {
-    /// The genesis that it gives under a name.
-    async fn genesis(&self, name: &ChainName) -> Result<KnownChain, NodeError> {
-        let answer = self.client.genesis(name.clone()).await;
-        let value = answer.map_err(|error| self.failed(&error))?;
-        let read = || {
-            let genesis: Genesis =
-                serde_json::from_value(value).map_err(|error| error.to_string())?;
-            genesis.validate().map_err(|error| error.to_string())?;
-            match genesis.name == name.0 {
-                true => Ok(genesis),
-                false => Err("a genesis of another name".to_owned()),
-            }
-        };
-        let genesis = read().map_err(|problem| self.false_answer(problem))?;
-        Ok(KnownChain {
-            name: name.clone(),
-            hash: genesis.hash(),
-            genesis,
-        })
-    }
-
-    fn note_answer(&self) {
-        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
-        *noted = (Some(now_ms()), None);
-    }
-
-    fn note_problem(&self, problem: String) {
-        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
-        noted.1 = Some(problem);
-    }
-
-    /// A refusal is an answer, though no proof of anything.
-    fn failed(&self, error: &ClientError) -> NodeError {
-        match refusal(error) {
-            Some(refusal) => NodeError::Refused(refusal),
-            None => self.false_answer(error.to_string()),
-        }
-    }
-
-    fn false_answer(&self, problem: String) -> NodeError {
-        let told = format!("{}: {problem}", self.url);
-        self.note_problem(problem);
-        NodeError::Silent(told)
-    }
-}
-
-/// What went wrong at each node.
-#[derive(Default)]
-struct Problems {
-    refused: Option<ApiError>,
-    silent: Vec<String>,
-}
-
-impl Problems {
-    fn add(&mut self, error: NodeError) {
-        match error {
-            NodeError::Refused(refusal) => {
-                self.refused.get_or_insert(refusal);
-            }
-            NodeError::Silent(problem) => self.silent.push(problem),
-        }
-    }
-
-    /// A refusal says more than silence.
-    fn into_error(self) -> NodeError {
-        match self.refused {
-            Some(refusal) => NodeError::Refused(refusal),
-            None => NodeError::Silent(self.silent.join("; ")),
-        }
     }
 }
 
@@ -607,4 +473,84 @@ fn recovers(
 fn is_stale(genesis: &Genesis, age_ms: u64) -> bool {
     let blocks_ms = genesis.block_interval_ms.saturating_mul(STALE_BLOCKS);
     age_ms > STALE_MS.max(blocks_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{SocketAddr, TcpListener},
+        sync::atomic::AtomicUsize,
+    };
+
+    use jsonrpsee::{RpcModule, server::Server};
+    use serde_json::json;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::node::{REQUEST_TIMEOUT, SUBMISSIONS_MAX};
+
+    /// Takes connections and says nothing, like a machine whose power is off.
+    fn silent() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    fn chain() -> KnownChain {
+        let genesis = Genesis {
+            name: "vpn".to_owned(),
+            salt: Hash::ZERO,
+            block_interval_ms: 100,
+            epoch_blocks: 10,
+            validators: Vec::new(),
+            rules: topnet_ledger::genesis::Rules::default(),
+            role: Role::Main {
+                services: Vec::new(),
+            },
+            balances: BTreeMap::new(),
+        };
+        KnownChain::of(genesis)
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_silent_node_when_another_has_taken_it() {
+        let server = Server::builder().build("127.0.0.1:0").await.unwrap();
+        let alive = server.local_addr().unwrap();
+        let mut module = RpcModule::new(Arc::new(AtomicUsize::new(0)));
+        let submit = |_: jsonrpsee::types::Params<'_>, taken: &Arc<AtomicUsize>, _: &_| {
+            taken.fetch_add(1, Ordering::SeqCst);
+            json!({ "id": format!("0x{}", "11".repeat(32)) })
+        };
+        module.register_method("submit", submit).unwrap();
+        let _server = server.start(module);
+        let (_listener, dead) = silent();
+        let urls = [dead, alive].map(|address| format!("http://{address}"));
+        let nodes = Nodes::new(&urls, Hash::ZERO).unwrap();
+
+        let began = Instant::now();
+        // More than may wait for the silent one.
+        for _ in 0..2 * SUBMISSIONS_MAX {
+            nodes.submit(&chain(), &[1]).await.unwrap();
+        }
+        assert!(began.elapsed() < REQUEST_TIMEOUT);
+        assert_eq!(nodes.0.nodes[0].places(), 0);
+        assert_eq!(nodes.0.nodes[1].places(), SUBMISSIONS_MAX);
+    }
+
+    #[test]
+    fn a_node_that_failed_is_asked_last_for_a_while() {
+        let urls = ["http://a", "http://b", "http://c"].map(str::to_owned);
+        let nodes = Nodes::new(&urls, Hash::ZERO).unwrap();
+        let order = || -> Vec<usize> { nodes.order().iter().map(|(place, _)| *place).collect() };
+        nodes.0.first.store(1, Ordering::Relaxed);
+        assert_eq!(order(), [1, 2, 0]);
+        nodes.0.nodes[1].note_problem("silent".to_owned());
+        assert_eq!(order(), [2, 0, 1]);
+        // When all have failed, none is worse than before.
+        nodes.0.nodes[0].note_problem("silent".to_owned());
+        nodes.0.nodes[2].note_problem("silent".to_owned());
+        assert_eq!(order(), [1, 2, 0]);
+        nodes.0.nodes[0].forgive();
+        assert_eq!(order(), [0, 1, 2]);
+    }
 }

@@ -6,6 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::ChainName;
 
+/// Every so many looks the channel that has waited longest comes before those that are about to
+/// end.
+const TURN: u64 = 4;
+
 /// What never changes of a channel, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -26,6 +30,8 @@ pub(crate) struct Watched {
     pub paid: Amount,
     /// The last height at which it can surely be claimed, once it is about to end.
     pub deadline: Option<u64>,
+    /// About when that is.
+    pub deadline_ms: Option<u64>,
     /// The height of its service's chain at which it was first seen to be closed. Main may not
     /// have accepted that yet.
     pub closed: Option<u64>,
@@ -42,6 +48,12 @@ pub(crate) struct Watched {
 pub(crate) struct Register {
     channels: BTreeMap<ChannelId, Watched>,
     looks: BTreeSet<(u64, ChannelId)>,
+    /// Of these, channels whose look is due: those that are about to end by their deadline, the
+    /// others by how long they have waited.
+    ending: BTreeSet<(u64, ChannelId)>,
+    waiting: BTreeSet<(u64, ChannelId)>,
+    /// Looks that were given.
+    given: u64,
     /// Channels by whose and where they are.
     counts: BTreeMap<(Address, ChainName), u64>,
     /// Channels that were not seen yet; any of them may be anybody's.
@@ -90,23 +102,36 @@ impl Register {
         true
     }
 
-    /// Channels that it is time to look at; each is given once until [`Self::looked`] or
-    /// [`Self::forget`] says what came of it.
-    pub(crate) fn take_due(&mut self, now_ms: u64, count: usize) -> Vec<ChannelId> {
-        let mut due = Vec::new();
-        while due.len() < count
-            && let Some((look_ms, id)) = self.looks.first().copied()
+    /// A channel that it is time to look at: the one whose deadline is nearest, and in its turn
+    /// the one that has waited longest, so that the end of an open one is seen. Each is given once
+    /// until [`Self::looked`] or [`Self::forget`] says what came of it.
+    pub(crate) fn take_due(&mut self, now_ms: u64) -> Option<ChannelId> {
+        while let Some((look_ms, id)) = self.looks.first().copied()
             && look_ms <= now_ms
         {
             self.looks.remove(&(look_ms, id));
+            match self.channels.get(&id).map(|watched| watched.deadline_ms) {
+                Some(Some(deadline_ms)) => self.ending.insert((deadline_ms, id)),
+                Some(None) => self.waiting.insert((look_ms, id)),
+                None => false,
+            };
+        }
+        let is_turn = self.given % TURN == 0;
+        let (first, second) = match is_turn {
+            true => (&mut self.waiting, &mut self.ending),
+            false => (&mut self.ending, &mut self.waiting),
+        };
+        let mut next = || first.pop_first().or_else(|| second.pop_first());
+        while let Some((_, id)) = next() {
             if self.channels.contains_key(&id) {
-                due.push(id);
+                self.given = self.given.wrapping_add(1);
+                return Some(id);
             }
         }
-        due
+        None
     }
 
-    /// When the next look is due.
+    /// When the next look is due, of those that are not due yet.
     pub(crate) fn next_ms(&self) -> Option<u64> {
         self.looks.first().map(|(look_ms, _)| *look_ms)
     }
@@ -192,12 +217,12 @@ mod tests {
         register.watch(id(2), 5);
         register.watch(id(2), 1);
         assert_eq!(register.next_ms(), Some(5));
-        assert_eq!(register.take_due(4, 9), []);
-        assert_eq!(register.take_due(10, 1), [id(2)]);
-        assert_eq!(register.take_due(10, 9), [id(1)]);
-        assert_eq!(register.take_due(u64::MAX, 9), []);
+        assert_eq!(register.take_due(4), None);
+        assert_eq!(register.take_due(10), Some(id(2)));
+        assert_eq!(register.take_due(10), Some(id(1)));
+        assert_eq!(register.take_due(u64::MAX), None);
         register.watch(id(1), 0);
-        assert_eq!(register.take_due(u64::MAX, 9), [], "it is being looked at");
+        assert_eq!(register.take_due(u64::MAX), None, "it is being looked at");
 
         let seen = Watched {
             alarm: Some("late".to_owned()),
@@ -207,8 +232,26 @@ mod tests {
         assert_eq!(register.counts(), (0, 1));
         register.forget(&id(2));
         register.looked(&id(2), seen, 20);
-        assert_eq!(register.take_due(20, 9), [id(1)], "the other is forgotten");
+        assert_eq!(register.take_due(20), Some(id(1)));
+        assert_eq!(register.take_due(20), None, "the other is forgotten");
         assert_eq!(register.len(), 1);
+    }
+
+    #[test]
+    fn the_nearest_deadline_comes_first_and_nobody_waits_for_ever() {
+        let mut register = Register::default();
+        for number in 1..=8 {
+            register.watch(id(number), 0);
+            assert_eq!(register.take_due(0), Some(id(number)));
+            let ending = Watched {
+                deadline_ms: (number > 4).then(|| 100 - u64::from(number)),
+                ..Watched::default()
+            };
+            register.looked(&id(number), ending, u64::from(number));
+        }
+        let given: Vec<ChannelId> = std::iter::from_fn(|| register.take_due(8)).collect();
+        let expected = [1, 8, 7, 6, 2, 5, 3, 4];
+        assert_eq!(given, expected.map(id));
     }
 
     #[test]

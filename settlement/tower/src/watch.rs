@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::sync::Notify;
 use topnet_account::{Amount, ChannelId};
 use topnet_api::ChainName;
@@ -28,15 +28,14 @@ use crate::{
     claim::claim_body,
     decision::{Decision, Patience, Situation, decide},
     held::{Held, HeldError, HeldRecord},
-    nodes::{NodeError, Nodes, Recovered, STATE_ABSENT, Shown},
+    node::{NodeError, STATE_ABSENT},
+    nodes::{Nodes, Recovered, Shown},
     now_ms,
     register::{Place, Register, Watched},
 };
 
 /// Channels that are looked at at one time.
-const LOOKS_MAX: usize = 16;
-/// Channels that are taken up at one time.
-const BATCH_MAX: usize = 256;
+const LOOKS_MAX: usize = 32;
 /// An open channel is looked at so often in its window, one that is about to end more often: it
 /// is acted in from the half on, and there are few.
 const LOOKS_OPEN: u64 = 8;
@@ -118,20 +117,24 @@ impl Watch {
 
     /// Looks and claims for good.
     pub(crate) async fn run(self) {
+        let mut looks = FuturesUnordered::new();
         loop {
-            let due = self.register().take_due(now_ms(), BATCH_MAX);
-            if due.is_empty() {
-                let next_ms = self.register().next_ms();
-                let left_ms = next_ms.map(|next_ms| next_ms.saturating_sub(now_ms()));
-                let left = left_ms.map_or(SLEEP_MAX, Duration::from_millis);
-                // Either way it looks whether something is due.
-                let _ = tokio::time::timeout(left.min(SLEEP_MAX), self.news.notified()).await;
-                continue;
+            // One that takes long keeps no other from being looked at.
+            while looks.len() < LOOKS_MAX
+                && let Some(id) = self.register().take_due(now_ms())
+            {
+                let watch = &self;
+                looks.push(async move { watch.look_once(id).await });
             }
-            let looks = stream::iter(due);
-            looks
-                .for_each_concurrent(LOOKS_MAX, |id| self.look_once(id))
-                .await;
+            let next_ms = self.register().next_ms();
+            let left_ms = next_ms.map(|next_ms| next_ms.saturating_sub(now_ms()));
+            let left = left_ms.map_or(SLEEP_MAX, Duration::from_millis);
+            // Whatever ends first, it looks whether something is due.
+            tokio::select! {
+                Some(()) = looks.next() => {}
+                () = self.news.notified() => {}
+                () = tokio::time::sleep(left.min(SLEEP_MAX)), if looks.len() < LOOKS_MAX => {}
+            }
         }
     }
 
@@ -225,6 +228,10 @@ impl Watch {
             _ => retry_ms(tries).min(look_ms(&situation, genesis.block_interval_ms)),
         };
         let look_ms = now_ms().saturating_add(wait_ms);
+        let deadline = match channel.state {
+            ChannelState::Closing { deadline } => Some(deadline),
+            ChannelState::Open | ChannelState::Closed => None,
+        };
         let watched = Watched {
             place: Some(Place {
                 chain: shown.chain.name.clone(),
@@ -233,10 +240,11 @@ impl Watch {
                 signer: channel.signer,
             }),
             paid: channel.paid,
-            deadline: match channel.state {
-                ChannelState::Closing { deadline } => Some(deadline),
-                ChannelState::Open | ChannelState::Closed => None,
-            },
+            deadline,
+            deadline_ms: deadline.map(|deadline| {
+                let left = deadline.saturating_sub(shown.height);
+                now_ms().saturating_add(left.saturating_mul(genesis.block_interval_ms))
+            }),
             closed,
             is_due: claims,
             alarm,
@@ -452,7 +460,8 @@ mod tests {
         let watch = watch(dir.path());
         let (gone, come) = (ChannelId([1; 32]), ChannelId([2; 32]));
         watch.take_up([gone, come]);
-        assert_eq!(watch.register().take_due(u64::MAX, 9), [gone, come]);
+        let take = || watch.register().take_due(u64::MAX);
+        assert_eq!((take(), take()), (Some(gone), Some(come)));
         let claim = ClaimBytes {
             voucher: vec![1],
             index: 0,
@@ -468,7 +477,7 @@ mod tests {
         watch.take_up([come]);
         watch.leave(&gone);
         watch.leave(&come);
-        assert_eq!(watch.register().take_due(u64::MAX, 9), [come]);
+        assert_eq!((take(), take()), (Some(come), None));
         assert_eq!(watch.register().len(), 1);
     }
 }
