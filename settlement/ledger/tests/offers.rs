@@ -132,6 +132,7 @@ fn what_is_locked_pays_for_its_own_end() {
     let order = publish(&world.main, POOR, offer(service));
     assert_eq!(world.main.code(&order), "balance_short");
     let order = retract(&world.main, POOR, service);
+    assert!(world.main.weigh(&order).is_ok());
     world.main.block(&[order]);
     assert_eq!(world.main.balance(POOR), DEPOSIT - FEE);
     let order = publish(&world.main, POOR, offer(service));
