@@ -150,7 +150,7 @@ fn an_offer_that_nobody_could_take_is_refused() {
         world.main.code(&publish(&world.main, PROVIDER, offer))
     };
     type Case = (&'static str, fn(&mut Offer), &'static str);
-    let cases: [Case; 10] = [
+    let cases: [Case; 12] = [
         ("as it is", |_| (), "ok"),
         (
             "no name and no region",
@@ -175,6 +175,16 @@ fn an_offer_that_nobody_could_take_is_refused() {
         (
             "a region in two lines",
             |o| o.region = "L\nU".to_owned(),
+            "offer_invalid",
+        ),
+        (
+            "a name that is read backwards",
+            |o| o.name = "\u{202e}ksoiK".to_owned(),
+            "offer_invalid",
+        ),
+        (
+            "a name that looks like another",
+            |o| o.name = "Ki\u{200b}osk".to_owned(),
             "offer_invalid",
         ),
         (
