@@ -290,7 +290,10 @@ impl Watch {
         place: &Place,
         closed: Option<u64>,
     ) -> Result<OnMain, NodeError> {
-        let shown = self.nodes.service(&place.genesis).await?;
+        // What the service's chain proved is better than nothing, however old it is.
+        let Ok(shown) = self.nodes.service(&place.genesis).await else {
+            return Ok(OnMain::NotThere);
+        };
         let (service, next) = (&shown.value, shown.height.saturating_add(1));
         if !service.is_dead(&shown.chain.genesis.rules, next) {
             return Ok(OnMain::NotThere);
