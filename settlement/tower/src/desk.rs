@@ -26,6 +26,7 @@ use crate::{
     now_ms,
     register::Place,
     rpc::{CLAIMS_PER_REQUEST_MAX, TowerServer, refused},
+    uptime_ms,
     watch::Watch,
 };
 
@@ -135,7 +136,7 @@ impl Desk {
         let channels_max = self.channels_max;
         let payee = place.payee;
         let mut register = self.watch.register();
-        if !register.reserve(id, place, channels_max, now_ms()) {
+        if !register.reserve(id, place, channels_max, uptime_ms()) {
             return Err(ApiError::new(
                 "channels_max",
                 format!("claims on {channels_max} channels are held for {payee} already"),

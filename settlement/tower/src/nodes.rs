@@ -34,7 +34,7 @@ use topnet_light::EngineVerifier;
 
 use crate::{
     node::{NOTHING_TO_RECOVER, NodeAt, NodeError, Problems, STATE_ABSENT},
-    now_ms,
+    now_ms, uptime_ms,
 };
 
 /// A state that is older is not what the chain's is now, if its blocks do not take longer.
@@ -55,11 +55,46 @@ pub(crate) struct KnownChain {
     pub name: ChainName,
     pub genesis: Genesis,
     pub hash: Hash,
+    head: Mutex<Head>,
+}
+
+/// The newest header that a node ever showed of a chain, so that none shows an old one as new,
+/// whatever the clock here says.
+#[derive(Clone, Copy, Debug, Default)]
+struct Head {
+    height: u64,
+    time_ms: u64,
+    /// The uptime when it was shown first.
+    shown_ms: u64,
+}
+
+impl Head {
+    /// Takes note of a header that is shown now.
+    fn note(&mut self, height: u64, time_ms: u64, uptime_ms: u64) {
+        if height > self.height {
+            *self = Self {
+                height,
+                time_ms,
+                shown_ms: uptime_ms,
+            };
+        }
+    }
+
+    /// How old a header of that time is: by the clock, or by the header if that is later.
+    fn age_ms(&self, time_ms: u64, clock_ms: u64, uptime_ms: u64) -> u64 {
+        let since_ms = uptime_ms.saturating_sub(self.shown_ms);
+        let by_head_ms = match self.height {
+            0 => 0,
+            _ => self.time_ms.saturating_add(since_ms),
+        };
+        clock_ms.max(by_head_ms).saturating_sub(time_ms)
+    }
 }
 
 impl KnownChain {
     fn of(genesis: Genesis) -> Self {
         Self {
+            head: Mutex::default(),
             name: ChainName(genesis.name.clone()),
             hash: genesis.hash(),
             genesis,
@@ -74,8 +109,8 @@ pub(crate) struct Shown<T> {
     pub value: T,
     /// The header's height.
     pub proved_height: u64,
-    /// The chain's height: that of the header; if it is stale, with the blocks that have had time
-    /// since.
+    /// The chain's height: that of the newest header that was ever shown; if this one is stale, at
+    /// least with the blocks that have had time since.
     pub height: u64,
     /// How old the header is.
     pub age_ms: u64,
@@ -424,7 +459,12 @@ fn shown<T: Record>(
     let validators = &chain.genesis.validators;
     let proved = EngineVerifier.prove_value(&chain.hash, validators, &key, &proof.proof.0);
     let (header, bytes) = proved?;
-    let age_ms = now_ms().saturating_sub(header.time_ms());
+    let head = {
+        let mut head = chain.head.lock().unwrap_or_else(PoisonError::into_inner);
+        head.note(header.height(), header.time_ms(), uptime_ms());
+        *head
+    };
+    let age_ms = head.age_ms(header.time_ms(), now_ms(), uptime_ms());
     let blocks = match is_stale(&chain.genesis, age_ms) {
         true => age_ms / chain.genesis.block_interval_ms.max(1),
         false => 0,
@@ -433,7 +473,7 @@ fn shown<T: Record>(
         chain: Arc::clone(chain),
         value: T::from_bytes(&bytes).ok()?,
         proved_height: header.height(),
-        height: header.height().saturating_add(blocks),
+        height: header.height().saturating_add(blocks).max(head.height),
         age_ms,
     })
 }
@@ -535,6 +575,22 @@ mod tests {
         assert!(began.elapsed() < REQUEST_TIMEOUT);
         assert_eq!(nodes.0.nodes[0].places(), 0);
         assert_eq!(nodes.0.nodes[1].places(), SUBMISSIONS_MAX);
+    }
+
+    /// The clock here is an hour slow, then an hour fast.
+    #[test]
+    fn an_old_header_is_old_whatever_the_clock_says() {
+        const HOUR_MS: u64 = 3_600_000;
+        let now_ms = 100 * HOUR_MS;
+        let (slow_ms, fast_ms) = (now_ms - HOUR_MS, now_ms + HOUR_MS);
+        let mut head = Head::default();
+        assert_eq!(head.age_ms(now_ms, slow_ms, 5), 0, "nothing else is known");
+        head.note(7, now_ms, 5);
+        assert_eq!(head.age_ms(now_ms - 20_000, slow_ms, 5), 20_000);
+        assert_eq!(head.age_ms(now_ms, slow_ms, 20_005), 20_000, "time goes on");
+        head.note(6, now_ms - 20_000, 6);
+        assert_eq!((head.height, head.time_ms), (7, now_ms));
+        assert_eq!(head.age_ms(now_ms, fast_ms, 5), HOUR_MS);
     }
 
     #[test]

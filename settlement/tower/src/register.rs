@@ -1,5 +1,5 @@
 //! Which channels a tower watches, when it looks at each again, and what it saw last. In memory
-//! only: after a start all that is held is looked at anew.
+//! only: after a start all that is held is looked at anew. Times are of [`crate::uptime_ms`].
 
 use std::collections::{BTreeMap, BTreeSet};
 

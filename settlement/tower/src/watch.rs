@@ -32,6 +32,7 @@ use crate::{
     nodes::{Nodes, Recovered, Shown},
     now_ms,
     register::{Place, Register, Watched},
+    uptime_ms,
 };
 
 /// Channels that are looked at at one time.
@@ -109,7 +110,7 @@ impl Watch {
     pub(crate) fn take_up(&self, channels: impl IntoIterator<Item = ChannelId>) {
         let mut register = self.register();
         for channel in channels {
-            register.watch(channel, now_ms());
+            register.watch(channel, uptime_ms());
         }
         drop(register);
         self.news.notify_one();
@@ -121,13 +122,13 @@ impl Watch {
         loop {
             // One that takes long keeps no other from being looked at.
             while looks.len() < LOOKS_MAX
-                && let Some(id) = self.register().take_due(now_ms())
+                && let Some(id) = self.register().take_due(uptime_ms())
             {
                 let watch = &self;
                 looks.push(async move { watch.look_once(id).await });
             }
             let next_ms = self.register().next_ms();
-            let left_ms = next_ms.map(|next_ms| next_ms.saturating_sub(now_ms()));
+            let left_ms = next_ms.map(|next_ms| next_ms.saturating_sub(uptime_ms()));
             let left = left_ms.map_or(SLEEP_MAX, Duration::from_millis);
             // Whatever ends first, it looks whether something is due.
             tokio::select! {
@@ -156,7 +157,7 @@ impl Watch {
                     tries,
                     ..before.clone()
                 };
-                (watched, now_ms().saturating_add(retry_ms(tries)))
+                (watched, uptime_ms().saturating_add(retry_ms(tries)))
             }
         };
         match (&before.alarm, &watched.alarm) {
@@ -174,7 +175,7 @@ impl Watch {
         match self.held.get(id) {
             Ok(None) => register.forget(id),
             Ok(Some(_)) | Err(_) => {
-                register.looked(id, Watched::default(), now_ms().saturating_add(RETRY_MS));
+                register.looked(id, Watched::default(), uptime_ms().saturating_add(RETRY_MS));
             }
         }
     }
@@ -192,6 +193,8 @@ impl Watch {
         let is_new = channel.paid > record.paid || record.due_ms.is_none();
         let later = now.saturating_add(self.interval_ms);
         let due_ms = record.due_ms.filter(|_| !is_new).unwrap_or(later);
+        // It may have been noted by a clock that was wrong.
+        let due_ms = due_ms.min(later);
         let is_due = due_ms <= now;
         let situation = Situation::of(genesis, channel, shown.height, record.redeemable, is_due);
         let decision = decide(&situation, Patience::ELSEWHERE);
@@ -227,7 +230,10 @@ impl Watch {
             // The next block may show it already.
             _ => retry_ms(tries).min(look_ms(&situation, genesis.block_interval_ms)),
         };
-        let look_ms = now_ms().saturating_add(wait_ms);
+        let wait_ms = match (decision, due_ms) {
+            (Decision::Wait, Some(due_ms)) => wait_ms.min(due_ms.saturating_sub(now)),
+            _ => wait_ms,
+        };
         let deadline = match channel.state {
             ChannelState::Closing { deadline } => Some(deadline),
             ChannelState::Open | ChannelState::Closed => None,
@@ -243,17 +249,14 @@ impl Watch {
             deadline,
             deadline_ms: deadline.map(|deadline| {
                 let left = deadline.saturating_sub(shown.height);
-                now_ms().saturating_add(left.saturating_mul(genesis.block_interval_ms))
+                uptime_ms().saturating_add(left.saturating_mul(genesis.block_interval_ms))
             }),
             closed,
             is_due: claims,
             alarm,
             tries,
         };
-        let look_ms = match decision {
-            Decision::Wait => look_ms.min(due_ms.unwrap_or(look_ms)),
-            _ => look_ms,
-        };
+        let look_ms = uptime_ms().saturating_add(wait_ms);
         Ok(Looked::Seen { watched, look_ms })
     }
 
