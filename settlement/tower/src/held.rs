@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use topnet_account::{Amount, ChannelId, Hash};
 use topnet_api::{ClaimBytes, HexBytes};
 
+use crate::register::Place;
+
 const CLAIMS: &str = "claims";
 const DUE: &str = "due";
 /// Claims in one answer, at most.
@@ -63,6 +65,9 @@ pub struct HeldRecord {
     pub due_ms: Option<u64>,
     /// The transaction that was handed in last.
     pub submitted: Option<Hash>,
+    /// Where a tower elsewhere has seen the channel, so that after a start it need not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) place: Option<Place>,
     /// Nothing will be paid on the channel any more, and no service's death changes that.
     #[serde(default)]
     pub over: bool,
@@ -177,6 +182,7 @@ impl Held {
                 paid,
                 due_ms: Some(due_ms),
                 submitted: before.as_ref().and_then(|held| held.submitted),
+                place: before.as_ref().and_then(|held| held.place.clone()),
                 over: false,
             };
             self.replace(&mut batch, channel, before.as_ref(), &held)?;

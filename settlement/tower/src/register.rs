@@ -1,8 +1,9 @@
 //! Which channels a tower watches, when it looks at each again, and what it saw last. In memory
-//! only: after a start all that is held is looked at anew. Times are of [`crate::uptime_ms`].
+//! only, but for where each is: after a start all that is held is looked at anew. Times are of [`crate::uptime_ms`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::ChainName;
 
@@ -11,7 +12,7 @@ use topnet_api::ChainName;
 const TURN: u64 = 4;
 
 /// What never changes of a channel, and where it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
     /// The service's chain; main, once it was recovered from a dead service.
     pub chain: ChainName,
@@ -77,6 +78,14 @@ impl Register {
         self.channels.insert(id, Watched::default());
         self.looks.insert((look_ms, id));
         self.unseen += 1;
+    }
+
+    /// The same for a channel that was seen before a start.
+    pub(crate) fn watch_at(&mut self, id: ChannelId, place: Option<Place>, look_ms: u64) {
+        self.watch(id, look_ms);
+        if let Some(place) = place {
+            self.place(&id, place);
+        }
     }
 
     /// Watches a channel that was just seen, unless its payee has `channels_max` on that chain;

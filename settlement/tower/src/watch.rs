@@ -101,7 +101,9 @@ impl Watch {
             after = Some(*last);
             let mut register = self.register();
             for id in page {
-                register.watch(id, 0);
+                // A record that cannot be read is an alarm when it is looked at.
+                let held = self.held.get(&id).ok().flatten();
+                register.watch_at(id, held.and_then(|held| held.place), 0);
             }
         }
     }
@@ -210,7 +212,13 @@ impl Watch {
             Decision::Small => Some(later),
             _ => Some(due_ms),
         };
-        let noted = self.note(id, &record, channel, due_ms);
+        let place = Place {
+            chain: shown.chain.name.clone(),
+            genesis: shown.chain.hash,
+            payee: channel.payee,
+            signer: channel.signer,
+        };
+        let noted = self.note(id, &record, &place, channel.paid, due_ms);
         let claims = matches!(
             decision,
             Decision::Claim | Decision::InTime { pays: true } | Decision::LastChance { pays: true }
@@ -239,12 +247,7 @@ impl Watch {
             ChannelState::Open | ChannelState::Closed => None,
         };
         let watched = Watched {
-            place: Some(Place {
-                chain: shown.chain.name.clone(),
-                genesis: shown.chain.hash,
-                payee: channel.payee,
-                signer: channel.signer,
-            }),
+            place: Some(place),
             paid: channel.paid,
             deadline,
             deadline_ms: deadline.map(|deadline| {
@@ -361,16 +364,18 @@ impl Watch {
         }
     }
 
-    /// Notes what is paid and when the claim falls due.
+    /// Notes where the channel is, what is paid and when the claim falls due.
     fn note(
         &self,
         id: &ChannelId,
         record: &HeldRecord,
-        channel: &Channel,
+        place: &Place,
+        paid: Amount,
         due_ms: Option<u64>,
     ) -> Result<(), HeldError> {
         self.held.change(id, |held| {
-            held.paid = channel.paid;
+            held.place = Some(place.clone());
+            held.paid = paid;
             // A better one may have come since.
             if due_ms.is_some() || held.redeemable == record.redeemable {
                 held.due_ms = due_ms;
