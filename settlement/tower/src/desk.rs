@@ -30,7 +30,6 @@ use crate::{
     now_ms,
     register::Place,
     rpc::{CLAIMS_PER_REQUEST_MAX, REQUEST_TIMEOUT, TowerServer, refused},
-    uptime_ms,
     watch::Watch,
 };
 
@@ -200,15 +199,14 @@ impl Desk {
         }
         let channels_max = self.channels_max;
         let payee = place.payee;
-        let mut register = self.watch.register();
-        if !register.reserve(*id, place, channels_max, uptime_ms()) {
+        let reserved = self.watch.reserve(*id, &place, channels_max);
+        if !reserved.map_err(unavailable)? {
             return Err(ApiError::new(
                 "channels_max",
                 format!("claims on {channels_max} channels are held for {payee} already"),
                 "bring it again when channels are closed; the tower's owner can raise channels_max",
             ));
         }
-        drop(register);
         Ok(Some(claim))
     }
 

@@ -214,16 +214,29 @@ impl Held {
 
     /// Holds nothing for a channel any more.
     pub fn forget(&self, channel: &ChannelId) -> Result<(), HeldError> {
+        self.forget_if(channel, |_| true).map(|_| ())
+    }
+
+    /// The same if its claim is such a one; false if it is another.
+    pub fn forget_if(
+        &self,
+        channel: &ChannelId,
+        is_such: impl FnOnce(&HeldRecord) -> bool,
+    ) -> Result<bool, HeldError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(before) = self.get(channel)? else {
-            return Ok(());
+            return Ok(true);
         };
+        if !is_such(&before) {
+            return Ok(false);
+        }
         let mut batch = WriteBatch::default();
         batch.delete_cf(self.table(CLAIMS), channel.as_ref());
         if let Some(due_ms) = before.due_ms {
             batch.delete_cf(self.table(DUE), due_key(due_ms, channel));
         }
-        self.write(batch)
+        self.write(batch)?;
+        Ok(true)
     }
 
     /// Channels whose claims are due, the longest first.
@@ -395,7 +408,10 @@ mod tests {
         assert_eq!(held.channels(None).unwrap(), [channel]);
         assert_eq!(held.channels(Some(&channel)).unwrap(), []);
 
-        held.forget(&channel).unwrap();
+        let of = |worth| move |held: &HeldRecord| held.redeemable == Amount::from_ntop(worth);
+        assert!(!held.forget_if(&channel, of(11)).unwrap());
+        assert_eq!(worth(&held), 12);
+        assert!(held.forget_if(&channel, of(12)).unwrap());
         assert_eq!(held.get(&channel).unwrap(), None);
         assert_eq!(held.channels(None).unwrap(), []);
         assert_eq!(held.due(u64::MAX, 10).unwrap(), []);

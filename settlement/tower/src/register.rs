@@ -40,6 +40,9 @@ pub(crate) struct Watched {
     pub is_due: bool,
     /// What may cost money if nobody does anything.
     pub alarm: Option<String>,
+    /// What the claim is worth in all, if it brings less than a claim's least, so that its place
+    /// may be another's.
+    pub spare: Option<Amount>,
     /// How often it was looked at or claimed in vain since it last went well.
     pub tries: u32,
 }
@@ -48,6 +51,9 @@ pub(crate) struct Watched {
 #[derive(Debug, Default)]
 pub(crate) struct Register {
     channels: BTreeMap<ChannelId, Watched>,
+    /// When each is looked at that is not being looked at; what stands below for another time is
+    /// void.
+    next: BTreeMap<ChannelId, u64>,
     looks: BTreeSet<(u64, ChannelId)>,
     /// Of these, channels whose look is due: those that are about to end by their deadline, the
     /// others by how long they have waited.
@@ -76,7 +82,7 @@ impl Register {
             return;
         }
         self.channels.insert(id, Watched::default());
-        self.looks.insert((look_ms, id));
+        self.plan(id, look_ms);
         self.unseen += 1;
     }
 
@@ -88,27 +94,38 @@ impl Register {
         }
     }
 
-    /// Watches a channel that was just seen, unless its payee has `channels_max` on that chain;
-    /// false then.
-    #[must_use]
+    /// Watches a channel that was just seen, unless its payee has `channels_max` on that chain. Then
+    /// gives one whose place it may take, with what that one's claim is worth.
     pub(crate) fn reserve(
         &mut self,
         id: ChannelId,
-        place: Place,
+        place: &Place,
         channels_max: u64,
         look_ms: u64,
-    ) -> bool {
+    ) -> Result<(), Option<(ChannelId, Amount)>> {
         if self.channels.contains_key(&id) {
-            return true;
+            return Ok(());
         }
+        let is_beside = |watched: &Watched| {
+            let beside = watched.place.as_ref();
+            beside.is_some_and(|one| (one.payee, &one.chain) == (place.payee, &place.chain))
+        };
         let of_payee = self.counts.get(&(place.payee, place.chain.clone()));
         let taken = of_payee.copied().unwrap_or(0).saturating_add(self.unseen);
         if taken >= channels_max {
-            return false;
+            let mut beside = self.channels.iter().filter(|(_, one)| is_beside(one));
+            return Err(beside.find_map(|(id, one)| Some((*id, one.spare?))));
         }
         self.watch(id, look_ms);
-        self.place(&id, place);
-        true
+        self.place(&id, place.clone());
+        Ok(())
+    }
+
+    /// It is not spare, as it turns out.
+    pub(crate) fn is_needed(&mut self, id: &ChannelId) {
+        if let Some(watched) = self.channels.get_mut(id) {
+            watched.spare = None;
+        }
     }
 
     /// A channel that it is time to look at: the one whose deadline is nearest, and in its turn
@@ -119,6 +136,9 @@ impl Register {
             && look_ms <= now_ms
         {
             self.looks.remove(&(look_ms, id));
+            if self.next.get(&id) != Some(&look_ms) {
+                continue;
+            }
             match self.channels.get(&id).map(|watched| watched.deadline_ms) {
                 Some(Some(deadline_ms)) => self.ending.insert((deadline_ms, id)),
                 Some(None) => self.waiting.insert((look_ms, id)),
@@ -132,7 +152,7 @@ impl Register {
         };
         let mut next = || first.pop_first().or_else(|| second.pop_first());
         while let Some((_, id)) = next() {
-            if self.channels.contains_key(&id) {
+            if self.next.remove(&id).is_some() {
                 self.given = self.given.wrapping_add(1);
                 return Some(id);
             }
@@ -153,7 +173,7 @@ impl Register {
         if let Some(watched) = self.channels.get_mut(id) {
             let place = watched.place.take();
             *watched = Watched { place, ..seen };
-            self.looks.insert((look_ms, *id));
+            self.plan(*id, look_ms);
         }
     }
 
@@ -162,6 +182,7 @@ impl Register {
         let Some(watched) = self.channels.remove(id) else {
             return;
         };
+        self.next.remove(id);
         self.uncount(watched.place);
     }
 
@@ -173,6 +194,11 @@ impl Register {
             alarms += u64::from(watched.alarm.is_some());
         }
         (due, alarms)
+    }
+
+    fn plan(&mut self, id: ChannelId, look_ms: u64) {
+        self.next.insert(id, look_ms);
+        self.looks.insert((look_ms, id));
     }
 
     fn place(&mut self, id: &ChannelId, place: Place) {
@@ -267,18 +293,19 @@ mod tests {
     fn a_payee_has_so_many_places_on_each_chain_and_those_unseen_count_for_all() {
         let mut register = Register::default();
         register.watch(id(1), 0);
-        assert!(register.reserve(id(2), place(7), 2, 0));
-        assert!(register.reserve(id(2), place(7), 2, 0), "it has its place");
-        assert!(!register.reserve(id(3), place(7), 2, 0));
-        assert!(register.reserve(id(4), place(8), 2, 0));
+        assert_eq!(register.reserve(id(2), &place(7), 2, 0), Ok(()));
+        // It has its place.
+        assert_eq!(register.reserve(id(2), &place(7), 2, 0), Ok(()));
+        assert_eq!(register.reserve(id(3), &place(7), 2, 0), Err(None));
+        assert_eq!(register.reserve(id(4), &place(8), 2, 0), Ok(()));
         // The first turns out to be another's.
         let seen = Watched {
             place: Some(place(8)),
             ..Watched::default()
         };
         register.looked(&id(1), seen, 9);
-        assert!(register.reserve(id(3), place(7), 2, 0));
-        assert!(!register.reserve(id(5), place(8), 2, 0));
+        assert_eq!(register.reserve(id(3), &place(7), 2, 0), Ok(()));
+        assert_eq!(register.reserve(id(5), &place(8), 2, 0), Err(None));
         // One that has gone to main leaves its place to another.
         let on_main = Place {
             chain: ChainName::main(),
@@ -289,8 +316,35 @@ mod tests {
             ..Watched::default()
         };
         register.looked(&id(1), seen, 9);
-        assert!(register.reserve(id(5), place(8), 2, 0));
+        assert_eq!(register.reserve(id(5), &place(8), 2, 0), Ok(()));
         register.forget(&id(5));
-        assert!(register.reserve(id(6), place(8), 2, 0));
+        assert_eq!(register.reserve(id(6), &place(8), 2, 0), Ok(()));
+    }
+
+    #[test]
+    fn a_place_that_brings_nothing_more_is_the_next_ones() {
+        let mut register = Register::default();
+        let worth = Amount::from_ntop(5);
+        let spare = |payee| Watched {
+            place: Some(place(payee)),
+            spare: Some(worth),
+            ..Watched::default()
+        };
+        assert_eq!(register.reserve(id(1), &place(7), 1, 0), Ok(()));
+        assert_eq!(register.reserve(id(2), &place(8), 1, 0), Ok(()));
+        register.looked(&id(2), spare(8), 9);
+        let reserved = register.reserve(id(3), &place(7), 1, 0);
+        assert_eq!(reserved, Err(None), "the spare one is another's");
+        register.looked(&id(1), spare(7), 9);
+        let reserved = register.reserve(id(3), &place(7), 1, 0);
+        assert_eq!(reserved, Err(Some((id(1), worth))));
+        register.is_needed(&id(1));
+        assert_eq!(register.reserve(id(3), &place(7), 1, 0), Err(None));
+        register.forget(&id(1));
+        assert_eq!(register.reserve(id(3), &place(7), 1, 0), Ok(()));
+        // It comes back, and is looked at once though it was to be looked at before.
+        register.watch(id(1), 9);
+        let given: Vec<ChannelId> = std::iter::from_fn(|| register.take_due(9)).collect();
+        assert_eq!(given.iter().filter(|given| **given == id(1)).count(), 1);
     }
 }

@@ -37,6 +37,8 @@ use crate::{
 
 /// Channels that are looked at at one time.
 const LOOKS_MAX: usize = 32;
+/// Places that may turn out not to be spare before whoever wants one is refused.
+const SPARES_TRIED_MAX: usize = 8;
 /// An open channel is looked at so often in its window, one that is about to end more often: it
 /// is acted in from the half on, and there are few.
 const LOOKS_OPEN: u64 = 8;
@@ -170,6 +172,33 @@ impl Watch {
         self.register().looked(&id, watched, look_ms);
     }
 
+    /// Watches a channel that was just seen, if its payee has a place for it: when all are taken,
+    /// one whose claim brings less than a claim's least is given up for it. False if there is none.
+    pub(crate) fn reserve(
+        &self,
+        id: ChannelId,
+        place: &Place,
+        channels_max: u64,
+    ) -> Result<bool, HeldError> {
+        let mut register = self.register();
+        for _ in 0..SPARES_TRIED_MAX {
+            match register.reserve(id, place, channels_max, uptime_ms()) {
+                Ok(()) => return Ok(true),
+                Err(None) => return Ok(false),
+                Err(Some((spare, worth))) => {
+                    let is_spare = |held: &HeldRecord| held.redeemable == worth;
+                    if self.held.forget_if(&spare, is_spare)? {
+                        info!(channel = %spare, "its place is another's");
+                        register.forget(&spare);
+                    } else {
+                        register.is_needed(&spare);
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// Watches a channel no more that there is nothing to hold for. What has come meanwhile is
     /// looked at: whoever brings a claim writes it before it is to be watched.
     fn leave(&self, id: &ChannelId) {
@@ -256,6 +285,9 @@ impl Watch {
             }),
             closed,
             is_due: claims,
+            // What is closed goes by itself.
+            spare: (situation.unpaid < situation.payout_min && closed.is_none())
+                .then_some(record.redeemable),
             alarm,
             tries,
         };
