@@ -3,8 +3,8 @@
 //!
 //! A claim that has grown is noted for each tower in memory and brought to it soon after, by a
 //! task of that tower's own, so nobody who hands claims over here waits for one. What a tower has is
-//! not kept: a start brings it everything again that has something to bring, and a tower keeps
-//! only what is better.
+//! not kept, and it may lose its disk: a start, each hour, and the end of a tower's absence bring
+//! it everything again whose end main has not accepted. A tower keeps only what is better.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,23 +12,29 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use topnet_account::{Amount, ChannelId};
 use topnet_api::{HandoverStatus, HeldClaim, HoldReport};
+use topnet_ledger::state::ChannelState;
 use topnet_tower::{
-    held::{Held, HeldError},
+    held::{Held, HeldRecord},
     now_ms,
     rpc::{CLAIMS_PER_REQUEST_MAX, RemoteTower},
 };
 use tracing::{info, warn};
 
-use crate::start::TaskError;
+use crate::{
+    chains::{Chains, unless_stopped},
+    start::TaskError,
+};
 
 /// A tower that is away is tried again after this, then after twice as long, and so on.
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A claim that a tower refused is brought again after this: it may not know the channel yet.
 const REFUSED_RETRY_MS: u64 = 30_000;
+/// Everything is brought again this long after it was last.
+const ALL_AGAIN: Duration = Duration::from_secs(3_600);
 /// Nobody sleeps longer.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -36,8 +42,7 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct Handover {
     held: Held,
-    /// A tower elsewhere can make no smaller claim.
-    payout_min: Amount,
+    chains: Chains,
     towers: Arc<[Receiver]>,
 }
 
@@ -61,9 +66,9 @@ struct Queue {
 }
 
 impl Handover {
-    /// Claims that pay `payout_min` to the towers at `urls`; an error names the one that is no
-    /// address.
-    pub(crate) fn new(held: Held, payout_min: Amount, urls: &[String]) -> Result<Self, String> {
+    /// What is held, on channels of these chains, to the towers at `urls`; an error names the one
+    /// that is no address.
+    pub(crate) fn new(held: Held, chains: Chains, urls: &[String]) -> Result<Self, String> {
         let receiver = |url: &String| {
             let tower = RemoteTower::new(url).map_err(|error| format!("{url}: {error}"))?;
             Ok(Receiver {
@@ -74,7 +79,7 @@ impl Handover {
         };
         Ok(Self {
             held,
-            payout_min,
+            chains,
             towers: urls.iter().map(receiver).collect::<Result<_, String>>()?,
         })
     }
@@ -101,46 +106,66 @@ impl Handover {
         if self.towers.is_empty() {
             std::future::pending::<()>().await;
         }
-        let mut after = None;
-        loop {
-            let page = self.held.channels(after.as_ref())?;
-            let Some(last) = page.last() else {
-                break;
-            };
-            after = Some(*last);
-            let mut open = Vec::new();
-            for id in page {
-                // What is paid or closed has nothing to bring.
-                if self
-                    .held
-                    .get(&id)?
-                    .is_some_and(|held| held.due_ms.is_some())
-                {
-                    open.push(id);
-                }
-            }
-            self.note(&open);
-        }
         let bringing = self.towers.iter().map(|tower| tower.run(&self));
         futures::future::try_join_all(bringing).await?;
         Ok(())
     }
+
+    /// The least that a claim pays on any of the chains. Where it is more, the tower knows.
+    fn payout_min(&self) -> Amount {
+        let main = self.chains.main().genesis.rules.claim_payout_min;
+        let hosted = self.chains.hosted().into_values();
+        let of_services = hosted.map(|hosted| hosted.record.genesis.rules.claim_payout_min);
+        of_services.fold(main, Amount::min)
+    }
+
+    /// True if the channel is closed and main has accepted that: before, its service's death may
+    /// undo it, and what was paid.
+    async fn is_over(&self, id: &ChannelId, held: &HeldRecord) -> Result<bool, TaskError> {
+        if held.over || held.due_ms.is_some() {
+            return Ok(held.over);
+        }
+        let Some((home, channel)) = self.chains.channel(id).await? else {
+            return Ok(false);
+        };
+        if channel.state != ChannelState::Closed {
+            return Ok(false);
+        }
+        let is_accepted = if home.name == self.chains.main().name {
+            true
+        } else if let Some(end) = self.chains.index().channel(id)?.and_then(|one| one.end) {
+            let service = self.chains.on_main(&home.chain.genesis()).await?;
+            service.is_some_and(|service| service.height >= end.block.height)
+        } else {
+            false
+        };
+        if is_accepted {
+            self.held.change(id, |held| held.over = true)?;
+        }
+        Ok(is_accepted)
+    }
 }
 
 impl Receiver {
-    async fn run(&self, handover: &Handover) -> Result<(), HeldError> {
-        let mut wait = RETRY;
+    async fn run(&self, handover: &Handover) -> Result<(), TaskError> {
+        let (mut wait, mut is_away, mut all_again) = (RETRY, false, Instant::now());
         loop {
+            if all_again <= Instant::now() {
+                self.take_up(handover).await?;
+                all_again = Instant::now() + ALL_AGAIN;
+            }
             let taken = self.queue().take(now_ms(), CLAIMS_PER_REQUEST_MAX);
             if taken.is_empty() {
                 // Either way it looks whether there is something.
                 let _ = tokio::time::timeout(SLEEP_MAX, self.news.notified()).await;
                 continue;
             }
+            let payout_min = handover.payout_min();
             let mut claims = Vec::with_capacity(taken.len());
             for channel in taken {
                 let held = handover.held.get(&channel)?;
-                if let Some(held) = held.filter(|held| held.unpaid() >= handover.payout_min) {
+                // What was paid may be undone, so it does not count.
+                if let Some(held) = held.filter(|held| held.redeemable >= payout_min) {
                     let claim = held.claim();
                     claims.push(HeldClaim { channel, claim });
                 }
@@ -152,6 +177,10 @@ impl Receiver {
             match self.tower.hold(claims).await {
                 Ok(report) => {
                     wait = RETRY;
+                    // Who knows what it has lost meanwhile.
+                    if std::mem::take(&mut is_away) {
+                        all_again = Instant::now();
+                    }
                     if self.queue().confirm(&report, now_ms()) {
                         info!(tower = %self.tower.url, "the tower takes claims");
                     }
@@ -161,6 +190,7 @@ impl Receiver {
                     }
                 }
                 Err(problem) => {
+                    is_away = true;
                     if self.queue().fail(&problem) {
                         warn!(tower = %self.tower.url, problem, "claims cannot be handed over; trying again");
                     }
@@ -168,6 +198,29 @@ impl Receiver {
                     wait = (wait * 2).min(RETRY_MAX);
                 }
             }
+        }
+    }
+
+    /// Notes everything that is held and not over.
+    async fn take_up(&self, handover: &Handover) -> Result<(), TaskError> {
+        let mut after = None;
+        loop {
+            let page = handover.held.channels(after.as_ref())?;
+            let Some(last) = page.last() else {
+                return Ok(());
+            };
+            after = Some(*last);
+            let mut noted = Vec::with_capacity(page.len());
+            for id in page {
+                let Some(held) = handover.held.get(&id)? else {
+                    continue;
+                };
+                let is_over = unless_stopped(handover.is_over(&id, &held).await)?;
+                if !is_over.unwrap_or(false) {
+                    noted.push(id);
+                }
+            }
+            self.queue().waiting.extend(noted);
         }
     }
 

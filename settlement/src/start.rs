@@ -220,8 +220,8 @@ impl Settlement {
             held: held.clone(),
             signing: Arc::default(),
         };
-        let handover =
-            Handover::new(held.clone(), payout_min, &towers).map_err(StartError::Towers)?;
+        let handover = Handover::new(held.clone(), chains.clone(), &towers);
+        let handover = handover.map_err(StartError::Towers)?;
         let tower = Tower {
             chains: chains.clone(),
             index: index.clone(),

@@ -33,7 +33,7 @@ use topnet_ledger::{
 use topnet_tower::{
     claim::{check, claim_body, malformed},
     decision::{Decision, Patience, Situation, decide},
-    held::{Held, HeldRecord, Pace},
+    held::{Held, HeldError, HeldRecord, Pace},
     now_ms,
 };
 use tracing::{info, warn};
@@ -80,11 +80,14 @@ impl Tower {
             let (_, worth) = check(&channel, &claim).map_err(|fault| malformed(&channel, fault))?;
             checked.push((channel, claim, worth));
         }
-        let (held, pace) = (self.held.clone(), self.pace);
-        let kept = tokio::task::spawn_blocking(move || held.hold(&checked, pace, now_ms()));
-        let kept = kept.await.map_err(unavailable)?.map_err(unavailable)?;
-        self.handover.note(&kept);
-        Ok(kept.len() as u64)
+        let (held, pace, handover) = (self.held.clone(), self.pace, self.handover.clone());
+        // Whoever asks may be gone before it is on disk; it is handed over all the same.
+        let keeping = tokio::task::spawn_blocking(move || {
+            let kept = held.hold(&checked, pace, now_ms())?;
+            handover.note(&kept);
+            Ok::<_, HeldError>(kept.len() as u64)
+        });
+        keeping.await.map_err(unavailable)?.map_err(unavailable)
     }
 
     /// Looks at what is due and at what is about to end, for good.

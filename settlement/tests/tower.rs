@@ -6,7 +6,7 @@
 mod processes;
 mod support;
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use processes::{Liar, Node, TowerProcess, free_address, url};
 use support::{Provider, balance, secret, settle, soon, top, until};
@@ -149,9 +149,11 @@ async fn a_tower_elsewhere_claims_in_time_what_settlement_held_and_lost() {
     let address = free_address();
     provider.configure(&format!("towers = [{:?}]\n", url(address)));
     let mut node = Node::of(&provider);
-    let mut tower = TowerProcess::new(&provider, address, &[url(node.address)], "");
     let client = provider.start().await;
     node.start().await;
+    let liar = Liar::start(node.address).await;
+    let nodes = [url(liar.address)];
+    let mut tower = TowerProcess::new(&provider, address, &nodes, "");
     fund(&client, &provider).await;
     let id = open(&client, &provider, 0, provider.payee.address()).await;
 
@@ -167,6 +169,7 @@ async fn a_tower_elsewhere_claims_in_time_what_settlement_held_and_lost() {
     assert_eq!((towers[0].unconfirmed, towers[0].confirmed_ms), (1, None));
     tower.start().await;
     until("the first claim", async || tower.claim(id).await).await;
+    let again = held.clone();
     assert_eq!(client.hold(soon(), vec![held]).await.unwrap(), Ok(1));
     let report = until("the better claim", async || {
         let report = tower.claim(id).await.unwrap();
@@ -179,6 +182,19 @@ async fn a_tower_elsewhere_claims_in_time_what_settlement_held_and_lost() {
         (towers[0].unconfirmed == 0 && towers[0].problem.is_none()).then_some(())
     })
     .await;
+
+    // It comes back without its disk: not only what has grown meanwhile is brought to it.
+    tower.lose_disk();
+    let (unknown, _) = claim(&provider.payer, ChannelId([8; 32]));
+    assert_eq!(client.hold(soon(), vec![unknown]).await.unwrap(), Ok(1));
+    until("the problem", async || {
+        let towers = client.towers(soon()).await.unwrap();
+        towers[0].problem.is_some().then_some(())
+    })
+    .await;
+    tower.start().await;
+    let report = until("the claim again", async || tower.claim(id).await).await;
+    assert_eq!(report.redeemable, worth);
 
     provider.kill();
     fs::remove_dir_all(provider.storage_dir().join("claims")).unwrap();
@@ -194,22 +210,34 @@ async fn a_tower_elsewhere_claims_in_time_what_settlement_held_and_lost() {
     assert_eq!((report.paid, report.alarm), (worth, None));
     assert!(report.transaction.is_some());
 
-    // When the channel is closed nothing is left of it.
     until("the deadline", async || {
         let tip = client.tip(soon(), ChainName::vpn()).await.unwrap().unwrap();
         (tip.block.height >= deadline).then_some(())
     })
     .await;
+    // Until main has accepted its end the channel may come back to life on main.
+    liar.stop_time(provider.service.hash()).await;
     let finalise = Transaction {
         chain: provider.service.hash(),
         body: Body::Finalise(id),
     };
     settle(&client, &ChainName::vpn(), &finalise).await;
-    until("its end", async || {
-        tower.claims().await.is_empty().then_some(())
-    })
-    .await;
-    assert_eq!(tower.status().await.held, 0);
+    let mut newcomer = TowerProcess::new(&provider, free_address(), &nodes, "");
+    newcomer.start().await;
+    assert_eq!(newcomer.hold(vec![again]).await.unwrap().kept, 1);
+    // Longer than between two looks.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for tower in [&tower, &newcomer] {
+        assert!(tower.claim(id).await.is_some());
+    }
+    liar.resume_time();
+    for tower in [&tower, &newcomer] {
+        until("its end", async || {
+            tower.claims().await.is_empty().then_some(())
+        })
+        .await;
+        assert_eq!(tower.status().await.held, 0);
+    }
 }
 
 /// Killed when the claim was noted and nobody had it yet, and started again without a node.
@@ -271,6 +299,8 @@ async fn what_is_not_good_is_refused_and_a_node_that_lies_changes_nothing() {
     let liar = Liar::start(node.address).await;
     let nodes = [url(liar.address), url(node.address)];
     let mut tower = TowerProcess::new(&provider, free_address(), &nodes, "channels_max = 1\n");
+    // Another service under the same name: the honest node's is found all the same.
+    liar.disguise(true);
     tower.start().await;
     fund(&client, &provider).await;
     let payee = provider.payee.address();
@@ -285,6 +315,11 @@ async fn what_is_not_good_is_refused_and_a_node_that_lies_changes_nothing() {
         let code = report.refused.into_iter().next().map(|one| one.error.code);
         code.unwrap_or_else(|| "nothing".to_owned())
     };
+    let of_other_payee = claim(&provider.payer, elsewhere).0;
+    assert_eq!(refusal(of_other_payee).await, "payee_not_served");
+    let problem = tower.status().await.nodes[0].problem.clone().unwrap();
+    assert!(problem.contains("no service of this main"), "{problem}");
+    liar.disguise(false);
     let unknown = ChannelId([8; 32]);
     let by_stranger = claim(&secret(7), id).0;
     let mut of_other = good.clone();
@@ -309,7 +344,6 @@ async fn what_is_not_good_is_refused_and_a_node_that_lies_changes_nothing() {
     };
     for (held, expected) in [
         (claim(&provider.payer, unknown).0, "channel_unknown"),
-        (claim(&provider.payer, elsewhere).0, "payee_not_served"),
         (by_stranger.clone(), "signature_wrong"),
         (of_other, "claim_malformed"),
         (false_token, "claim_malformed"),
@@ -369,7 +403,7 @@ async fn what_is_not_good_is_refused_and_a_node_that_lies_changes_nothing() {
 }
 
 /// A service dies with a claim that only the tower has: it brings the channel to main and claims
-/// there.
+/// there, though the node that it asks first proves everything falsely.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_services_channel_is_claimed_on_main() {
     let quick = |rules: &mut topnet_ledger::genesis::Rules| {
@@ -380,7 +414,9 @@ async fn a_dead_services_channel_is_claimed_on_main() {
     let mut node = Node::of(&provider);
     let client = provider.start().await;
     node.start().await;
-    let nodes = [url(node.address)];
+    let liar = Liar::start(node.address).await;
+    liar.forge(true);
+    let nodes = [url(liar.address), url(node.address)];
     let mut tower = TowerProcess::new(&provider, free_address(), &nodes, "");
     tower.start().await;
     let (main, vpn) = (ChainName::main(), ChainName::vpn());

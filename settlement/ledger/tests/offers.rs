@@ -132,6 +132,7 @@ fn what_is_locked_pays_for_its_own_end() {
     let order = publish(&world.main, POOR, offer(service));
     assert_eq!(world.main.code(&order), "balance_short");
     let order = retract(&world.main, POOR, service);
+    assert!(world.main.weigh(&order).is_ok());
     world.main.block(&[order]);
     assert_eq!(world.main.balance(POOR), DEPOSIT - FEE);
     let order = publish(&world.main, POOR, offer(service));
@@ -149,7 +150,7 @@ fn an_offer_that_nobody_could_take_is_refused() {
         world.main.code(&publish(&world.main, PROVIDER, offer))
     };
     type Case = (&'static str, fn(&mut Offer), &'static str);
-    let cases: [Case; 10] = [
+    let cases: [Case; 12] = [
         ("as it is", |_| (), "ok"),
         (
             "no name and no region",
@@ -174,6 +175,16 @@ fn an_offer_that_nobody_could_take_is_refused() {
         (
             "a region in two lines",
             |o| o.region = "L\nU".to_owned(),
+            "offer_invalid",
+        ),
+        (
+            "a name that is read backwards",
+            |o| o.name = "\u{202e}ksoiK".to_owned(),
+            "offer_invalid",
+        ),
+        (
+            "a name that looks like another",
+            |o| o.name = "Ki\u{200b}osk".to_owned(),
             "offer_invalid",
         ),
         (

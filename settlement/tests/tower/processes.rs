@@ -6,7 +6,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU16, Ordering},
     },
 };
@@ -20,8 +20,8 @@ use jsonrpsee::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
-use topnet_account::{Address, ChannelId};
-use topnet_api::{ClaimReport, HeldClaim, HoldReport, TowerStatus};
+use topnet_account::{Address, ChannelId, Hash};
+use topnet_api::{ChainName, ClaimReport, HeldClaim, HoldReport, StateSubject, TowerStatus};
 use topnet_tower::rpc::{RemoteTower, TowerClient as _};
 
 use super::support::{Provider, until};
@@ -160,6 +160,12 @@ impl TowerProcess {
         end(&mut self.process);
     }
 
+    /// Killed, and its disk is gone.
+    pub fn lose_disk(&mut self) {
+        self.kill();
+        fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+    }
+
     fn client(&self) -> HttpClient {
         HttpClient::builder().build(url(self.address)).unwrap()
     }
@@ -224,6 +230,7 @@ impl Drop for TowerProcess {
 /// A node that passes on what it is asked, but not always what is so.
 pub struct Liar {
     pub address: SocketAddr,
+    upstream: HttpClient,
     handle: ServerHandle,
     lies: Arc<Lies>,
 }
@@ -232,8 +239,12 @@ pub struct Liar {
 struct Lies {
     /// It keeps to itself what is submitted.
     withholds: AtomicBool,
-    /// It changes what is proved.
+    /// It changes what is proved, also of a dead service.
     forges: AtomicBool,
+    /// It gives services another genesis.
+    disguises: AtomicBool,
+    /// What it shows of services on main, whatever has happened since.
+    outdated: Mutex<Option<Value>>,
     /// Something was submitted.
     asked: AtomicBool,
 }
@@ -245,7 +256,7 @@ impl Liar {
         let address = server.local_addr().unwrap();
         let lies = Arc::<Lies>::default();
         let client = HttpClient::builder().build(url(upstream)).unwrap();
-        let mut module = RpcModule::new((client, Arc::clone(&lies)));
+        let mut module = RpcModule::new((client.clone(), Arc::clone(&lies)));
         for method in ["genesis", "channel", "prove", "recovery", "submit"] {
             let answer =
                 async move |params: Params<'static>, context: Arc<(HttpClient, Arc<Lies>)>, _| {
@@ -256,6 +267,7 @@ impl Liar {
         }
         Self {
             address,
+            upstream: client,
             handle: server.start(module),
             lies,
         }
@@ -269,6 +281,25 @@ impl Liar {
     /// From now on it shows something else than it was shown.
     pub fn forge(&self, forges: bool) {
         self.lies.forges.store(forges, Ordering::SeqCst);
+    }
+
+    /// From now on the services that it names are none of main's.
+    pub fn disguise(&self, disguises: bool) {
+        self.lies.disguises.store(disguises, Ordering::SeqCst);
+    }
+
+    /// From now on main's record of a service is what it is now.
+    pub async fn stop_time(&self, service: Hash) {
+        let mut asked = ArrayParams::new();
+        asked.insert(ChainName::main()).unwrap();
+        asked.insert(StateSubject::Service(service)).unwrap();
+        let shown = self.upstream.request("prove", asked).await.unwrap();
+        *self.lies.outdated.lock().unwrap() = Some(shown);
+    }
+
+    /// Time goes on.
+    pub fn resume_time(&self) {
+        *self.lies.outdated.lock().unwrap() = None;
     }
 
     /// True once something was submitted.
@@ -296,8 +327,16 @@ async fn answer(
             return Ok(serde_json::json!({ "id": format!("0x{}", "11".repeat(32)) }));
         }
     }
+    let params = params.parse::<Vec<Value>>()?;
+    let outdated = lies.outdated.lock().unwrap().clone();
+    if let Some(outdated) = outdated
+        && method == "prove"
+        && params[0] == "main"
+    {
+        return Ok(outdated);
+    }
     let mut passed = ArrayParams::new();
-    for param in params.parse::<Vec<Value>>()? {
+    for param in params {
         passed.insert(param).unwrap();
     }
     let answer: Result<Value, ClientError> = client.request(method, passed).await;
@@ -305,16 +344,26 @@ async fn answer(
         ClientError::Call(error) => error,
         other => ErrorObjectOwned::owned(-32_603, other.to_string(), None::<()>),
     })?;
-    if method == "prove" && lies.forges.load(Ordering::SeqCst) {
-        // One digit in the value's way up to the root.
-        let proof = answer["proof"].as_str().unwrap().to_owned();
-        let place = proof.len() - 9;
-        let digit = if &proof[place..=place] == "0" {
-            "1"
-        } else {
-            "0"
-        };
-        answer["proof"] = format!("{}{digit}{}", &proof[..place], &proof[place + 1..]).into();
+    let forges = lies.forges.load(Ordering::SeqCst);
+    match method {
+        "prove" if forges => answer["proof"] = forged(&answer["proof"]),
+        "recovery" if forges => answer = forged(&answer),
+        "genesis" if lies.disguises.load(Ordering::SeqCst) && answer["name"] != "main" => {
+            answer["salt"] = format!("0x{}", "77".repeat(32)).into();
+        }
+        _ => {}
     }
     Ok(answer)
+}
+
+/// Another digit in the value's way up to the root.
+fn forged(bytes: &Value) -> Value {
+    let bytes = bytes.as_str().unwrap();
+    let place = bytes.len() - 9;
+    let digit = if &bytes[place..=place] == "0" {
+        "1"
+    } else {
+        "0"
+    };
+    format!("{}{digit}{}", &bytes[..place], &bytes[place + 1..]).into()
 }

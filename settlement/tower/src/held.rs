@@ -5,6 +5,7 @@
 //! channels in the order in which their claims fall due.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -15,6 +16,8 @@ use rocksdb::{
 use serde::{Deserialize, Serialize};
 use topnet_account::{Amount, ChannelId, Hash};
 use topnet_api::{ClaimBytes, HexBytes};
+
+use crate::register::Place;
 
 const CLAIMS: &str = "claims";
 const DUE: &str = "due";
@@ -62,6 +65,12 @@ pub struct HeldRecord {
     pub due_ms: Option<u64>,
     /// The transaction that was handed in last.
     pub submitted: Option<Hash>,
+    /// Where a tower elsewhere has seen the channel, so that after a start it need not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) place: Option<Place>,
+    /// Nothing will be paid on the channel any more, and no service's death changes that.
+    #[serde(default)]
+    pub over: bool,
 }
 
 /// When a claim falls due that nobody asks for.
@@ -138,7 +147,14 @@ impl Held {
     ) -> Result<Vec<ChannelId>, HeldError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut batch, mut kept) = (WriteBatch::default(), Vec::new());
+        let mut best: BTreeMap<&ChannelId, (&ClaimBytes, &Amount)> = BTreeMap::new();
         for (channel, claim, redeemable) in claims {
+            let known = best.get(channel).map(|(_, known)| *known);
+            if known.is_none_or(|known| redeemable > known) {
+                best.insert(channel, (claim, redeemable));
+            }
+        }
+        for (channel, (claim, redeemable)) in best {
             let before = self.get(channel)?;
             let of_before =
                 |amount: fn(&HeldRecord) -> Amount| before.as_ref().map_or(Amount::ZERO, amount);
@@ -166,6 +182,8 @@ impl Held {
                 paid,
                 due_ms: Some(due_ms),
                 submitted: before.as_ref().and_then(|held| held.submitted),
+                place: before.as_ref().and_then(|held| held.place.clone()),
+                over: false,
             };
             self.replace(&mut batch, channel, before.as_ref(), &held)?;
             kept.push(*channel);
@@ -196,16 +214,29 @@ impl Held {
 
     /// Holds nothing for a channel any more.
     pub fn forget(&self, channel: &ChannelId) -> Result<(), HeldError> {
+        self.forget_if(channel, |_| true).map(|_| ())
+    }
+
+    /// The same if its claim is such a one; false if it is another.
+    pub fn forget_if(
+        &self,
+        channel: &ChannelId,
+        is_such: impl FnOnce(&HeldRecord) -> bool,
+    ) -> Result<bool, HeldError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(before) = self.get(channel)? else {
-            return Ok(());
+            return Ok(true);
         };
+        if !is_such(&before) {
+            return Ok(false);
+        }
         let mut batch = WriteBatch::default();
         batch.delete_cf(self.table(CLAIMS), channel.as_ref());
         if let Some(due_ms) = before.due_ms {
             batch.delete_cf(self.table(DUE), due_key(due_ms, channel));
         }
-        self.write(batch)
+        self.write(batch)?;
+        Ok(true)
     }
 
     /// Channels whose claims are due, the longest first.
@@ -341,7 +372,9 @@ mod tests {
         let worth = |held: &Held| held.get(&channel).unwrap().unwrap().redeemable.ntop();
         assert_eq!(held.hold(&[claim(5)], PACE, 1_000).unwrap(), [channel]);
         assert_eq!(held.hold(&[claim(5), claim(4)], PACE, 1_050).unwrap(), []);
-        assert_eq!(held.hold(&[claim(6)], PACE, 1_050).unwrap(), [channel]);
+        // The best of several on one channel, in any order.
+        let several = [claim(5), claim(6), claim(4)];
+        assert_eq!(held.hold(&several, PACE, 1_050).unwrap(), [channel]);
         assert_eq!(worth(&held), 6);
         assert_eq!(held.due(1_099, 10).unwrap(), []);
         assert_eq!(held.due(1_100, 10).unwrap(), [channel]);
@@ -375,7 +408,10 @@ mod tests {
         assert_eq!(held.channels(None).unwrap(), [channel]);
         assert_eq!(held.channels(Some(&channel)).unwrap(), []);
 
-        held.forget(&channel).unwrap();
+        let of = |worth| move |held: &HeldRecord| held.redeemable == Amount::from_ntop(worth);
+        assert!(!held.forget_if(&channel, of(11)).unwrap());
+        assert_eq!(worth(&held), 12);
+        assert!(held.forget_if(&channel, of(12)).unwrap());
         assert_eq!(held.get(&channel).unwrap(), None);
         assert_eq!(held.channels(None).unwrap(), []);
         assert_eq!(held.due(u64::MAX, 10).unwrap(), []);

@@ -12,7 +12,7 @@
 //! | decides what is to be done about one | [`decision`] | yes |
 //! | brings claims to a tower elsewhere, over its methods | [`rpc`] | yes |
 //! | knows which channels are watched, and when to look again | `register` | |
-//! | asks nodes and checks what they prove | `nodes` | |
+//! | asks nodes and checks what they prove | `nodes`, one by one `node` | |
 //! | looks at channels and claims | `watch` | |
 //! | takes claims from strangers | `desk` | |
 //! | listens | `listener` | |
@@ -25,13 +25,17 @@ pub mod decision;
 mod desk;
 pub mod held;
 mod listener;
+mod node;
 mod nodes;
 mod register;
 pub mod rpc;
 pub mod start;
 mod watch;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::OnceLock,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 pub use held::HeldError;
 
@@ -42,4 +46,12 @@ pub fn now_ms() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds that this process has run, which nobody sets back or forward: whatever is to be
+/// done again after a while goes by this.
+pub(crate) fn uptime_ms() -> u64 {
+    static STARTED: OnceLock<Instant> = OnceLock::new();
+    let elapsed = STARTED.get_or_init(Instant::now).elapsed();
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }

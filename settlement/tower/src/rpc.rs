@@ -17,7 +17,7 @@ pub const CLAIMS_PER_REQUEST_MAX: usize = 64;
 pub const REQUEST_BYTES_MAX: u32 = 256 << 10;
 
 /// A tower writes to its disk, and may have to ask a node about every claim.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: u32 = 4 << 20;
 
 /// What a tower answers, to anybody.

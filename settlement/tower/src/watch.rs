@@ -4,20 +4,23 @@
 //! early enough. A claim is noted before it is handed to the nodes, and handed in again until the
 //! channel's proved state shows that it was paid. Repeating it pays nothing twice. What goes wrong is tried
 //! again for ever, and is an alarm meanwhile.
+//!
+//! What a service's chain did after the state that main accepted last is void if the service dies.
+//! So a closed channel's claim is held until main has accepted its end.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::sync::Notify;
 use topnet_account::{Amount, ChannelId};
 use topnet_api::ChainName;
 use topnet_ledger::{
     Transaction,
     state::{Channel, ChannelState},
-    transaction::{Body, Recovery},
+    transaction::Body,
 };
 use tracing::{error, info, warn};
 
@@ -25,15 +28,17 @@ use crate::{
     claim::claim_body,
     decision::{Decision, Patience, Situation, decide},
     held::{Held, HeldError, HeldRecord},
-    nodes::{KnownChain, NodeError, Nodes, Shown},
+    node::{NodeError, STATE_ABSENT},
+    nodes::{Nodes, Recovered, Shown},
     now_ms,
     register::{Place, Register, Watched},
+    uptime_ms,
 };
 
 /// Channels that are looked at at one time.
-const LOOKS_MAX: usize = 16;
-/// Channels that are taken up at one time.
-const BATCH_MAX: usize = 256;
+const LOOKS_MAX: usize = 32;
+/// Places that may turn out not to be spare before whoever wants one is refused.
+const SPARES_TRIED_MAX: usize = 8;
 /// An open channel is looked at so often in its window, one that is about to end more often: it
 /// is acted in from the half on, and there are few.
 const LOOKS_OPEN: u64 = 8;
@@ -68,6 +73,16 @@ enum LookError {
     Held(#[from] HeldError),
 }
 
+/// What main has of a channel whose service's chain shows nothing new.
+enum OnMain {
+    /// Nothing yet.
+    NotThere,
+    /// It was recovered.
+    Shown(Box<Shown<Channel>>),
+    /// It had ended before.
+    Over,
+}
+
 /// What came of a look.
 enum Looked {
     /// There is nothing to hold any more.
@@ -88,27 +103,43 @@ impl Watch {
             after = Some(*last);
             let mut register = self.register();
             for id in page {
-                register.watch(id, 0);
+                // A record that cannot be read is an alarm when it is looked at.
+                let held = self.held.get(&id).ok().flatten();
+                register.watch_at(id, held.and_then(|held| held.place), 0);
             }
         }
     }
 
+    /// Watches channels whose claims are on disk, those among them that it does not watch.
+    pub(crate) fn take_up(&self, channels: impl IntoIterator<Item = ChannelId>) {
+        let mut register = self.register();
+        for channel in channels {
+            register.watch(channel, uptime_ms());
+        }
+        drop(register);
+        self.news.notify_one();
+    }
+
     /// Looks and claims for good.
     pub(crate) async fn run(self) {
+        let mut looks = FuturesUnordered::new();
         loop {
-            let due = self.register().take_due(now_ms(), BATCH_MAX);
-            if due.is_empty() {
-                let next_ms = self.register().next_ms();
-                let left_ms = next_ms.map(|next_ms| next_ms.saturating_sub(now_ms()));
-                let left = left_ms.map_or(SLEEP_MAX, Duration::from_millis);
-                // Either way it looks whether something is due.
-                let _ = tokio::time::timeout(left.min(SLEEP_MAX), self.news.notified()).await;
-                continue;
+            // One that takes long keeps no other from being looked at.
+            while looks.len() < LOOKS_MAX
+                && let Some(id) = self.register().take_due(uptime_ms())
+            {
+                let watch = &self;
+                looks.push(async move { watch.look_once(id).await });
             }
-            let looks = stream::iter(due);
-            looks
-                .for_each_concurrent(LOOKS_MAX, |id| self.look_once(id))
-                .await;
+            let next_ms = self.register().next_ms();
+            let left_ms = next_ms.map(|next_ms| next_ms.saturating_sub(uptime_ms()));
+            let left = left_ms.map_or(SLEEP_MAX, Duration::from_millis);
+            // Whatever ends first, it looks whether something is due.
+            tokio::select! {
+                Some(()) = looks.next() => {}
+                () = self.news.notified() => {}
+                () = tokio::time::sleep(left.min(SLEEP_MAX)), if looks.len() < LOOKS_MAX => {}
+            }
         }
     }
 
@@ -121,10 +152,7 @@ impl Watch {
         let before = self.register().get(&id).cloned().unwrap_or_default();
         let looked = self.look(&id, &before).await;
         let (watched, look_ms) = match looked {
-            Ok(Looked::Over) => {
-                self.register().forget(&id);
-                return;
-            }
+            Ok(Looked::Over) => return self.leave(&id),
             Ok(Looked::Seen { watched, look_ms }) => (watched, look_ms),
             Err(error) => {
                 let tries = before.tries.saturating_add(1);
@@ -133,7 +161,7 @@ impl Watch {
                     tries,
                     ..before.clone()
                 };
-                (watched, now_ms().saturating_add(retry_ms(tries)))
+                (watched, uptime_ms().saturating_add(retry_ms(tries)))
             }
         };
         match (&before.alarm, &watched.alarm) {
@@ -144,30 +172,82 @@ impl Watch {
         self.register().looked(&id, watched, look_ms);
     }
 
+    /// Watches a channel that was just seen, if its payee has a place for it: when all are taken,
+    /// one whose claim brings less than a claim's least is given up for it. False if there is none.
+    pub(crate) fn reserve(
+        &self,
+        id: ChannelId,
+        place: &Place,
+        channels_max: u64,
+    ) -> Result<bool, HeldError> {
+        let mut register = self.register();
+        for _ in 0..SPARES_TRIED_MAX {
+            match register.reserve(id, place, channels_max, uptime_ms()) {
+                Ok(()) => return Ok(true),
+                Err(None) => return Ok(false),
+                Err(Some((spare, worth))) => {
+                    let is_spare = |held: &HeldRecord| held.redeemable == worth;
+                    if self.held.forget_if(&spare, is_spare)? {
+                        info!(channel = %spare, "its place is another's");
+                        register.forget(&spare);
+                    } else {
+                        register.is_needed(&spare);
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Watches a channel no more that there is nothing to hold for. What has come meanwhile is
+    /// looked at: whoever brings a claim writes it before it is to be watched.
+    fn leave(&self, id: &ChannelId) {
+        let mut register = self.register();
+        match self.held.get(id) {
+            Ok(None) => register.forget(id),
+            Ok(Some(_)) | Err(_) => {
+                register.looked(id, Watched::default(), uptime_ms().saturating_add(RETRY_MS));
+            }
+        }
+    }
+
     async fn look(&self, id: &ChannelId, before: &Watched) -> Result<Looked, LookError> {
         let Some(record) = self.held.get(id)? else {
             return Ok(Looked::Over);
         };
-        let shown = self.sight(id, before.place.as_ref()).await?;
+        let Some(shown) = self.sight(id, before).await? else {
+            return self.give_up(id, &record, before.paid);
+        };
         let (channel, genesis) = (&shown.value, &shown.chain.genesis);
         let now = now_ms();
         // What others claim in time need not be claimed from here.
         let is_new = channel.paid > record.paid || record.due_ms.is_none();
         let later = now.saturating_add(self.interval_ms);
         let due_ms = record.due_ms.filter(|_| !is_new).unwrap_or(later);
+        // It may have been noted by a clock that was wrong.
+        let due_ms = due_ms.min(later);
         let is_due = due_ms <= now;
         let situation = Situation::of(genesis, channel, shown.height, record.redeemable, is_due);
         let decision = decide(&situation, Patience::ELSEWHERE);
-        if decision == Decision::Over {
-            self.give_up(id, &record, channel)?;
-            return Ok(Looked::Over);
+        let closed =
+            (decision == Decision::Over).then(|| before.closed.unwrap_or(shown.proved_height));
+        if let Some(closed) = closed
+            && self.nodes.is_accepted(&shown.chain, closed).await?
+        {
+            return self.give_up(id, &record, channel.paid);
         }
         let due_ms = match decision {
             Decision::Over | Decision::Paid => None,
             Decision::Small => Some(later),
             _ => Some(due_ms),
         };
-        let noted = self.note(id, &record, channel, due_ms);
+        let place = Place {
+            chain: shown.chain.name.clone(),
+            genesis: shown.chain.hash,
+            payee: channel.payee,
+            signer: channel.signer,
+        };
+        let noted = self.note(id, &record, &place, channel.paid, due_ms);
         let claims = matches!(
             decision,
             Decision::Claim | Decision::InTime { pays: true } | Decision::LastChance { pays: true }
@@ -187,89 +267,95 @@ impl Watch {
             // The next block may show it already.
             _ => retry_ms(tries).min(look_ms(&situation, genesis.block_interval_ms)),
         };
-        let look_ms = now_ms().saturating_add(wait_ms);
+        let wait_ms = match (decision, due_ms) {
+            (Decision::Wait, Some(due_ms)) => wait_ms.min(due_ms.saturating_sub(now)),
+            _ => wait_ms,
+        };
+        let deadline = match channel.state {
+            ChannelState::Closing { deadline } => Some(deadline),
+            ChannelState::Open | ChannelState::Closed => None,
+        };
         let watched = Watched {
-            place: Some(Place {
-                chain: shown.chain.name.clone(),
-                payee: channel.payee,
-                signer: channel.signer,
-            }),
+            place: Some(place),
             paid: channel.paid,
-            deadline: match channel.state {
-                ChannelState::Closing { deadline } => Some(deadline),
-                ChannelState::Open | ChannelState::Closed => None,
-            },
+            deadline,
+            deadline_ms: deadline.map(|deadline| {
+                let left = deadline.saturating_sub(shown.height);
+                uptime_ms().saturating_add(left.saturating_mul(genesis.block_interval_ms))
+            }),
+            closed,
             is_due: claims,
+            // What is closed goes by itself.
+            spare: (situation.unpaid < situation.payout_min && closed.is_none())
+                .then_some(record.redeemable),
             alarm,
             tries,
         };
-        let look_ms = match decision {
-            Decision::Wait => look_ms.min(due_ms.unwrap_or(look_ms)),
-            _ => look_ms,
-        };
+        let look_ms = uptime_ms().saturating_add(wait_ms);
         Ok(Looked::Seen { watched, look_ms })
     }
 
-    /// The channel wherever it is. One whose service's chain shows nothing new may be on main.
+    /// The channel wherever it is; `None` if its end is main's too. One whose service's chain shows
+    /// nothing new may be on main.
     async fn sight(
         &self,
         id: &ChannelId,
-        place: Option<&Place>,
-    ) -> Result<Shown<Channel>, NodeError> {
-        let Some(place) = place else {
-            return self.nodes.find(id).await;
+        before: &Watched,
+    ) -> Result<Option<Shown<Channel>>, NodeError> {
+        let Some(place) = &before.place else {
+            return self.nodes.find(id).await.map(Some);
         };
-        let shown = self.nodes.channel(&place.chain, id).await;
+        let shown = self
+            .nodes
+            .channel(&place.chain, Some(&place.genesis), id)
+            .await;
         let is_new = shown.as_ref().is_ok_and(|shown| !shown.is_stale());
         if is_new || place.chain == ChainName::main() {
-            return shown;
+            return shown.map(Some);
         }
-        let chain = self.nodes.chain(&place.chain).await?;
-        match self.on_main(&chain, id).await? {
-            Some(on_main) => Ok(on_main),
-            None => shown,
+        match self.on_main(id, place, before.closed).await? {
+            OnMain::NotThere => shown.map(Some),
+            OnMain::Shown(shown) => Ok(Some(*shown)),
+            OnMain::Over => Ok(None),
         }
     }
 
-    /// A dead service's channel on main, brought there if it is not there yet.
+    /// A dead service's channel on main, brought there if it is not there yet. `closed` is the
+    /// height of its service at which its end was seen.
     async fn on_main(
         &self,
-        chain: &KnownChain,
         id: &ChannelId,
-    ) -> Result<Option<Shown<Channel>>, NodeError> {
-        let service = self.nodes.service(&chain.hash).await?;
-        let next = service.height.saturating_add(1);
-        if !service.value.is_dead(&service.chain.genesis.rules, next) {
-            return Ok(None);
-        }
-        match self.nodes.channel(&ChainName::main(), id).await {
-            Ok(shown) => Ok(Some(shown)),
-            Err(NodeError::Refused(refusal)) if refusal.code == "state_absent" => {
-                self.recover(chain, id).await?;
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn recover(&self, chain: &KnownChain, id: &ChannelId) -> Result<(), NodeError> {
-        let bytes = self.nodes.recovery(chain, id).await?;
-        let main = self.nodes.main().await?;
-        let asked = |transaction: &Transaction| {
-            transaction.chain == main.hash
-                && matches!(
-                    &transaction.body,
-                    Body::Recover(recover) if recover.service == chain.hash
-                        && matches!(&recover.claim, Recovery::Channel { channel, .. } if channel == id)
-                )
+        place: &Place,
+        closed: Option<u64>,
+    ) -> Result<OnMain, NodeError> {
+        // What the service's chain proved is better than nothing, however old it is.
+        let Ok(shown) = self.nodes.service(&place.genesis).await else {
+            return Ok(OnMain::NotThere);
         };
-        // It is nobody's money that would be lost, but nobody's errand either.
-        if !Transaction::from_bytes(&bytes).is_ok_and(|transaction| asked(&transaction)) {
-            let told = "a node gave another transaction than the channel's recovery";
-            return Err(NodeError::Silent(told.to_owned()));
+        let (service, next) = (&shown.value, shown.height.saturating_add(1));
+        if !service.is_dead(&shown.chain.genesis.rules, next) {
+            return Ok(OnMain::NotThere);
         }
-        info!(channel = %id, chain = %chain.name, "its service is dead; recovering it");
-        self.nodes.submit(&main, &bytes).await
+        if closed.is_some_and(|closed| service.height >= closed) {
+            return Ok(OnMain::Over);
+        }
+        match self.nodes.channel(&ChainName::main(), None, id).await {
+            Ok(shown) => return Ok(OnMain::Shown(Box::new(shown))),
+            Err(error) if error.is(STATE_ABSENT) => {}
+            Err(error) => return Err(error),
+        }
+        match self.nodes.recover(&place.genesis, service, id).await? {
+            Recovered::Submitted => {
+                info!(channel = %id, chain = %place.chain, "its service is dead; recovering it");
+                Ok(OnMain::NotThere)
+            }
+            // The end was seen some time after it came, and had been accepted meanwhile.
+            Recovered::Nothing if closed.is_some() => Ok(OnMain::Over),
+            Recovered::Nothing => {
+                let told = "every node says that there is nothing to recover of it";
+                Err(NodeError::Silent(told.to_owned()))
+            }
+        }
     }
 
     /// Hands the claim in; gives what is wrong.
@@ -310,16 +396,18 @@ impl Watch {
         }
     }
 
-    /// Notes what is paid and when the claim falls due.
+    /// Notes where the channel is, what is paid and when the claim falls due.
     fn note(
         &self,
         id: &ChannelId,
         record: &HeldRecord,
-        channel: &Channel,
+        place: &Place,
+        paid: Amount,
         due_ms: Option<u64>,
     ) -> Result<(), HeldError> {
         self.held.change(id, |held| {
-            held.paid = channel.paid;
+            held.place = Some(place.clone());
+            held.paid = paid;
             // A better one may have come since.
             if due_ms.is_some() || held.redeemable == record.redeemable {
                 held.due_ms = due_ms;
@@ -327,20 +415,20 @@ impl Watch {
         })
     }
 
-    /// Forgets a channel that is closed.
+    /// Forgets a channel whose end is main's too.
     fn give_up(
         &self,
         id: &ChannelId,
         record: &HeldRecord,
-        channel: &Channel,
-    ) -> Result<(), HeldError> {
-        let lost = record.redeemable.checked_sub(channel.paid);
-        let lost = lost.filter(|lost| *lost > Amount::ZERO);
-        match lost {
+        paid: Amount,
+    ) -> Result<Looked, LookError> {
+        let lost = record.redeemable.checked_sub(paid);
+        match lost.filter(|lost| *lost > Amount::ZERO) {
             Some(lost) => warn!(channel = %id, %lost, "closed before all that is held was paid"),
-            None => info!(channel = %id, paid = %channel.paid, "closed, and all is paid"),
+            None => info!(channel = %id, %paid, "closed, and all is paid"),
         }
-        self.held.forget(id)
+        self.held.forget(id)?;
+        Ok(Looked::Over)
     }
 }
 
@@ -389,3 +477,50 @@ fn retry_ms(tries: u32) -> u64 {
 }
 
 const _: () = assert!(RETRY_MS << 6 >= RETRY_MS_MAX);
+
+#[cfg(test)]
+mod tests {
+    use topnet_account::Hash;
+    use topnet_api::ClaimBytes;
+
+    use super::*;
+    use crate::held::Pace;
+
+    fn watch(path: &std::path::Path) -> Watch {
+        Watch {
+            nodes: Nodes::new(&[], Hash::ZERO).unwrap(),
+            held: Held::open(path).unwrap(),
+            register: Arc::default(),
+            news: Arc::default(),
+            interval_ms: 100,
+        }
+    }
+
+    /// It came between the look that found nothing and the end of that look.
+    #[test]
+    fn a_channel_whose_claim_has_come_meanwhile_is_not_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let watch = watch(dir.path());
+        let (gone, come) = (ChannelId([1; 32]), ChannelId([2; 32]));
+        watch.take_up([gone, come]);
+        let take = || watch.register().take_due(u64::MAX);
+        assert_eq!((take(), take()), (Some(gone), Some(come)));
+        let claim = ClaimBytes {
+            voucher: vec![1],
+            index: 0,
+            preimage: [0; 32],
+            log_root: Hash::ZERO,
+        };
+        let pace = Pace {
+            interval_ms: 100,
+            exposure: None,
+        };
+        let claims = [(come, claim, Amount::from_ntop(5))];
+        watch.held.hold(&claims, pace, 0).unwrap();
+        watch.take_up([come]);
+        watch.leave(&gone);
+        watch.leave(&come);
+        assert_eq!((take(), take()), (Some(come), None));
+        assert_eq!(watch.register().len(), 1);
+    }
+}

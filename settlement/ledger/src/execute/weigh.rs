@@ -10,6 +10,8 @@
 //! is what it takes to be one. Imports are free, but one is worth something only if it brings
 //! exactly what comes next.
 
+use topnet_account::Amount;
+
 use super::{Context, Step, Stop, import, known_reads, order, step::plus, transact};
 use crate::{
     event::Event,
@@ -17,7 +19,7 @@ use crate::{
     outbox::{Import, OutboxEntry, OutboxHead},
     refusal::Refusal,
     state::{self, MainLink, Service},
-    transaction::{Body, Order, Sealed, Transaction},
+    transaction::{Action, Body, Order, Sealed, Transaction},
 };
 
 /// Orders count for less, what has a deadline for this or more.
@@ -77,7 +79,12 @@ fn weigh_order(
         return Err(Refusal::NonceAhead { expected, got }.into());
     }
     let fee = rules.fees.of(action);
-    let (needs, has) = (plus(order::cost(rules, action)?, fee)?, account.balance);
+    let needs = match (action, ahead) {
+        // What it brings back pays for it.
+        (Action::RetractOffer { .. }, 0) => Amount::ZERO,
+        _ => plus(order::cost(rules, action)?, fee)?,
+    };
+    let has = account.balance;
     if has < needs {
         return Err(Refusal::BalanceShort { needs, has }.into());
     }
