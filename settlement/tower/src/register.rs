@@ -145,7 +145,7 @@ impl Register {
                 None => false,
             };
         }
-        let is_turn = self.given % TURN == 0;
+        let is_turn = self.given.is_multiple_of(TURN);
         let (first, second) = match is_turn {
             true => (&mut self.waiting, &mut self.ending),
             false => (&mut self.ending, &mut self.waiting),

@@ -88,7 +88,7 @@ enum Looked {
     /// There is nothing to hold any more.
     Over,
     /// What was seen, and when to look again.
-    Seen { watched: Watched, look_ms: u64 },
+    Seen { watched: Box<Watched>, look_ms: u64 },
 }
 
 impl Watch {
@@ -153,7 +153,7 @@ impl Watch {
         let looked = self.look(&id, &before).await;
         let (watched, look_ms) = match looked {
             Ok(Looked::Over) => return self.leave(&id),
-            Ok(Looked::Seen { watched, look_ms }) => (watched, look_ms),
+            Ok(Looked::Seen { watched, look_ms }) => (*watched, look_ms),
             Err(error) => {
                 let tries = before.tries.saturating_add(1);
                 let watched = Watched {
@@ -292,6 +292,7 @@ impl Watch {
             tries,
         };
         let look_ms = uptime_ms().saturating_add(wait_ms);
+        let watched = Box::new(watched);
         Ok(Looked::Seen { watched, look_ms })
     }
 
