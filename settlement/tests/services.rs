@@ -3,17 +3,20 @@
 
 mod support;
 
-use support::{Provider, balance, settle, soon, top, until};
+use support::{
+    Provider, balance, settle, soon,
+    steps::{self, fund},
+    top, until,
+};
 use topnet_account::{Amount, ChannelId};
 use topnet_api::{
-    ApiError, ChainName, ChannelState, ClaimBytes, HeldClaim, HostedService, HostedState,
-    NewService, RecoverySubject, ServiceView, SettlementClient,
+    ApiError, ChainName, ChannelState, HeldClaim, HostedService, HostedState, NewService,
+    RecoverySubject, ServiceView, SettlementClient,
 };
-use topnet_channel::Voucher;
 use topnet_ledger::{
     Genesis, Transaction,
     genesis::Rules,
-    transaction::{Action, Body, Open, channel_id},
+    transaction::{Action, Body},
 };
 
 const HOUR_MS: u64 = 3_600_000;
@@ -39,14 +42,6 @@ async fn create(client: &SettlementClient) -> Result<(), ApiError> {
         epoch_blocks: Some(5),
     };
     client.create_service(soon(), new).await.unwrap()
-}
-
-fn fund(provider: &Provider, service: &Genesis, amount: Amount) -> Action {
-    Action::Fund {
-        service: service.hash(),
-        amount,
-        beneficiary: provider.payer.address(),
-    }
 }
 
 async fn view(client: &SettlementClient, chain: ChainName) -> ServiceView {
@@ -154,25 +149,8 @@ async fn a_dead_service_gives_back_everything_and_its_claims_are_paid_on_main() 
     let (payer, payee) = (provider.payer.address(), provider.payee.address());
     let fees = provider.main.rules.fees.clone();
 
-    let funding = provider.order(
-        &provider.main,
-        0,
-        fund(&provider, &provider.service, top(100)),
-    );
-    settle(&client, &main, &funding).await;
-    until("the credit", async || {
-        (balance(&client, &vpn, payer).await == top(100)).then_some(())
-    })
-    .await;
-    let open = Action::Open(Open {
-        payee,
-        allocation: top(60),
-        signer: provider.payer.public_key(),
-        close_window: 20,
-        expiry: 1_000_000,
-    });
-    let (opened, _) = settle(&client, &vpn, &provider.order(&provider.service, 0, open)).await;
-    let channel = channel_id(&provider.service.hash(), &payer, &payee, 0);
+    steps::funded(&client, &provider, top(100)).await;
+    let (channel, opened) = steps::opened(&client, &provider, 0, payee, 20).await;
     until(
         "main's acceptance of the state with the channel",
         async || {
@@ -182,22 +160,8 @@ async fn a_dead_service_gives_back_everything_and_its_claims_are_paid_on_main() 
     )
     .await;
     let on_service = balance(&client, &vpn, payer).await;
-    let voucher = Voucher {
-        channel,
-        seq: 1,
-        cumulative_amount: top(7),
-        cumulative_units: 1_000,
-        unit_price: Amount::from_ntop(26_000),
-        tokens: 1,
-        root: [0; 32],
-    };
-    let preimage = voucher.chain(&provider.payer).preimage(0).unwrap();
-    let claim = ClaimBytes {
-        voucher: voucher.sign(&provider.payer).to_bytes().to_vec(),
-        index: 0,
-        preimage,
-        log_root: support::other_hash(),
-    };
+    let voucher = steps::voucher(channel, top(7), 1);
+    let (claim, _) = steps::claim(&provider.payer, voucher, 0);
     let held = vec![HeldClaim { channel, claim }];
     assert_eq!(client.hold(soon(), held).await.unwrap(), Ok(1));
 

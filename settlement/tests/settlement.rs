@@ -5,7 +5,7 @@ mod support;
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
-use support::{EPOCH_BLOCKS, Provider, balance, other_hash, settle, soon, top, until};
+use support::{EPOCH_BLOCKS, Provider, balance, other_hash, settle, soon, steps, top, until};
 use tokio::io::AsyncWriteExt as _;
 use topnet_account::{Amount, ChannelId};
 use topnet_api::{
@@ -13,7 +13,7 @@ use topnet_api::{
     HeldClaim, HistoryEntry, SettlementClient, SocketName, StateSubject,
 };
 use topnet_chain::EngineVerifier;
-use topnet_channel::{SignedVoucher, Voucher};
+use topnet_channel::SignedVoucher;
 use topnet_ledger::{
     Genesis, Transaction,
     machine::Key,
@@ -22,73 +22,35 @@ use topnet_ledger::{
         Account, Channel, Record as _, Service, account_key, channel_key, outbox_entry_key,
         service_key,
     },
-    transaction::{Action, CloseByPayer, Message as _, Open, channel_id},
+    transaction::{Action, CloseByPayer, Message as _},
 };
 
-const UNIT_PRICE: Amount = Amount::from_ntop(26_000);
 const TOKENS: u16 = 200;
+const WINDOW: u32 = 20;
 
 /// What the payer promises: 1 TOP for what came before, and one token's worth for each of
 /// `TOKENS`.
 fn claim(provider: &Provider, channel: ChannelId) -> (ClaimBytes, Amount) {
-    let voucher = Voucher {
-        channel,
-        seq: 1,
-        cumulative_amount: top(1),
-        cumulative_units: 1_000,
-        unit_price: UNIT_PRICE,
-        tokens: TOKENS,
-        root: [0; 32],
-    };
-    let preimage = voucher.chain(&provider.payer).preimage(TOKENS).unwrap();
-    let signed = voucher.sign(&provider.payer);
-    let worth = signed.voucher.redeemable(TOKENS).unwrap();
-    (
-        ClaimBytes {
-            voucher: signed.to_bytes().to_vec(),
-            index: TOKENS,
-            preimage,
-            log_root: topnet_account::Hash([3; 32]),
-        },
-        worth,
+    steps::claim(
+        &provider.payer,
+        steps::voucher(channel, top(1), TOKENS),
+        TOKENS,
     )
 }
 
 fn fund(provider: &Provider) -> Action {
-    Action::Fund {
-        service: provider.service.hash(),
-        amount: top(100),
-        beneficiary: provider.payer.address(),
-    }
+    steps::fund(provider, &provider.service, top(100))
 }
 
 fn open(provider: &Provider) -> Action {
-    Action::Open(Open {
-        payee: provider.payee.address(),
-        allocation: top(60),
-        signer: provider.payer.public_key(),
-        close_window: 20,
-        expiry: 1_000_000,
-    })
-}
-
-async fn funded(client: &SettlementClient, provider: &Provider) {
-    until("the service's credit", async || {
-        let balance = balance(client, &ChainName::vpn(), provider.payer.address()).await;
-        (balance == top(100)).then_some(())
-    })
-    .await;
+    steps::open(provider, provider.payee.address(), WINDOW)
 }
 
 /// Funds the payer and opens a channel to the payee.
 async fn opened(client: &SettlementClient, provider: &Provider) -> ChannelId {
-    let funding = provider.order(&provider.main, 0, fund(provider));
-    settle(client, &ChainName::main(), &funding).await;
-    funded(client, provider).await;
-    let opening = provider.order(&provider.service, 0, open(provider));
-    settle(client, &ChainName::vpn(), &opening).await;
-    let (payer, payee) = (provider.payer.address(), provider.payee.address());
-    channel_id(&provider.service.hash(), &payer, &payee, 0)
+    steps::funded(client, provider, top(100)).await;
+    let payee = provider.payee.address();
+    steps::opened(client, provider, 0, payee, WINDOW).await.0
 }
 
 async fn closed(
@@ -173,7 +135,7 @@ async fn prove(client: &SettlementClient, provider: &Provider, channel: ChannelI
     assert_eq!(closed.paid, worth);
     assert_eq!(
         closed.log_root,
-        topnet_account::Hash([3; 32]),
+        steps::LOG_ROOT,
         "the payee's close says so"
     );
     let payee = provider.payee.address();
@@ -289,7 +251,7 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
         &provider.order(&provider.main, 0, fund(&provider)),
     )
     .await;
-    funded(&client, &provider).await;
+    steps::credited(&client, &provider, top(100)).await;
     let opening = provider.order(&provider.service, 0, open(&provider));
     let (block, events) = settle(&client, &vpn, &opening).await;
     assert_eq!(block.chain, vpn);
@@ -297,7 +259,7 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
     let tip = client.tip(soon(), vpn.clone()).await.unwrap().unwrap();
     assert!(tip.block.height >= block.height);
 
-    let channel = channel_id(&provider.service.hash(), &payer, &payee, 0);
+    let channel = steps::channel(&provider, 0, payee);
     let view = client.channel(soon(), channel).await.unwrap().unwrap();
     assert_eq!(
         (view.payer, view.payee, view.allocation),
@@ -429,10 +391,10 @@ async fn money_goes_to_the_service_through_a_channel_and_home() {
 async fn a_kill_at_any_step_costs_time_and_nothing_else() {
     let mut provider = Provider::new();
     let (main, vpn) = (ChainName::main(), ChainName::vpn());
-    let (payer, payee) = (provider.payer.address(), provider.payee.address());
+    let payee = provider.payee.address();
     let funding = provider.order(&provider.main, 0, fund(&provider));
     let opening = provider.order(&provider.service, 0, open(&provider));
-    let channel = channel_id(&provider.service.hash(), &payer, &payee, 0);
+    let channel = steps::channel(&provider, 0, payee);
     let (claim, worth) = claim(&provider, channel);
 
     // Killed with the transaction in the mempool, and again when it has just become final and
@@ -448,7 +410,7 @@ async fn a_kill_at_any_step_costs_time_and_nothing_else() {
     settle(&client, &main, &funding).await;
     provider.kill();
     let client = provider.start().await;
-    funded(&client, &provider).await;
+    steps::credited(&client, &provider, top(100)).await;
     settle(&client, &vpn, &opening).await;
 
     // Killed as soon as the close is promised: it is submitted without being asked for again.

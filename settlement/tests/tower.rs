@@ -9,15 +9,15 @@ mod support;
 use std::{fs, time::Duration};
 
 use processes::{Liar, Node, TowerProcess, free_address, url};
-use support::{Provider, balance, secret, settle, soon, top, until};
-use topnet_account::{Address, Amount, ChannelId, Hash};
+use support::{Provider, balance, secret, settle, soon, steps, top, until};
+use topnet_account::{Address, Amount, ChannelId};
 use topnet_api::{
     ChainName, ChannelState, ClaimBytes, ClaimStage, HeldClaim, HostedState, SettlementClient,
 };
-use topnet_channel::{SecretKey, SignedVoucher, Voucher};
+use topnet_channel::{SecretKey, SignedVoucher};
 use topnet_ledger::{
     Transaction,
-    transaction::{Action, Body, CloseByPayer, Message as _, Open, channel_id},
+    transaction::{Body, CloseByPayer, Message as _},
 };
 
 const HOUR_MS: u64 = 3_600_000;
@@ -27,25 +27,16 @@ const WINDOW: u32 = 150;
 
 /// Promised by `payer`: 1 TOP for what came before, and `TOKENS` units.
 fn claim(payer: &SecretKey, channel: ChannelId) -> (HeldClaim, Amount) {
-    let voucher = Voucher {
-        channel,
-        seq: 1,
-        cumulative_amount: top(1),
-        cumulative_units: 1_000,
-        unit_price: Amount::from_ntop(26_000),
-        tokens: TOKENS,
-        root: [0; 32],
-    };
-    let preimage = voucher.chain(payer).preimage(TOKENS).unwrap();
-    let signed = voucher.sign(payer);
-    let claim = ClaimBytes {
-        voucher: signed.to_bytes().to_vec(),
-        index: TOKENS,
-        preimage,
-        log_root: Hash([3; 32]),
-    };
-    let worth = signed.voucher.redeemable(TOKENS).unwrap();
+    let voucher = steps::voucher(channel, top(1), TOKENS);
+    let (claim, worth) = steps::claim(payer, voucher, TOKENS);
     (HeldClaim { channel, claim }, worth)
+}
+
+/// The same with `amount` in the place of the 1 TOP, and without its tokens.
+fn claim_of(payer: &SecretKey, channel: ChannelId, amount: Amount) -> HeldClaim {
+    let voucher = steps::voucher(channel, amount, TOKENS);
+    let (claim, _) = steps::claim(payer, voucher, 0);
+    HeldClaim { channel, claim }
 }
 
 /// The same without its tokens: worth 1 TOP.
@@ -61,21 +52,6 @@ fn less(held: &HeldClaim) -> HeldClaim {
     }
 }
 
-async fn fund(client: &SettlementClient, provider: &Provider) {
-    let action = Action::Fund {
-        service: provider.service.hash(),
-        amount: top(200),
-        beneficiary: provider.payer.address(),
-    };
-    let funding = provider.order(&provider.main, 0, action);
-    settle(client, &ChainName::main(), &funding).await;
-    until("the service's credit", async || {
-        let balance = balance(client, &ChainName::vpn(), provider.payer.address()).await;
-        (balance == top(200)).then_some(())
-    })
-    .await;
-}
-
 /// Opens the payer's channel number `nonce`.
 async fn open(
     client: &SettlementClient,
@@ -83,17 +59,9 @@ async fn open(
     nonce: u64,
     payee: Address,
 ) -> ChannelId {
-    let open = Action::Open(Open {
-        payee,
-        allocation: top(60),
-        signer: provider.payer.public_key(),
-        close_window: WINDOW,
-        expiry: 1_000_000,
-    });
-    let opening = provider.order(&provider.service, nonce, open);
-    settle(client, &ChainName::vpn(), &opening).await;
-    let payer = provider.payer.address();
-    channel_id(&provider.service.hash(), &payer, &payee, nonce)
+    steps::opened(client, provider, nonce, payee, WINDOW)
+        .await
+        .0
 }
 
 /// Closes as the payer; gives the deadline.
@@ -154,7 +122,7 @@ async fn a_tower_elsewhere_claims_in_time_what_settlement_held_and_lost() {
     let liar = Liar::start(node.address).await;
     let nodes = [url(liar.address)];
     let mut tower = TowerProcess::new(&provider, address, &nodes, "");
-    fund(&client, &provider).await;
+    steps::funded(&client, &provider, top(200)).await;
     let id = open(&client, &provider, 0, provider.payee.address()).await;
 
     // The tower is away at first: that keeps nobody from handing claims to settlement.
@@ -250,7 +218,7 @@ async fn a_tower_that_is_killed_before_it_submits_goes_on_and_waits_for_its_node
     let liar = Liar::start(node.address).await;
     let mut tower = TowerProcess::new(&provider, free_address(), &[url(liar.address)], "");
     tower.start().await;
-    fund(&client, &provider).await;
+    steps::funded(&client, &provider, top(200)).await;
     let id = open(&client, &provider, 0, provider.payee.address()).await;
     let (held, worth) = claim(&provider.payer, id);
     assert_eq!(tower.hold(vec![held]).await.unwrap().kept, 1);
@@ -310,7 +278,7 @@ async fn what_is_not_good_is_refused_and_a_node_that_lies_changes_nothing() {
     // Another service under the same name: the honest node's is found all the same.
     liar.disguise(true);
     tower.start().await;
-    fund(&client, &provider).await;
+    steps::funded(&client, &provider, top(200)).await;
     let payee = provider.payee.address();
     let id = open(&client, &provider, 0, payee).await;
     let second = open(&client, &provider, 1, payee).await;
@@ -331,20 +299,7 @@ async fn what_is_not_good_is_refused_and_a_node_that_lies_changes_nothing() {
     false_token.claim.preimage = [7; 32];
     let mut cut = good.clone();
     cut.claim.voucher.pop();
-    let mut small = claim(&provider.payer, id).0;
-    let voucher = Voucher {
-        cumulative_amount: Amount::from_ntop(1),
-        ..SignedVoucher::from_bytes(&small.claim.voucher)
-            .unwrap()
-            .voucher
-    };
-    let signed = voucher.sign(&provider.payer);
-    small.claim = ClaimBytes {
-        voucher: signed.to_bytes().to_vec(),
-        index: 0,
-        preimage: signed.voucher.root,
-        log_root: Hash::ZERO,
-    };
+    let small = claim_of(&provider.payer, id, Amount::from_ntop(1));
     for (held, expected) in [
         (claim(&provider.payer, unknown).0, "channel_unknown"),
         (by_stranger.clone(), "signature_wrong"),
@@ -382,24 +337,7 @@ async fn what_is_not_good_is_refused_and_a_node_that_lies_changes_nothing() {
     assert_eq!(refusal(other).await, "channels_max");
     // With the liar alone nothing is believed, and nothing is lost.
     node.kill();
-    let dearer = |payer: &SecretKey| {
-        let voucher = Voucher {
-            cumulative_amount: top(2),
-            ..SignedVoucher::from_bytes(&claim(payer, id).0.claim.voucher)
-                .unwrap()
-                .voucher
-        };
-        let signed = voucher.sign(payer);
-        HeldClaim {
-            channel: id,
-            claim: ClaimBytes {
-                voucher: signed.to_bytes().to_vec(),
-                index: 0,
-                preimage: signed.voucher.root,
-                log_root: Hash::ZERO,
-            },
-        }
-    };
+    let dearer = |payer: &SecretKey| claim_of(payer, id, top(2));
     assert_eq!(refusal(dearer(&secret(7))).await, "signature_wrong");
     let report = tower.claim(id).await.unwrap();
     assert_eq!(report.redeemable, worth);
@@ -426,7 +364,7 @@ async fn a_dead_services_channel_is_claimed_on_main() {
     let mut tower = TowerProcess::new(&provider, free_address(), &nodes, "");
     tower.start().await;
     let (main, vpn) = (ChainName::main(), ChainName::vpn());
-    fund(&client, &provider).await;
+    steps::funded(&client, &provider, top(200)).await;
     let id = open(&client, &provider, 0, provider.payee.address()).await;
     let opened = client.tip(soon(), vpn.clone()).await.unwrap().unwrap();
     until("main's acceptance of the channel", async || {

@@ -5,13 +5,13 @@ use topnet_api::{
     BlockRef, ChainName, ChannelView, ClaimBytes, DayEarnings, HeldClaim, SettlementClient,
     TransactionStatus,
 };
-use topnet_channel::Voucher;
+use topnet_channel::Claim;
 use topnet_ledger::{
     Transaction,
-    transaction::{Action, Open, channel_id},
+    transaction::{Action, Body, ClaimBody},
 };
 
-use super::{Provider, balance, other_hash, settle, soon, top, until};
+use super::{Provider, balance, settle, soon, steps, top, until};
 
 /// Nothing is claimed while a test looks.
 const CLAIM_INTERVAL_MS: u64 = 3_600_000;
@@ -27,7 +27,7 @@ pub struct Facts {
     blocks: Vec<(Hash, Vec<String>)>,
 }
 
-/// Processes on chains with funds, an open channel, a claim that was paid, and a better one that
+/// A process on chains with funds, an open channel, a claim that was paid, and a better one that
 /// is held.
 pub struct World {
     pub provider: Provider,
@@ -47,38 +47,30 @@ impl World {
     pub async fn on(mut provider: Provider) -> (Self, Facts) {
         let client = provider.start().await;
         let (main, vpn) = (ChainName::main(), ChainName::vpn());
-        let (payer, payee) = (provider.payer.address(), provider.payee.address());
+        let payee = provider.payee.address();
         let mut transactions = Vec::new();
         let mut make = async |chain: &ChainName, transaction: Transaction| {
             settle(&client, chain, &transaction).await;
             transactions.push((chain.clone(), transaction.id()));
         };
-        let fund = Action::Fund {
-            service: provider.service.hash(),
-            amount: top(100),
-            beneficiary: payer,
-        };
+        let fund = steps::fund(&provider, &provider.service, top(100));
         make(&main, provider.order(&provider.main, 0, fund)).await;
-        until("the credit", async || {
-            (balance(&client, &vpn, payer).await == top(100)).then_some(())
-        })
-        .await;
-        let open = Action::Open(Open {
-            payee,
-            allocation: top(60),
-            signer: provider.payer.public_key(),
-            close_window: 20,
-            expiry: 1_000_000,
-        });
+        steps::credited(&client, &provider, top(100)).await;
+        let open = steps::open(&provider, payee, 20);
         make(&vpn, provider.order(&provider.service, 0, open)).await;
-        let channel = channel_id(&provider.service.hash(), &payer, &payee, 0);
+        let channel = steps::channel(&provider, 0, payee);
         let transfer = Action::Transfer {
             to: payee,
             amount: top(1),
         };
         make(&main, provider.order(&provider.main, 1, transfer)).await;
+        make(&vpn, paying_claim(&provider, channel)).await;
+        until("the payout on main", async || {
+            (balance(&client, &main, payee).await > top(1)).then_some(())
+        })
+        .await;
 
-        let claim = claim(&provider, channel, top(7));
+        let (claim, _) = steps::claim(&provider.payer, steps::voucher(channel, top(7), 1), 0);
         let held = vec![HeldClaim {
             channel,
             claim: claim.clone(),
@@ -159,21 +151,20 @@ fn said<T, E: ToString, F: ToString>(answer: Result<Result<T, E>, F>) -> Result<
     answer.map_err(|error| error.to_string())
 }
 
-fn claim(provider: &Provider, channel: ChannelId, worth: Amount) -> ClaimBytes {
-    let voucher = Voucher {
-        channel,
-        seq: 1,
-        cumulative_amount: worth,
-        cumulative_units: 1_000,
-        unit_price: Amount::from_ntop(26_000),
-        tokens: 1,
-        root: [0; 32],
-    };
+/// A claim of 3 TOP, as a transaction.
+fn paying_claim(provider: &Provider, channel: ChannelId) -> Transaction {
+    let voucher = steps::voucher(channel, top(3), 1);
     let preimage = voucher.chain(&provider.payer).preimage(0).unwrap();
-    ClaimBytes {
-        voucher: voucher.sign(&provider.payer).to_bytes().to_vec(),
-        index: 0,
-        preimage,
-        log_root: other_hash(),
+    Transaction {
+        chain: provider.service.hash(),
+        body: Body::Claim(ClaimBody {
+            signer: provider.payer.public_key(),
+            claim: Claim {
+                voucher: voucher.sign(&provider.payer),
+                index: 0,
+                preimage,
+            },
+            log_root: steps::LOG_ROOT,
+        }),
     }
 }

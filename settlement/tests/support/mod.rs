@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod facts;
+pub mod steps;
 
 use std::{
     collections::BTreeMap,
