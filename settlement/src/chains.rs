@@ -41,6 +41,8 @@ use crate::{
 /// Blocks between two looks at what falls due.
 const LOOK_BLOCKS: u32 = 5;
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(2);
+/// Within this it is known why an engine has ended.
+const ENGINE_WORDS_WAIT: Duration = Duration::from_secs(2);
 
 /// A chain that runs here. Clones are the same one.
 #[derive(Clone)]
@@ -136,8 +138,11 @@ pub(crate) fn watch_over(
     tokio::spawn(async move {
         let fault = match task.await {
             Ok(Ok(())) => "a task ended".to_owned(),
-            // Whoever watches over the engine says why.
-            Ok(Err(TaskError::Ended(_))) => return,
+            Ok(Err(error @ TaskError::Ended(_))) => {
+                // Whoever watches over the engine knows why, and may tell it first.
+                tokio::time::sleep(ENGINE_WORDS_WAIT).await;
+                error.to_string()
+            }
             Ok(Err(error)) => error.to_string(),
             Err(error) if error.is_cancelled() => return,
             Err(error) => error.to_string(),

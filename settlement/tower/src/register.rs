@@ -1,5 +1,6 @@
 //! Which channels a tower watches, when it looks at each again, and what it saw last. In memory
-//! only, but for where each is: after a start all that is held is looked at anew. Times are of [`crate::uptime_ms`].
+//! only, but for where each is: after a start all that is held is looked at anew. Times are of
+//! [`crate::uptime_ms`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
