@@ -1,12 +1,11 @@
 //! The Internet checksum (RFC 1071) in the machine's own byte order.
 //!
 //! A one's complement sum does not depend on the order of bytes within its words, as long as
-//! summing and storing agree, and words of 32 bits sum to the same value modulo 2¹⁶ − 1 as
-//! their halves. So the sums here run over native words of 32 bits in a 64-bit accumulator,
-//! which the compiler turns into vector instructions.
+//! summing and storing agree, so the sums here run over native words.
 
-/// Bytes whose sum fits a [`Sum`] for sure, very far above every packet.
-const BYTES_MAX: usize = 1 << 20;
+/// Bytes that can be summed at once, far above every packet: the sums of so many halves of words
+/// of 32 bits fit 32 bits.
+const BYTES_MAX: usize = 1 << 18;
 
 /// A sum that is not folded to 16 bits yet.
 #[derive(Clone, Copy, Debug, Default)]
@@ -14,13 +13,23 @@ pub(crate) struct Sum(u64);
 
 impl Sum {
     /// Of bytes that begin at an even offset of what is summed.
+    ///
+    /// For each word of 32 bits, the word and its upper half are added up, and the lower halves
+    /// come from the difference. That way the compiler's vectors need no wider lanes and no
+    /// masks: three instructions for 16 bytes.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         debug_assert!(bytes.len() <= BYTES_MAX);
         let (words, rest) = bytes.as_chunks::<4>();
         let mut last = [0; 4];
         last[..rest.len()].copy_from_slice(rest);
-        let words = words.iter().map(|word| native(*word));
-        Self(words.sum::<u64>() + native(last))
+        let (mut both, mut upper) = (0u32, 0u32);
+        for word in words {
+            let word = u32::from_ne_bytes(*word);
+            both = both.wrapping_add(word);
+            upper = upper.wrapping_add(word >> 16);
+        }
+        let lower = both.wrapping_sub(upper << 16);
+        Self(u64::from(lower) + u64::from(upper) + u64::from(u32::from_ne_bytes(last)))
     }
 
     /// Of one word in network byte order.
@@ -67,10 +76,6 @@ impl Sum {
     }
 }
 
-fn native(word: [u8; 4]) -> u64 {
-    u64::from(u32::from_ne_bytes(word))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,8 +95,10 @@ mod tests {
 
     #[test]
     fn the_worst_sum_fits() {
-        let bytes = vec![0xff; BYTES_MAX];
+        let mut bytes = vec![0xff; BYTES_MAX];
         assert!(Sum::of(&bytes).plus(Sum::of(&bytes)).verifies());
+        bytes[BYTES_MAX - 2..].copy_from_slice(&[0x12, 0x34]);
+        assert_eq!(Sum::of(&bytes).folded(), [0x12, 0x34]);
     }
 
     proptest! {
