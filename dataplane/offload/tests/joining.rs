@@ -318,6 +318,10 @@ fn flows_are_joined_beside_each_other() {
     let streams = [TCP, other, port].map(|flow| stream(&flow, &[500; 20]));
     let packets: Vec<_> = (0..60).map(|at| streams[at % 3][at / 3].clone()).collect();
     assert_eq!(groups(LIMITS, &packets), [20, 20, 20]);
+    // TCP and UDP do not meet, whatever their ports are.
+    let twins = [true, false].map(|tcp| stream(&Flow { tcp, ..TCP }, &[500; 20]));
+    let twins: Vec<_> = (0..40).map(|at| twins[at % 2][at / 2].clone()).collect();
+    assert_eq!(groups(LIMITS, &twins), [20, 20]);
     // With one place, the flows take it from each other.
     let one = JoinLimits {
         flows_max: 1,
@@ -330,7 +334,7 @@ fn flows_are_joined_beside_each_other() {
 #[test]
 fn groups_end_where_they_must() {
     type Change = fn(&mut Vec<Vec<u8>>);
-    let cases: [(&str, Change, &[usize]); 10] = [
+    let cases: [(&str, Change, &[usize]); 12] = [
         ("nothing", |_| {}, &[8]),
         (
             "a shorter one in between",
@@ -352,6 +356,12 @@ fn groups_end_where_they_must() {
             |p| p[3] = numbered(3, |n| n.acknowledgment = 9, 100),
             &[3, 1, 4],
         ),
+        (
+            "another urgent pointer",
+            |p| count_up(&mut p[3], 38),
+            &[3, 1, 4],
+        ),
+        ("another option", |p| count_up(&mut p[3], 50), &[3, 1, 4]),
         ("a loss", |p| drop(p.remove(3)), &[3, 4]),
         ("two swapped", |p| p.swap(3, 4), &[3, 1, 1, 3]),
         ("a damaged payload", |p| p[3][60] ^= 1, &[3, 1, 4]),
@@ -363,6 +373,12 @@ fn groups_end_where_they_must() {
         change(&mut packets);
         assert_eq!(groups(LIMITS, &packets), expected, "{what}");
     }
+}
+
+/// Adds one to a word and takes one from the payload, so that the checksum is as right as before.
+fn count_up(packet: &mut [u8], at: usize) {
+    packet[at + 1] += 1;
+    packet[99] -= 1;
 }
 
 /// One packet in the middle of `stream(&TCP, &[100; 8])`.
@@ -401,6 +417,52 @@ fn a_fragment_is_not_overtaken() {
         assert_eq!(groups(LIMITS, &packets), expected);
         packets.remove(4);
     }
+}
+
+#[test]
+fn what_hides_its_transport_is_not_overtaken() {
+    let flow = Flow { v6: true, ..TCP };
+    let mut packets = stream(&flow, &[100; 8]);
+    let mut hidden = flow.packet(&Numbers::default(), &[1; 100]);
+    // A fragment whose transport header comes after destination options, perhaps.
+    hidden[6] = 44;
+    hidden[40] = 60;
+    packets.insert(4, hidden);
+    assert_eq!(groups(LIMITS, &packets), [4, 1, 4]);
+}
+
+#[test]
+fn the_other_spelling_of_a_checksum_of_zero_is_kept() {
+    let numbers = Numbers::default();
+    for (tcp, at) in [(true, 36), (false, 26)] {
+        let flow = Flow { tcp, ..TCP };
+        let packets = |spelled: u16| {
+            let mut first = flow.packet(&numbers, &flow.payload_to_zero(&numbers, 100));
+            first[at..at + 2].copy_from_slice(&spelled.to_be_bytes());
+            let second = Numbers {
+                identification: numbers.identification + 1,
+                sequence: numbers.sequence + 100,
+                ..numbers.clone()
+            };
+            [first, flow.packet(&second, &[1; 100])]
+        };
+        let (ours, other) = if tcp { (0, 0xffff) } else { (0xffff, 0) };
+        assert_eq!(groups(LIMITS, &packets(ours)), [2]);
+        assert_eq!(groups(LIMITS, &packets(other)), [1, 1]);
+    }
+    // And of the IPv4 header, whose identification means nothing here.
+    let flow = Flow {
+        dont_fragment: true,
+        ..TCP
+    };
+    let mut packets = stream(&flow, &[100; 2]);
+    packets[0][4..6].fill(0);
+    packets[0][10..12].fill(0);
+    let zeroed = etherparse::Ipv4Header::from_slice(&packets[0]).unwrap().0;
+    packets[0][4..6].copy_from_slice(&zeroed.calc_header_checksum().to_be_bytes());
+    assert_eq!(groups(LIMITS, &packets), [2]);
+    packets[0][10..12].fill(0xff);
+    assert_eq!(groups(LIMITS, &packets), [1, 1]);
 }
 
 #[test]

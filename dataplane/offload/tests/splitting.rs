@@ -226,6 +226,21 @@ fn a_packet_of_one_segment_is_no_super_packet() {
 }
 
 #[test]
+fn a_checksum_of_zero_is_spelled_as_its_transport_wants() {
+    let numbers = Numbers::default();
+    for (tcp, at, spelled) in [(true, 36, 0u16), (false, 26, 0xffff)] {
+        let flow = Flow { tcp, ..TCP };
+        let part = flow.payload_to_zero(&numbers, 100);
+        let whole = flow.unfinished(&numbers, &part, 0).packets();
+        let split = flow.unfinished(&numbers, &[&part[..], &[1]].concat(), 100);
+        for packet in [&whole[0], &split.packets()[0]] {
+            assert_eq!(packet[at..at + 2], spelled.to_be_bytes());
+            assert!(is_sound(packet));
+        }
+    }
+}
+
+#[test]
 fn a_finished_packet_is_not_looked_at() {
     let mut packet = [0xff, 1, 2];
     let taken = take(&VnetHeader::PLAIN, &mut packet);

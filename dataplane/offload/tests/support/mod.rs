@@ -126,6 +126,15 @@ impl Flow {
         Handed { header, packet }
     }
 
+    /// A payload for which the transport's checksum is zero.
+    pub fn payload_to_zero(&self, numbers: &Numbers, payload_bytes: usize) -> Vec<u8> {
+        let mut payload = vec![0; payload_bytes];
+        let packet = self.packet(numbers, &payload);
+        let at = self.ip(numbers, 0).len() + if self.tcp { 16 } else { 6 };
+        payload[..2].copy_from_slice(&packet[at..at + 2]);
+        payload
+    }
+
     pub fn header_bytes(&self) -> usize {
         let ip = if self.v6 {
             40
