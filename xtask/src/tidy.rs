@@ -20,6 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("topnet-api", &["topnet-account"]),
     ("topnet-config", &["topnet-account"]),
     ("topnet-metrics", &[]),
+    ("topnet-offload", &[]),
     // Apart from the log, so that only those who keep or read segments have a store's client.
     (
         "topnet-archive",
