@@ -7,10 +7,15 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{Base, Ipv4Subnet, Problem, Section, default, error::Problems};
+use crate::{
+    Base, InnerNetwork, Ipv4Subnet, Ipv6Subnet, Problem, Section, default, error::Problems,
+};
 
 /// Linux's `IFNAMSIZ` less the closing zero.
 const INTERFACE_NAME_BYTES_MAX: usize = 15;
+
+/// What every link that carries IPv6 must carry (RFC 8200, section 5).
+const INNER_MTU6_MIN: u16 = 1_280;
 
 /// What the data plane is told.
 #[derive(Clone, Debug, Deserialize)]
@@ -27,6 +32,8 @@ pub struct Dataplane {
     pub key_file: PathBuf,
     /// Where clients' inner addresses come from.
     pub inner_subnet: Ipv4Subnet,
+    /// Their IPv6 addresses, with the same host numbers; no IPv6 in the tunnel if left out.
+    pub inner_subnet6: Option<Ipv6Subnet>,
     /// The gateway's own inner address; the subnet's first if left out.
     pub gateway_address: Option<Ipv4Addr>,
     /// Largest inner IP packet; handed to clients.
@@ -35,6 +42,9 @@ pub struct Dataplane {
     /// How packets are received and sent.
     #[serde(default)]
     pub io: Io,
+    /// The tunnel's network device, when the kernel's sockets carry the packets.
+    #[serde(default = "default_tunnel_interface")]
+    pub tunnel_interface: String,
     /// CPU that the worker is pinned to; not pinned if left out.
     pub cpu: Option<u16>,
     /// Channels that the shared tables have room for, slot 0 (never used) included.
@@ -58,6 +68,12 @@ pub enum Io {
     AfXdpCopy,
     /// XDP in the kernel's generic path.
     AfXdpGeneric,
+    /// The kernel's UDP sockets and a TUN device.
+    Kernel,
+}
+
+fn default_tunnel_interface() -> String {
+    "topnet0".to_owned()
 }
 
 impl Dataplane {
@@ -70,6 +86,41 @@ impl Dataplane {
                 .unwrap_or(self.inner_subnet.network())
         };
         self.gateway_address.unwrap_or_else(first)
+    }
+
+    /// All of the tunnel's inner addresses.
+    pub fn inner_network(&self) -> InnerNetwork {
+        InnerNetwork::new(
+            self.inner_subnet,
+            self.inner_subnet6,
+            self.gateway_address(),
+        )
+    }
+
+    fn check_inner_subnet6(&self, subnet6: Ipv6Subnet, problems: &mut Problems<'_>) {
+        // Host numbers are IPv4's, of 32 bits at most.
+        let host_bits = 32 - self.inner_subnet.prefix_bits().min(32);
+        if subnet6.prefix_bits() > 128 - host_bits {
+            problems.add(
+                "inner_subnet6",
+                format!("{subnet6} has fewer addresses than {}", self.inner_subnet),
+                "choose a wider network, such as fd78::/64",
+            );
+        }
+        if !matches!(self.io, Io::Auto | Io::Kernel) {
+            problems.add(
+                "inner_subnet6",
+                "frames (io = \"af-xdp-…\") carry IPv4 only",
+                "choose io = \"kernel\" or \"auto\", or leave inner_subnet6 out",
+            );
+        }
+        if self.inner_mtu < INNER_MTU6_MIN {
+            problems.add(
+                "inner_mtu",
+                format!("{} is too small for IPv6", self.inner_mtu),
+                "choose at least 1280 (RFC 8200), or leave inner_subnet6 out",
+            );
+        }
     }
 
     pub(crate) fn missing_interfaces(&self) -> Vec<Problem> {
@@ -99,6 +150,7 @@ impl Section for Dataplane {
         let named = [
             ("client_interface", &self.client_interface),
             ("uplink_interface", &self.uplink_interface),
+            ("tunnel_interface", &self.tunnel_interface),
         ];
         for (key, name) in named {
             let possible = (1..=INTERFACE_NAME_BYTES_MAX).contains(&name.len())
@@ -141,6 +193,9 @@ impl Section for Dataplane {
                 ),
                 "choose a host of inner_subnet, or leave the key out",
             );
+        }
+        if let Some(subnet6) = self.inner_subnet6 {
+            self.check_inner_subnet6(subnet6, problems);
         }
         if !(576..=1_440).contains(&self.inner_mtu) {
             problems.add(

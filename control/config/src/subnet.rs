@@ -1,76 +1,154 @@
-//! An IPv4 network in CIDR notation (RFC 4632).
+//! Networks in CIDR notation (RFC 4632, RFC 4291).
 
-use std::{fmt, net::Ipv4Addr, str::FromStr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-
-/// An IPv4 network: `10.78.0.0/16`. Host bits are zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ipv4Subnet {
-    network: Ipv4Addr,
-    prefix_bits: u8,
-}
 
 /// Text that is not a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubnetError {
     /// Not `address/bits`.
-    #[error("`{0}` is not a network: write it as 10.78.0.0/16")]
-    Malformed(String),
+    #[error("`{text}` is not a network: write it as {example}")]
+    Malformed {
+        /// What was written.
+        text: String,
+        /// What one looks like.
+        example: &'static str,
+    },
     /// An address inside the network, where the network itself is expected.
     #[error("`{text}` has host bits set: the network is {network}")]
     HostBits {
         /// What was written.
         text: String,
         /// What was probably meant.
-        network: Ipv4Subnet,
+        network: String,
     },
 }
 
-impl Ipv4Subnet {
-    /// Every address.
-    pub const ALL: Self = Self {
-        network: Ipv4Addr::UNSPECIFIED,
-        prefix_bits: 0,
-    };
-
-    /// The network of `prefix_bits` that `address` is in; `None` above 32 bits.
-    pub fn containing(address: Ipv4Addr, prefix_bits: u8) -> Option<Self> {
-        (prefix_bits <= 32).then(|| {
-            let network = Ipv4Addr::from_bits(address.to_bits() & mask(prefix_bits));
-            Self {
-                network,
-                prefix_bits,
-            }
-        })
-    }
-
-    /// The network of one address.
-    pub const fn host(address: Ipv4Addr) -> Self {
-        Self {
-            network: address,
-            prefix_bits: 32,
+macro_rules! subnet {
+    ($(#[$doc:meta])* $name:ident, $address:ident, $bits:ty, $example:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name {
+            network: $address,
+            prefix_bits: u8,
         }
-    }
 
-    /// The first address.
-    pub const fn network(&self) -> Ipv4Addr {
-        self.network
-    }
+        impl $name {
+            /// Every address.
+            pub const ALL: Self = Self {
+                network: $address::UNSPECIFIED,
+                prefix_bits: 0,
+            };
 
-    /// Length of the common prefix.
-    pub const fn prefix_bits(&self) -> u8 {
-        self.prefix_bits
-    }
+            const fn mask(prefix_bits: u8) -> $bits {
+                match prefix_bits {
+                    0 => 0,
+                    bits => <$bits>::MAX << (<$bits>::BITS - bits as u32),
+                }
+            }
 
+            /// The network of `prefix_bits` that `address` is in; `None` for more bits than an
+            /// address has.
+            pub fn containing(address: $address, prefix_bits: u8) -> Option<Self> {
+                (u32::from(prefix_bits) <= <$bits>::BITS).then(|| Self {
+                    network: $address::from_bits(address.to_bits() & Self::mask(prefix_bits)),
+                    prefix_bits,
+                })
+            }
+
+            /// The network of one address.
+            pub const fn host(address: $address) -> Self {
+                Self {
+                    network: address,
+                    prefix_bits: <$bits>::BITS as u8,
+                }
+            }
+
+            /// The first address.
+            pub const fn network(&self) -> $address {
+                self.network
+            }
+
+            /// Length of the common prefix.
+            pub const fn prefix_bits(&self) -> u8 {
+                self.prefix_bits
+            }
+
+            /// True if `address` is inside.
+            pub fn contains(&self, address: $address) -> bool {
+                address.to_bits() & Self::mask(self.prefix_bits) == self.network.to_bits()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}/{}", self.network, self.prefix_bits)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = SubnetError;
+
+            fn from_str(text: &str) -> Result<Self, SubnetError> {
+                let malformed = || SubnetError::Malformed {
+                    text: text.chars().take(64).collect(),
+                    example: $example,
+                };
+                let (address, bits) = text.split_once('/').ok_or_else(malformed)?;
+                let address: $address = address.parse().map_err(|_| malformed())?;
+                let bits: u8 = bits.parse().map_err(|_| malformed())?;
+                let network = Self::containing(address, bits).ok_or_else(malformed)?;
+                if network.network != address {
+                    return Err(SubnetError::HostBits {
+                        text: text.to_owned(),
+                        network: network.to_string(),
+                    });
+                }
+                Ok(network)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?
+                    .parse()
+                    .map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+subnet!(
+    /// An IPv4 network: `10.78.0.0/16`. Host bits are zero.
+    Ipv4Subnet,
+    Ipv4Addr,
+    u32,
+    "10.78.0.0/16"
+);
+
+subnet!(
+    /// An IPv6 network: `fd78::/64`. Host bits are zero.
+    Ipv6Subnet,
+    Ipv6Addr,
+    u128,
+    "fd78::/64"
+);
+
+impl Ipv4Subnet {
     /// The last address.
     pub fn broadcast(&self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.network.to_bits() | !mask(self.prefix_bits))
-    }
-
-    /// True if `address` is inside.
-    pub fn contains(&self, address: Ipv4Addr) -> bool {
-        address.to_bits() & mask(self.prefix_bits) == self.network.to_bits()
+        Ipv4Addr::from_bits(self.network.to_bits() | !Self::mask(self.prefix_bits))
     }
 
     /// Addresses that a host may have: all but the network's and the broadcast address.
@@ -81,51 +159,6 @@ impl Ipv4Subnet {
             _ => first + 1..=last - 1,
         };
         range.map(Ipv4Addr::from_bits)
-    }
-}
-
-fn mask(prefix_bits: u8) -> u32 {
-    u32::MAX
-        .checked_shl(32 - u32::from(prefix_bits))
-        .unwrap_or(0)
-}
-
-impl fmt::Display for Ipv4Subnet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.network, self.prefix_bits)
-    }
-}
-
-impl FromStr for Ipv4Subnet {
-    type Err = SubnetError;
-
-    fn from_str(text: &str) -> Result<Self, SubnetError> {
-        let malformed = || SubnetError::Malformed(text.chars().take(64).collect());
-        let (address, bits) = text.split_once('/').ok_or_else(malformed)?;
-        let address: Ipv4Addr = address.parse().map_err(|_| malformed())?;
-        let bits: u8 = bits.parse().map_err(|_| malformed())?;
-        let network = Self::containing(address, bits).ok_or_else(malformed)?;
-        if network.network != address {
-            return Err(SubnetError::HostBits {
-                text: text.to_owned(),
-                network,
-            });
-        }
-        Ok(network)
-    }
-}
-
-impl Serialize for Ipv4Subnet {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Ipv4Subnet {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(de::Error::custom)
     }
 }
 
@@ -151,6 +184,25 @@ mod tests {
             assert_eq!(parsed.is_ok(), good, "{text}");
             if let Ok(subnet) = parsed {
                 assert_eq!(subnet.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn ipv6_is_read_by_the_same_rules() {
+        for (text, good) in [
+            ("fd78::/64", true),
+            ("::/0", true),
+            ("fd78::1/128", true),
+            ("fd78::1/64", false),
+            ("fd78::/129", false),
+            ("10.0.0.0/8", false),
+        ] {
+            let parsed = text.parse::<Ipv6Subnet>();
+            assert_eq!(parsed.is_ok(), good, "{text}");
+            if let Ok(subnet) = parsed {
+                assert_eq!(subnet.to_string(), text);
+                assert!(subnet.contains(subnet.network()));
             }
         }
     }

@@ -42,6 +42,7 @@ fn commented_keys_of_the_example_are_its_defaults() {
         "hourly_spend_ntop_max = ",
         "hourly_volume_bytes_max = ",
         "rate_bytes_per_s_max = ",
+        "inner_subnet6 = ",
         "gateway_address = ",
         "bucket = ",
         "endpoint = ",
