@@ -14,10 +14,12 @@ mod link;
 mod namespace;
 mod processes;
 mod root;
+mod tunnel_driver;
 
 pub use link::{Endpoint, Offload, Veth};
 pub use namespace::{NAMESPACES_MAX, Namespace, PREFIX, sweep};
 pub use root::{ROOT_TESTS_ENV, root_tests};
+pub use tunnel_driver::with_tunnel_driver;
 
 use std::io;
 
