@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
@@ -20,7 +20,7 @@ const FILE: &str = "endpoints";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoints {
     path: PathBuf,
-    known: HashMap<[u8; 32], SocketAddrV4>,
+    known: HashMap<[u8; 32], SocketAddr>,
     known_max: usize,
     changed: bool,
 }
@@ -42,12 +42,12 @@ impl Endpoints {
 
     /// Where the peer was last.
     #[must_use]
-    pub fn of(&self, key: &[u8; 32]) -> Option<SocketAddrV4> {
+    pub fn of(&self, key: &[u8; 32]) -> Option<SocketAddr> {
         self.known.get(key).copied()
     }
 
     /// Notes where a peer is. When there is no room, peers that are not noted again make some.
-    pub fn note(&mut self, key: [u8; 32], endpoint: SocketAddrV4) {
+    pub fn note(&mut self, key: [u8; 32], endpoint: SocketAddr) {
         if self.known.get(&key) == Some(&endpoint) {
             return;
         }
@@ -66,7 +66,7 @@ impl Endpoints {
         if !std::mem::take(&mut self.changed) {
             return None;
         }
-        let line = |(key, at): (&[u8; 32], &SocketAddrV4)| format!("{} {at}\n", BASE64.encode(key));
+        let line = |(key, at): (&[u8; 32], &SocketAddr)| format!("{} {at}\n", BASE64.encode(key));
         Some((self.path.clone(), self.known.iter().map(line).collect()))
     }
 }
@@ -78,7 +78,7 @@ pub fn write(path: &Path, text: &str) -> io::Result<()> {
     fs::rename(&fresh, path)
 }
 
-fn parse(line: &str) -> Option<([u8; 32], SocketAddrV4)> {
+fn parse(line: &str) -> Option<([u8; 32], SocketAddr)> {
     let (key, endpoint) = line.split_once(' ')?;
     let key = BASE64.decode(key.as_bytes()).ok()?.try_into().ok()?;
     Some((key, endpoint.parse().ok()?))
@@ -92,7 +92,7 @@ mod tests {
     fn what_was_noted_is_read_back_and_damage_is_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let mut endpoints = Endpoints::load(dir.path(), 2);
-        let at = |port: u16| SocketAddrV4::new([192, 0, 2, 1].into(), port);
+        let at = |port: u16| SocketAddr::from(([192, 0, 2, 1], port));
         endpoints.note([1; 32], at(1));
         endpoints.note([2; 32], at(2));
         let (path, text) = endpoints.take_changes().unwrap();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use topnet_unit::{HandoverError, SharedMemoryError};
 
-use crate::io::AfXdpError;
+use crate::io::{AfXdpError, KernelError};
 use crate::netlink::NetlinkError;
 use crate::xdp::XdpError;
 
@@ -107,6 +107,17 @@ pub enum RunError {
     /// Packet input and output.
     #[error(transparent)]
     AfXdp(#[from] AfXdpError),
+    /// The kernel's sockets and the tunnel's device.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The kernel does not forward.
+    #[error("the kernel does not forward packets: {key} is {value}; set it: `sysctl -w {key}=1`")]
+    NotForwarding {
+        /// The setting.
+        key: String,
+        /// Its value.
+        value: String,
+    },
     /// Routes and neighbours.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

@@ -6,9 +6,10 @@
 //! operator added (`ip rule`) are left to the kernel and not read.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use crate::drops::DropReason;
 use crate::packet::MacAddress;
 
 /// Where a route leads.
@@ -20,8 +21,8 @@ pub enum RouteTarget {
     Forward {
         /// Kernel index of the interface.
         interface: u32,
-        /// Next router.
-        gateway: Option<Ipv4Addr>,
+        /// Next router; it may speak another version (RFC 8950).
+        gateway: Option<IpAddr>,
     },
     /// Blackhole, unreachable or prohibited.
     Refuse,
@@ -33,8 +34,8 @@ pub enum RouteTarget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Network, host bits zero.
-    pub network: Ipv4Addr,
-    /// Length of the network's prefix, at most 32.
+    pub network: IpAddr,
+    /// Length of the network's prefix, at most 32 or 128.
     pub prefix_bits: u8,
     /// The kernel's priority: the lowest wins.
     pub metric: u32,
@@ -43,26 +44,30 @@ pub struct Route {
 }
 
 /// The networks of one prefix length, each with its best metric and where it leads.
-type Networks = HashMap<u32, (u32, RouteTarget)>;
+type Networks = HashMap<u128, (u32, RouteTarget)>;
+/// By prefix length, longest first, only lengths in use.
+type Lengths = Vec<(u8, Networks)>;
 
 /// One routing table, for longest-prefix matches.
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
-    /// By prefix length, longest first, only lengths in use.
-    lengths: Vec<(u8, Networks)>,
+    v4: Lengths,
+    v6: Lengths,
 }
 
 impl FromIterator<Route> for RouteTable {
     fn from_iter<I: IntoIterator<Item = Route>>(routes: I) -> Self {
-        let mut by_length: HashMap<u8, Networks> = HashMap::new();
+        let (mut v4, mut v6) = (HashMap::new(), HashMap::new());
         for route in routes {
-            let prefix_bits = route.prefix_bits.min(32);
-            let network = route.network.to_bits() & mask(prefix_bits);
+            let (by_length, width) = match route.network {
+                IpAddr::V4(_) => (&mut v4, 32),
+                IpAddr::V6(_) => (&mut v6, 128),
+            };
+            let prefix_bits = route.prefix_bits.min(width);
             let entry = (route.metric, route.target);
-            by_length
-                .entry(prefix_bits)
-                .or_default()
-                .entry(network)
+            let networks: &mut Networks = by_length.entry(prefix_bits).or_default();
+            networks
+                .entry(leading_bits(route.network, prefix_bits))
                 .and_modify(|best| {
                     if entry.0 < best.0 {
                         *best = entry;
@@ -70,27 +75,52 @@ impl FromIterator<Route> for RouteTable {
                 })
                 .or_insert(entry);
         }
-        let mut lengths: Vec<_> = by_length.into_iter().collect();
-        lengths.sort_by_key(|(prefix_bits, _)| std::cmp::Reverse(*prefix_bits));
-        Self { lengths }
+        let [v4, v6] = [v4, v6].map(|by_length| {
+            let mut lengths: Lengths = by_length.into_iter().collect();
+            lengths.sort_by_key(|(prefix_bits, _)| std::cmp::Reverse(*prefix_bits));
+            lengths
+        });
+        Self { v4, v6 }
     }
 }
 
 impl RouteTable {
     /// The most specific route to `destination`.
     #[must_use]
-    pub fn lookup(&self, destination: Ipv4Addr) -> Option<RouteTarget> {
-        self.lengths.iter().find_map(|(prefix_bits, networks)| {
-            let network = destination.to_bits() & mask(*prefix_bits);
+    pub fn lookup(&self, destination: IpAddr) -> Option<RouteTarget> {
+        let lengths = match destination {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => &self.v6,
+        };
+        lengths.iter().find_map(|(prefix_bits, networks)| {
+            let network = leading_bits(destination, *prefix_bits);
             networks.get(&network).map(|(_, target)| *target)
         })
     }
 }
 
-const fn mask(prefix_bits: u8) -> u32 {
-    match prefix_bits {
-        0 => 0,
-        bits => u32::MAX << (32 - bits as u32),
+/// The first `prefix_bits` of an address, as a number.
+fn leading_bits(address: IpAddr, prefix_bits: u8) -> u128 {
+    let (bits, width) = match address {
+        IpAddr::V4(address) => (u128::from(address.to_bits()), 32),
+        IpAddr::V6(address) => (address.to_bits(), 128),
+    };
+    // A shift by all 128 bits is refused; nothing is left then.
+    bits.checked_shr(width - u32::from(prefix_bits))
+        .unwrap_or(0)
+}
+
+/// True for what no router forwards (RFC 1812, 5.3.7; RFC 4291, 2.5.6 and 2.7).
+fn is_group(destination: IpAddr) -> bool {
+    match destination {
+        IpAddr::V4(address) => {
+            address.is_multicast() || address == Ipv4Addr::BROADCAST || address.is_unspecified()
+        }
+        IpAddr::V6(address) => {
+            address.is_multicast()
+                || address == Ipv6Addr::UNSPECIFIED
+                || address.is_unicast_link_local()
+        }
     }
 }
 
@@ -124,7 +154,7 @@ pub struct Neighbour {
     /// Kernel index of the interface.
     pub interface: u32,
     /// Its address there.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
 }
 
 /// Why there is no next hop.
@@ -140,6 +170,17 @@ pub enum Unreachable {
     Unresolved(Neighbour),
 }
 
+impl From<Unreachable> for DropReason {
+    fn from(unreachable: Unreachable) -> Self {
+        match unreachable {
+            Unreachable::Local => DropReason::ToGateway,
+            Unreachable::NoRoute => DropReason::NoRoute,
+            Unreachable::NotOurInterface => DropReason::NotOurInterface,
+            Unreachable::Unresolved(_) => DropReason::NeighbourUnresolved,
+        }
+    }
+}
+
 /// A snapshot of everything that decides next hops.
 #[derive(Clone, Debug, Default)]
 pub struct Forwarding {
@@ -152,11 +193,10 @@ pub struct Forwarding {
 }
 
 impl Forwarding {
-    /// The next hop towards `destination`.
-    pub fn next_hop(&self, destination: Ipv4Addr) -> Result<NextHop, Unreachable> {
-        // A default route must not carry what has no next hop (RFC 1812, 5.3.7).
-        if destination.is_multicast() || destination.is_broadcast() || destination.is_unspecified()
-        {
+    /// The data interface and the neighbour there that lead towards `destination`.
+    pub fn exit(&self, destination: IpAddr) -> Result<(PortIndex, Neighbour), Unreachable> {
+        // A default route must not carry what has no next hop.
+        if is_group(destination) {
             return Err(Unreachable::NoRoute);
         }
         let (interface, gateway) = match self.route(destination) {
@@ -173,21 +213,24 @@ impl Forwarding {
         let Some(position) = position else {
             return Err(Unreachable::NotOurInterface);
         };
-        let neighbour = Neighbour {
-            interface,
-            address: gateway.unwrap_or(destination),
-        };
+        let address = gateway.unwrap_or(destination);
+        Ok((PortIndex(position as u8), Neighbour { interface, address }))
+    }
+
+    /// The next hop towards `destination`.
+    pub fn next_hop(&self, destination: IpAddr) -> Result<NextHop, Unreachable> {
+        let (port, neighbour) = self.exit(destination)?;
         let Some(mac) = self.neighbours.get(&neighbour) else {
             return Err(Unreachable::Unresolved(neighbour));
         };
         Ok(NextHop {
-            port: PortIndex(position as u8),
+            port,
             destination: *mac,
-            source: self.ports[position].mac,
+            source: self.ports[usize::from(port.0)].mac,
         })
     }
 
-    fn route(&self, destination: Ipv4Addr) -> Option<RouteTarget> {
+    fn route(&self, destination: IpAddr) -> Option<RouteTarget> {
         self.tables
             .iter()
             .filter_map(|table| table.lookup(destination))
@@ -198,32 +241,37 @@ impl Forwarding {
 /// Entries of the next-hop cache; a power of two.
 const CACHE_ENTRIES: usize = 4096;
 
+/// A lookup in a snapshot.
+type Lookup<H> = fn(&Forwarding, IpAddr) -> Result<H, Unreachable>;
+
 /// The worker's memory of recent lookups: one entry per hash of the destination, emptied
 /// whenever a new snapshot comes. Answers of "unreachable" are remembered as well, so that
 /// packets towards a dead neighbour cost as little as others and ask for it only once.
-pub struct NextHopCache {
+pub struct RouteCache<H> {
     forwarding: Arc<Forwarding>,
-    entries: Box<[Option<CacheEntry>]>,
+    lookup: Lookup<H>,
+    entries: Box<[Option<CacheEntry<H>>]>,
 }
 
 /// A destination and what the snapshot said about it.
-type CacheEntry = (Ipv4Addr, Result<NextHop, Unreachable>);
+type CacheEntry<H> = (IpAddr, Result<H, Unreachable>);
 
 /// A lookup's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Looked {
+pub struct Looked<H> {
     /// Where to send it.
-    pub next_hop: Result<NextHop, Unreachable>,
+    pub hop: Result<H, Unreachable>,
     /// True if this snapshot was not asked before, so that an unresolved neighbour is news.
     pub first: bool,
 }
 
-impl NextHopCache {
-    /// An empty cache over `forwarding`.
+impl<H: Copy> RouteCache<H> {
+    /// An empty cache of `lookup` over `forwarding`.
     #[must_use]
-    pub fn new(forwarding: Arc<Forwarding>) -> Self {
+    pub fn new(forwarding: Arc<Forwarding>, lookup: Lookup<H>) -> Self {
         Self {
             forwarding,
+            lookup,
             entries: vec![None; CACHE_ENTRIES].into(),
         }
     }
@@ -240,26 +288,33 @@ impl NextHopCache {
         &self.forwarding
     }
 
-    /// The next hop towards `destination`.
-    pub fn next_hop(&mut self, destination: Ipv4Addr) -> Looked {
-        // Fibonacci hashing: neighbouring addresses spread over the whole cache.
-        let hash = destination.to_bits().wrapping_mul(0x9e37_79b9) >> 20;
-        let entry = &mut self.entries[hash as usize % CACHE_ENTRIES];
-        if let Some((cached, next_hop)) = entry
+    /// The way towards `destination`.
+    pub fn look(&mut self, destination: IpAddr) -> Looked<H> {
+        let entry = &mut self.entries[bucket(destination)];
+        if let Some((cached, hop)) = entry
             && *cached == destination
         {
             return Looked {
-                next_hop: *next_hop,
+                hop: *hop,
                 first: false,
             };
         }
-        let next_hop = self.forwarding.next_hop(destination);
-        *entry = Some((destination, next_hop));
-        Looked {
-            next_hop,
-            first: true,
-        }
+        let hop = (self.lookup)(&self.forwarding, destination);
+        *entry = Some((destination, hop));
+        Looked { hop, first: true }
     }
+}
+
+/// Fibonacci hashing: neighbouring addresses spread over the whole cache.
+fn bucket(address: IpAddr) -> usize {
+    let bits = match address {
+        IpAddr::V4(address) => u64::from(address.to_bits()),
+        IpAddr::V6(address) => {
+            let bits = address.to_bits();
+            bits as u64 ^ (bits >> 64) as u64
+        }
+    };
+    (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize % CACHE_ENTRIES
 }
 
 #[cfg(test)]
@@ -267,7 +322,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn address(text: &str) -> Ipv4Addr {
+    fn address(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
@@ -365,21 +420,21 @@ mod tests {
                 unresolved(2, "198.51.100.4"),
             ),
         ];
-        let mut cache = NextHopCache::new(Arc::new(forwarding()));
+        let mut cache = RouteCache::new(Arc::new(forwarding()), Forwarding::next_hop);
         for (what, destination, expected) in cases {
             let destination = address(destination);
             assert_eq!(
-                cache.next_hop(destination),
+                cache.look(destination),
                 Looked {
-                    next_hop: expected,
+                    hop: expected,
                     first: true
                 },
                 "{what}"
             );
             assert_eq!(
-                cache.next_hop(destination),
+                cache.look(destination),
                 Looked {
-                    next_hop: expected,
+                    hop: expected,
                     first: false
                 },
                 "{what}"
@@ -387,11 +442,11 @@ mod tests {
         }
         let empty = Arc::new(Forwarding::default());
         cache.replace(empty);
-        let looked = cache.next_hop(address("10.77.1.2"));
+        let looked = cache.look(address("10.77.1.2"));
         assert_eq!(
             looked,
             Looked {
-                next_hop: Err(Unreachable::NoRoute),
+                hop: Err(Unreachable::NoRoute),
                 first: true
             }
         );
@@ -400,41 +455,55 @@ mod tests {
     proptest! {
         #[test]
         fn the_longest_prefix_wins(
+            v6: bool,
             routes in prop::collection::vec((any::<u32>(), 0u8..=32, 0u32..4, 0u32..8), 0..40),
             destination in any::<u32>(),
             near in any::<prop::sample::Index>(),
         ) {
-            let routes: Vec<Route> = routes
+            // An IPv6 address with the same upper bits follows the same routes.
+            let at = |bits: u32| match v6 {
+                false => IpAddr::from(Ipv4Addr::from_bits(bits)),
+                true => Ipv6Addr::from_bits(u128::from(bits) << 96 | 7).into(),
+            };
+            let routes: Vec<(u32, Route)> = routes
                 .into_iter()
-                .map(|(network, prefix_bits, metric, interface)| Route {
-                    network: Ipv4Addr::from_bits(network & mask(prefix_bits)),
-                    prefix_bits,
-                    metric,
-                    target: RouteTarget::Forward { interface, gateway: None },
+                .map(|(network, prefix_bits, metric, interface)| {
+                    let network = network & mask(prefix_bits);
+                    let target = RouteTarget::Forward { interface, gateway: None };
+                    (network, Route { network: at(network), prefix_bits, metric, target })
                 })
                 .collect();
             // Half of the destinations are near a network, or nothing would ever match.
             let destination = match routes.is_empty() || destination & 1 == 0 {
                 true => destination,
-                false => near.get(&routes).network.to_bits() ^ (destination & 0x80),
+                false => near.get(&routes).0 ^ (destination & 0x80),
             };
-            let best = routes
-                .iter()
-                .filter(|r| destination & mask(r.prefix_bits) == r.network.to_bits())
-                .map(|r| (std::cmp::Reverse(r.prefix_bits), r.metric))
-                .min();
-            let found = RouteTable::from_iter(routes.iter().copied())
-                .lookup(Ipv4Addr::from_bits(destination));
-            let allowed: Vec<_> = routes
-                .iter()
-                .filter(|r| destination & mask(r.prefix_bits) == r.network.to_bits())
-                .filter(|r| Some((std::cmp::Reverse(r.prefix_bits), r.metric)) == best)
-                .map(|r| r.target)
+            let matching = || {
+                let fits = |(network, route): &&(u32, Route)| {
+                    destination & mask(route.prefix_bits) == *network
+                };
+                routes.iter().filter(fits).map(|(_, route)| route)
+            };
+            let rank = |route: &Route| (std::cmp::Reverse(route.prefix_bits), route.metric);
+            let best = matching().map(rank).min();
+            let table = RouteTable::from_iter(routes.iter().map(|(_, route)| *route));
+            let allowed: Vec<_> = matching()
+                .filter(|route| Some(rank(route)) == best)
+                .map(|route| route.target)
                 .collect();
-            match found {
+            match table.lookup(at(destination)) {
                 Some(target) => prop_assert!(allowed.contains(&target)),
                 None => prop_assert!(allowed.is_empty()),
             }
+            // Of the other version there is no route at all.
+            let other = if v6 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+            prop_assert_eq!(table.lookup(other), None);
         }
+    }
+
+    fn mask(prefix_bits: u8) -> u32 {
+        u32::MAX
+            .checked_shl(32 - u32::from(prefix_bits))
+            .unwrap_or(0)
     }
 }

@@ -1,18 +1,19 @@
 //! Forwards sessions' packets, counts them and stops at the credit limit.
 //!
-//! The path of a packet: the XDP program (`ebpf/program`) steers it to an AF_XDP socket
-//! ([`io`]); the worker ([`worker`]) takes a burst; [`plane`] decides about each packet —
-//! WireGuard, checks, credit ([`accounting`]), next hop ([`forwarding`]) — and writes what is
-//! sent; the burst's counts go to the shared tables. Around it the control thread keeps
+//! The path of a packet: the XDP program (`ebpf/program`) steers it to an AF_XDP socket, or the
+//! kernel to a UDP socket or a TUN device ([`io`]); the worker ([`worker`]) takes a burst;
+//! [`plane`] decides about each packet — WireGuard, checks, credit ([`accounting`]), next hop
+//! ([`forwarding`]) — and writes what is sent; the burst's counts go to the shared tables. Around it the control thread keeps
 //! routes and neighbours fresh ([`netlink`]), installs sessions ([`registry`], [`slots`]) and
 //! answers requests ([`service`]).
 //!
-//! `unsafe` is confined to [`io`]'s AF_XDP file and one line of [`xdp`].
+//! `unsafe` is confined to [`io`] (AF_XDP's rings, the TUN driver's requests, two socket options)
+//! and one line of [`xdp`].
 //!
 //! What happens when something dies: metering — every slot runs to its limit and stops.
-//! This process — the kernel closes its `bpf_link`s, the program is gone from the interfaces
-//! and tunnels stand still until the next start; nothing is forwarded unpaid, because the
-//! kernel has no route for the inner subnet. The tables stay readable for whoever has them.
+//! This process — the kernel closes its `bpf_link`s and removes its TUN device, the program is
+//! gone from the interfaces and tunnels stand still until the next start; nothing is forwarded
+//! unpaid, because the kernel has no route for the inner subnet. The tables stay readable for whoever has them.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -28,11 +29,13 @@ pub mod packet;
 pub mod plane;
 mod ports;
 pub mod registry;
+mod routing;
 mod run;
 pub mod service;
 pub mod session;
 pub mod slots;
 mod tables;
+mod ways;
 pub mod worker;
 #[allow(unsafe_code)]
 pub mod xdp;

@@ -9,7 +9,7 @@ mod messages;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use rtnetlink::packet_route::neighbour::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::SocketAddr;
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -61,6 +61,14 @@ pub enum NetlinkError {
         /// Why not.
         source: rtnetlink::Error,
     },
+    /// A change was refused.
+    #[error("cannot set the tunnel's {what}: {source}; allow the process CAP_NET_ADMIN")]
+    SetUp {
+        /// Interfaces or addresses.
+        what: &'static str,
+        /// Why not.
+        source: rtnetlink::Error,
+    },
     /// A data interface is gone, and with it our program and sockets.
     #[error(
         "data interface {0} is gone; bring an interface of that name back and start the data plane again"
@@ -73,6 +81,10 @@ pub enum NetlinkError {
 
 fn request(what: &'static str) -> impl Fn(rtnetlink::Error) -> NetlinkError {
     move |source| NetlinkError::Request { what, source }
+}
+
+fn set_up(what: &'static str) -> impl Fn(rtnetlink::Error) -> NetlinkError {
+    move |source| NetlinkError::SetUp { what, source }
 }
 
 /// An interface as it is at start.
@@ -106,6 +118,8 @@ impl Connection {
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
         ];
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
         tokio::spawn(connection);
@@ -167,6 +181,30 @@ impl Connection {
             mtu_bytes: mtu_bytes.unwrap_or_default(),
             queues: queues(name, index),
         }))
+    }
+
+    /// Gives a new device its MTU and its addresses, and sets it up. The networks of the
+    /// addresses are routed to it then.
+    pub async fn set_up(
+        &self,
+        name: &str,
+        mtu_bytes: u32,
+        addresses: &[(IpAddr, u8)],
+    ) -> Result<(), NetlinkError> {
+        let Some(Interface { index, .. }) = self.interface(name).await? else {
+            return Err(NetlinkError::Vanished(name.to_owned()));
+        };
+        let up = LinkUnspec::new_with_index(index)
+            .mtu(mtu_bytes)
+            .up()
+            .build();
+        let set = self.handle.link().set(up).execute();
+        set.await.map_err(set_up("interfaces"))?;
+        for (address, prefix_bits) in addresses {
+            let add = self.handle.address().add(index, *address, *prefix_bits);
+            add.execute().await.map_err(set_up("addresses"))?;
+        }
+        Ok(())
     }
 
     /// Starts to watch on behalf of the data interfaces.
@@ -306,29 +344,32 @@ impl Monitor {
     }
 
     async fn read_routes(&self) -> Result<Arc<[RouteTable]>, NetlinkError> {
-        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let mut messages = self.handle.route().get(all).execute();
+        let all = [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ];
         let mut tables: [Vec<Route>; TABLES.len()] = Default::default();
-        while let Some(message) = messages.try_next().await.map_err(request("routes"))? {
-            if let Some((table, route)) = route(&message)
-                && let Some(position) = TABLES.iter().position(|known| *known == table)
-            {
-                tables[position].push(route);
+        for version in all {
+            let mut messages = self.handle.route().get(version).execute();
+            while let Some(message) = messages.try_next().await.map_err(request("routes"))? {
+                if let Some((table, route)) = route(&message)
+                    && let Some(position) = TABLES.iter().position(|known| *known == table)
+                {
+                    tables[position].push(route);
+                }
             }
         }
         Ok(tables.into_iter().map(RouteTable::from_iter).collect())
     }
 
     async fn read_neighbours(&self) -> Result<HashMap<Neighbour, MacAddress>, NetlinkError> {
-        let request_all = self
-            .handle
-            .neighbours()
-            .get()
-            .set_address_family(AddressFamily::Inet);
-        let mut messages = request_all.execute();
         let mut neighbours = HashMap::new();
-        while let Some(message) = messages.try_next().await.map_err(request("neighbours"))? {
-            neighbours.extend(neighbour(&message));
+        for version in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let request_all = self.handle.neighbours().get().set_address_family(version);
+            let mut messages = request_all.execute();
+            while let Some(message) = messages.try_next().await.map_err(request("neighbours"))? {
+                neighbours.extend(neighbour(&message));
+            }
         }
         Ok(neighbours)
     }
@@ -356,7 +397,7 @@ impl Monitor {
         let mut add = self
             .handle
             .neighbours()
-            .add(interface, IpAddr::V4(address))
+            .add(interface, address)
             .state(NeighbourState::None)
             .replace();
         if extended.is_empty() {
@@ -379,9 +420,12 @@ impl Monitor {
     pub async fn release(&mut self) {
         for neighbour in std::mem::take(&mut self.managed) {
             let mut message = NeighbourMessage::default();
-            message.header.family = AddressFamily::Inet;
             message.header.ifindex = neighbour.interface;
-            let address = NeighbourAddress::Inet(neighbour.address);
+            let (family, address) = match neighbour.address {
+                IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
+                IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
+            };
+            message.header.family = family;
             message
                 .attributes
                 .push(NeighbourAttribute::Destination(address));

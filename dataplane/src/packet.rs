@@ -1,16 +1,19 @@
-//! Headers on the path: Ethernet II, IPv4 (RFC 791) and UDP (RFC 768), read and written in place.
+//! Headers on the path: Ethernet II, IPv4 (RFC 791), IPv6 (RFC 8200) and UDP (RFC 768), read and
+//! written in place.
 //!
 //! Reading validates before anything is believed: the span that comes back lies inside the
 //! bytes that arrived, and it is what is billed. Nothing here allocates, panics or knows
 //! about sessions.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::ops::Range;
 
 /// Bytes of an Ethernet II header without a VLAN tag.
 pub const ETHERNET_BYTES: usize = 14;
 /// Bytes of an IPv4 header without options.
 pub const IPV4_BYTES: usize = 20;
+/// Bytes of an IPv6 header without extensions.
+pub const IPV6_BYTES: usize = 40;
 /// Bytes of a UDP header.
 pub const UDP_BYTES: usize = 8;
 /// Bytes before the payload of a UDP datagram that we send.
@@ -100,6 +103,91 @@ impl Ipv4 {
     }
 }
 
+/// A validated IPv6 header: its length fits the bytes at hand. Extension headers are not walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6 {
+    /// Header and payload: what this packet is billed as.
+    pub total_bytes: usize,
+    /// Hops left.
+    pub hop_limit: u8,
+    /// What follows the header.
+    pub next_header: u8,
+    /// Sender.
+    pub source: Ipv6Addr,
+    /// Receiver.
+    pub destination: Ipv6Addr,
+}
+
+impl Ipv6 {
+    /// Reads the packet at the start of `bytes`; what follows its payload is padding.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        let fixed: &[u8; IPV6_BYTES] = bytes.first_chunk().ok_or(Malformed)?;
+        let payload_bytes = usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
+        let total_bytes = IPV6_BYTES + payload_bytes;
+        if fixed[0] >> 4 != 6 || total_bytes > bytes.len() {
+            return Err(Malformed);
+        }
+        let address = |at: usize| -> Ipv6Addr {
+            let mut octets = [0; 16];
+            octets.copy_from_slice(&fixed[at..at + 16]);
+            octets.into()
+        };
+        Ok(Self {
+            total_bytes,
+            hop_limit: fixed[7],
+            next_header: fixed[6],
+            source: address(8),
+            destination: address(24),
+        })
+    }
+}
+
+/// What forwarding needs of a validated packet of either version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ip {
+    /// Header and payload: what this packet is billed as.
+    pub total_bytes: usize,
+    /// Hops left.
+    pub hops: u8,
+    /// Sender.
+    pub source: IpAddr,
+    /// Receiver.
+    pub destination: IpAddr,
+}
+
+impl Ip {
+    /// Reads the packet at the start of `bytes`, whose version its first bits tell.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        match bytes.first().ok_or(Malformed)? >> 4 {
+            4 => Ipv4::parse(bytes).map(Self::from),
+            6 => Ipv6::parse(bytes).map(Self::from),
+            _ => Err(Malformed),
+        }
+    }
+}
+
+impl From<Ipv4> for Ip {
+    fn from(ip: Ipv4) -> Self {
+        Self {
+            total_bytes: ip.total_bytes,
+            hops: ip.ttl,
+            source: ip.source.into(),
+            destination: ip.destination.into(),
+        }
+    }
+}
+
+impl From<Ipv6> for Ip {
+    fn from(ip: Ipv6) -> Self {
+        Self {
+            total_bytes: ip.total_bytes,
+            hops: ip.hop_limit,
+            source: ip.source.into(),
+            destination: ip.destination.into(),
+        }
+    }
+}
+
 /// A validated UDP header within its IPv4 packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Udp {
@@ -151,10 +239,15 @@ pub fn checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// Takes one hop from a validated packet and mends its checksum (RFC 1624, equation 3).
+/// Takes one hop from a validated packet, and mends an IPv4 header's checksum (RFC 1624,
+/// equation 3).
 ///
-/// The caller has checked that the time to live is above one.
-pub fn decrement_ttl(packet: &mut [u8]) {
+/// The caller has checked that more than one hop is left.
+pub fn decrement_hops(packet: &mut [u8]) {
+    if packet[0] >> 4 == 6 {
+        packet[7] -= 1;
+        return;
+    }
     let before = u16::from_be_bytes([packet[8], packet[9]]);
     packet[8] -= 1;
     let after = u16::from_be_bytes([packet[8], packet[9]]);
@@ -215,7 +308,7 @@ pub fn write_outer(frame: &mut [u8], outer: &Outer) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use etherparse::{Ipv4Header, Ipv4Slice, PacketBuilder};
+    use etherparse::{Ipv4Header, Ipv4Slice, Ipv6Header, PacketBuilder};
     use proptest::prelude::*;
 
     fn packet(ttl: u8, payload: &[u8]) -> Vec<u8> {
@@ -309,9 +402,36 @@ mod tests {
         }
 
         #[test]
+        fn ipv6_is_read_as_others_read_it_and_within_what_arrived(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+            payload_bytes in 0u16..200,
+        ) {
+            if let Some(fixed) = bytes.first_chunk_mut::<IPV6_BYTES>() {
+                fixed[0] = 0x60 | (fixed[0] & 0xf);
+                fixed[4..6].copy_from_slice(&payload_bytes.to_be_bytes());
+            }
+            let read = Ip::parse(&bytes);
+            prop_assert_eq!(
+                read.is_ok(),
+                bytes.len() >= IPV6_BYTES + usize::from(payload_bytes)
+            );
+            if let Ok(ip) = read {
+                let oracle = Ipv6Header::from_slice(&bytes).unwrap().0;
+                prop_assert_eq!(ip.total_bytes, IPV6_BYTES + usize::from(oracle.payload_length));
+                prop_assert_eq!(ip.source, IpAddr::from(oracle.source));
+                prop_assert_eq!(ip.destination, IpAddr::from(oracle.destination));
+                prop_assert_eq!(ip.hops, oracle.hop_limit);
+                if ip.hops > 0 {
+                    decrement_hops(&mut bytes);
+                    prop_assert_eq!(Ip::parse(&bytes).map(|ip| ip.hops), Ok(ip.hops - 1));
+                }
+            }
+        }
+
+        #[test]
         fn the_mended_checksum_is_the_computed_one(ttl in 2u8.., payload in any::<[u8; 8]>()) {
             let mut bytes = packet(ttl, &payload);
-            decrement_ttl(&mut bytes);
+            decrement_hops(&mut bytes);
             let ip = Ipv4::parse(&bytes);
             prop_assert_eq!(ip.map(|ip| ip.ttl), Ok(ttl - 1));
             let oracle = Ipv4Header::from_slice(&bytes).unwrap().0;

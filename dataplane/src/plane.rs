@@ -1,57 +1,103 @@
 //! What happens to a packet: checks, WireGuard, credit, count, route, in that order.
 //!
-//! Up (client to the world): outer headers, WireGuard, the inner packet's own checks, the
-//! next hop, credit. Down: the inner packet's checks, its session, the way to the peer,
-//! credit, WireGuard. A packet is billed with the length of its validated inner IPv4 packet
-//! and only when it is handed to an interface. Handshakes and keepalives are neither gated
-//! nor billed. Every refusal is a [`DropReason`].
+//! Up (client to the world): WireGuard, the inner packet's own checks, the way out, credit.
+//! Down: the inner packet's checks, its session, the way to the peer, credit, WireGuard. A
+//! packet is billed with the length of its validated inner packet and only when it is handed
+//! on. Handshakes and keepalives are neither gated nor billed. Every refusal is a
+//! [`DropReason`].
+//!
+//! The plane sees WireGuard messages and inner packets. How both come in and go out is the
+//! business of a [`Path`]: there is one for frames (`crate::io::Ethernet`) and one for the
+//! kernel's sockets (`crate::io::Kernel`).
 //!
 //! Nothing here allocates, takes a lock or reads a clock for data packets.
 
 mod handshake;
 
-use std::collections::{HashMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Packet, Tunn, TunnResult};
-use topnet_config::Ipv4Subnet;
+use topnet_config::InnerNetwork;
 
-use self::handshake::{WAITING_MAX, Waiting};
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
-use crate::forwarding::{Forwarding, Neighbour, NextHop, NextHopCache, PortIndex, Unreachable};
-use crate::io::{Handler, Transmit};
-use crate::packet::{
-    ETHERNET_BYTES, Ethernet, Ipv4, Malformed, OUTER_BYTES, Outer, Udp, decrement_ttl,
-    write_ethernet, write_outer,
-};
+use crate::packet::{Ip, Malformed, decrement_hops};
 use crate::session::{Endpoint, Identity, Session, SessionCounters, SessionIndex};
 
 /// Bytes that WireGuard adds to a packet: header and authentication tag.
 pub const WIREGUARD_BYTES: usize = 32;
 /// Bytes of the longest handshake message.
-const HANDSHAKE_BYTES_MAX: usize = 148;
+pub const HANDSHAKE_BYTES_MAX: usize = 148;
+/// Packets are sealed in multiples of this, so that their length tells less (WireGuard paper,
+/// section 5.4.6).
+pub const PADDING_BYTES: usize = 16;
 
 /// What the plane is told once.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct PlaneConfig {
-    /// The gateway's address towards clients.
-    pub gateway_address: Ipv4Addr,
-    /// UDP port of WireGuard.
-    pub wireguard_port: u16,
     /// Where inner addresses come from.
-    pub inner_subnet: Ipv4Subnet,
+    pub inner: InnerNetwork,
     /// Largest inner packet, either way.
     pub inner_mtu: usize,
     /// Room for sessions.
     pub sessions_max: usize,
 }
 
-/// Asks the control thread to resolve a neighbour.
-pub type Resolver = Box<dyn FnMut(Neighbour) + Send>;
+/// How what leaves the plane is addressed, and the room that its headers need.
+pub trait Path {
+    /// A way out that is good now.
+    type Hop: Copy;
+
+    /// True if the kernel forwards what leaves here: then it takes a hop from the packet and
+    /// answers when none is left.
+    const KERNEL_ROUTES: bool;
+
+    /// Where in an empty buffer an inner packet on its way out begins.
+    const PACKET_OFFSET: usize;
+
+    /// Where in an empty buffer a message to `endpoint` begins.
+    fn message_offset(&self, endpoint: &Endpoint) -> usize;
+
+    /// The way towards a destination outside.
+    fn to_world(&mut self, destination: IpAddr) -> Result<Self::Hop, DropReason>;
+
+    /// The way to a peer.
+    fn to_peer(&mut self, endpoint: &Endpoint) -> Result<Self::Hop, DropReason>;
+}
+
+/// What is to leave. It stands in the buffer that the plane was given, at the path's offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome<H> {
+    /// Nothing.
+    Nothing,
+    /// A handshake message or keepalive, neither gated nor billed.
+    Control {
+        /// The peer.
+        endpoint: Endpoint,
+        /// The message's length.
+        bytes: usize,
+    },
+    /// A sealed packet, billed.
+    ToPeer {
+        /// The peer.
+        endpoint: Endpoint,
+        /// The way there.
+        hop: H,
+        /// The message's length.
+        bytes: usize,
+    },
+    /// An opened packet, billed.
+    ToWorld {
+        /// The way there.
+        hop: H,
+        /// The packet's length.
+        bytes: usize,
+    },
+}
 
 /// All that decides about packets, owned by one worker.
 pub struct Plane<G = Accounting> {
@@ -59,43 +105,33 @@ pub struct Plane<G = Accounting> {
     identity: Arc<Identity>,
     sessions: Vec<Option<Box<Session>>>,
     by_key: HashMap<[u8; 32], SessionIndex>,
-    /// By host number in the inner subnet; [`NOBODY`] where there is no session.
-    by_inner_address: Box<[u32]>,
-    next_hops: NextHopCache,
+    /// By host number in the inner network; [`NOBODY`] where there is no session.
+    by_host: Box<[u32]>,
     gate: G,
     drops: Arc<DropCounters>,
-    resolve: Resolver,
-    waiting: VecDeque<Waiting>,
     started: Instant,
-    identification: u16,
 }
 
 const NOBODY: u32 = u32::MAX;
 
 impl<G: Gate> Plane<G> {
-    /// A plane without sessions or routes.
+    /// A plane without sessions.
     #[must_use]
     pub fn new(
         config: PlaneConfig,
         identity: Arc<Identity>,
         gate: G,
         drops: Arc<DropCounters>,
-        resolve: Resolver,
         started: Instant,
     ) -> Self {
-        let addresses = 1usize << (32 - u32::from(config.inner_subnet.prefix_bits()));
         Self {
             identity,
             sessions: Vec::with_capacity(config.sessions_max),
             by_key: HashMap::with_capacity(config.sessions_max),
-            by_inner_address: vec![NOBODY; addresses].into(),
-            next_hops: NextHopCache::new(Arc::default()),
+            by_host: vec![NOBODY; config.inner.hosts_max() as usize].into(),
             gate,
             drops,
-            resolve,
-            waiting: VecDeque::with_capacity(WAITING_MAX),
             started,
-            identification: 0,
             config,
         }
     }
@@ -112,8 +148,8 @@ impl<G: Gate> Plane<G> {
             "a session's index is free when it is installed"
         );
         self.by_key.insert(session.plan.public_key, index);
-        if let Some(host) = self.host_number(session.plan.inner_address) {
-            self.by_inner_address[host] = index.0;
+        if let Some(host) = self.host(session.plan.inner_address.into()) {
+            self.by_host[host] = index.0;
         }
         self.sessions[place] = Some(session);
     }
@@ -124,17 +160,12 @@ impl<G: Gate> Plane<G> {
         if self.by_key.get(&session.plan.public_key) == Some(&index) {
             self.by_key.remove(&session.plan.public_key);
         }
-        if let Some(host) = self.host_number(session.plan.inner_address)
-            && self.by_inner_address[host] == index.0
+        if let Some(host) = self.host(session.plan.inner_address.into())
+            && self.by_host[host] == index.0
         {
-            self.by_inner_address[host] = NOBODY;
+            self.by_host[host] = NOBODY;
         }
         Some(session)
-    }
-
-    /// Takes a new snapshot of routes and neighbours and returns the old one.
-    pub fn replace_forwarding(&mut self, forwarding: Arc<Forwarding>) -> Arc<Forwarding> {
-        self.next_hops.replace(forwarding)
     }
 
     /// Publishes what the burst came to. To be called after every burst.
@@ -148,218 +179,204 @@ impl<G: Gate> Plane<G> {
         self.sessions.len()
     }
 
-    fn process(
-        &mut self,
-        port: PortIndex,
-        frame: &mut [u8],
-        out: &mut [u8],
-    ) -> Result<Option<Transmit>, DropReason> {
-        let ethernet = Ethernet::parse(frame).map_err(outer_malformed)?;
-        let ours = self.next_hops.forwarding().ports.get(usize::from(port.0));
-        if ours.is_none_or(|port| port.mac != ethernet.destination) {
-            return Err(DropReason::NotOurMac);
-        }
-        let packet = &mut frame[ETHERNET_BYTES..];
-        let ip = Ipv4::parse(packet).map_err(outer_malformed)?;
-        if self.config.inner_subnet.contains(ip.destination) {
-            self.down(&ip, &mut packet[..ip.total_bytes], out)
-        } else if ip.destination == self.config.gateway_address {
-            self.up(&ip, packet, out)
-        } else {
-            Err(DropReason::NotSteered)
-        }
+    /// True if `address` is one that inner packets come from or go to.
+    #[must_use]
+    pub fn is_inner(&self, address: IpAddr) -> bool {
+        self.config.inner.contains(address)
     }
 
-    /// A WireGuard message from a client.
-    fn up(
+    /// Counts a packet that was refused on its way to or from the plane.
+    pub fn refuse(&self, reason: DropReason, packets: u64) {
+        self.drops.add(reason, packets);
+    }
+
+    /// A WireGuard message that came from `endpoint`. What leaves stands in `out`.
+    pub fn from_peer<P: Path>(
         &mut self,
-        ip: &Ipv4,
-        packet: &[u8],
+        path: &mut P,
+        endpoint: Endpoint,
+        message: &[u8],
         out: &mut [u8],
-    ) -> Result<Option<Transmit>, DropReason> {
-        let udp = Udp::parse(packet, ip).map_err(outer_malformed)?;
-        if udp.destination_port != self.config.wireguard_port {
-            return Err(DropReason::NotSteered);
-        }
-        let message = &packet[udp.payload];
+    ) -> Outcome<P::Hop> {
+        let outcome = self.message(path, endpoint, message, out);
+        self.or_nothing(outcome)
+    }
+
+    /// The first `arrived_bytes` of `packet` are what came from outside for an inner address.
+    /// The bytes after them, if there are any, become padding. What leaves stands in `out`.
+    pub fn from_world<P: Path>(
+        &mut self,
+        path: &mut P,
+        packet: &mut [u8],
+        arrived_bytes: usize,
+        out: &mut [u8],
+    ) -> Outcome<P::Hop> {
+        let outcome = self.down(path, packet, arrived_bytes, out);
+        self.or_nothing(outcome)
+    }
+
+    fn or_nothing<H>(&self, outcome: Result<Outcome<H>, DropReason>) -> Outcome<H> {
+        outcome.unwrap_or_else(|reason| {
+            self.drops.add(reason, 1);
+            Outcome::Nothing
+        })
+    }
+
+    fn message<P: Path>(
+        &mut self,
+        path: &mut P,
+        endpoint: Endpoint,
+        message: &[u8],
+        out: &mut [u8],
+    ) -> Result<Outcome<P::Hop>, DropReason> {
         // boringtun panics when its output is short.
-        if message.len() > out.len() - OUTER_BYTES || out.len() < OUTER_BYTES + HANDSHAKE_BYTES_MAX
-        {
+        let offset = path.message_offset(&endpoint).max(P::PACKET_OFFSET);
+        if out.len() < offset + message.len().max(HANDSHAKE_BYTES_MAX) {
             return Err(DropReason::TooLarge);
         }
-        let endpoint = Endpoint {
-            remote: SocketAddrV4::new(ip.source, udp.source_port),
-            local: ip.destination,
-        };
         let parsed = Tunn::parse_incoming_packet(message).map_err(|_| DropReason::NotWireGuard)?;
         match parsed {
             Packet::PacketData(data) => {
                 let index = SessionIndex::of_receiver(data.receiver_idx);
-                self.up_data(index, endpoint, message, out)
+                self.up_data(path, index, endpoint, message, out)
             }
-            Packet::HandshakeInit(_) => self.up_initiation(endpoint, message, out),
+            Packet::HandshakeInit(_) => self.up_initiation(path, endpoint, message, out),
             Packet::HandshakeResponse(response) => {
                 let index = SessionIndex::of_receiver(response.receiver_idx);
-                self.up_handshake(index, endpoint, message, out)
+                self.up_handshake(path, index, endpoint, message, out)
             }
             Packet::PacketCookieReply(reply) => {
                 let index = SessionIndex::of_receiver(reply.receiver_idx);
-                self.up_handshake(index, endpoint, message, out)
+                self.up_handshake(path, index, endpoint, message, out)
             }
         }
     }
 
-    fn up_data(
+    fn up_data<P: Path>(
         &mut self,
+        path: &mut P,
         index: SessionIndex,
         endpoint: Endpoint,
         message: &[u8],
         out: &mut [u8],
-    ) -> Result<Option<Transmit>, DropReason> {
+    ) -> Result<Outcome<P::Hop>, DropReason> {
+        let host_of = |address| self.config.inner.host(address);
         let session = session(&mut self.sessions, index)?;
-        let result = session
-            .tunnel
-            .decapsulate(None, message, &mut out[ETHERNET_BYTES..]);
-        let inner_bytes = match result {
+        let room = &mut out[P::PACKET_OFFSET..];
+        let inner_bytes = match session.tunnel.decapsulate(None, message, room) {
             TunnResult::WriteToTunnelV4(packet, _) => Some(packet.len()),
+            TunnResult::WriteToTunnelV6(packet, _) => Some(packet.len()),
             TunnResult::Done => None,
-            TunnResult::WriteToTunnelV6(..) | TunnResult::WriteToNetwork(_) => {
-                return Err(DropReason::InnerMalformed);
-            }
+            TunnResult::WriteToNetwork(_) => return Err(DropReason::InnerMalformed),
             TunnResult::Err(error) => return Err(data_error(&error)),
         };
         // Authenticated: the peer is where this came from, and it has keys to hear us with.
         session.heard_from(endpoint);
         session.established = true;
         let Some(inner_bytes) = inner_bytes else {
-            return Ok(None);
+            return Ok(Outcome::Nothing);
         };
         let slot = session.plan.slot;
-        let packet = &mut out[ETHERNET_BYTES..ETHERNET_BYTES + inner_bytes];
-        let ip = Ipv4::parse(packet).map_err(|Malformed| DropReason::InnerMalformed)?;
-        if ip.source != session.plan.inner_address {
+        let packet = &mut out[P::PACKET_OFFSET..P::PACKET_OFFSET + inner_bytes];
+        let ip = Ip::parse(packet).map_err(|Malformed| DropReason::InnerMalformed)?;
+        if host_of(ip.source) != host_of(session.plan.inner_address.into())
+            || !self.config.inner.contains(ip.source)
+        {
             return Err(DropReason::SourceNotAllowed);
         }
-        if self.config.inner_subnet.contains(ip.destination) {
+        if self.config.inner.contains(ip.destination) {
             return Err(DropReason::BetweenClients);
         }
-        if ip.ttl <= 1 {
+        if ip.hops <= 1 && !P::KERNEL_ROUTES {
             return Err(DropReason::TtlExceeded);
         }
         if ip.total_bytes > self.config.inner_mtu {
             return Err(DropReason::TooLarge);
         }
-        let hop = next_hop(&mut self.next_hops, &mut self.resolve, ip.destination)?;
+        let hop = path.to_world(ip.destination)?;
         self.gate.admit(slot, ip.total_bytes)?;
-        decrement_ttl(packet);
-        write_ethernet(out, hop.destination, hop.source);
+        if !P::KERNEL_ROUTES {
+            decrement_hops(packet);
+        }
         self.gate.count(slot, ip.total_bytes);
         SessionCounters::add(&session.counters.up_bytes, ip.total_bytes);
-        Ok(Some(Transmit {
-            port: hop.port,
-            bytes: ETHERNET_BYTES + ip.total_bytes,
-        }))
+        let bytes = ip.total_bytes;
+        Ok(Outcome::ToWorld { hop, bytes })
     }
 
-    /// An IPv4 packet for an inner address.
-    fn down(
+    /// A packet for an inner address.
+    fn down<P: Path>(
         &mut self,
-        ip: &Ipv4,
+        path: &mut P,
         packet: &mut [u8],
+        arrived_bytes: usize,
         out: &mut [u8],
-    ) -> Result<Option<Transmit>, DropReason> {
-        let host = self
-            .host_number(ip.destination)
-            .ok_or(DropReason::NoSession)?;
-        let index = SessionIndex(self.by_inner_address[host]);
+    ) -> Result<Outcome<P::Hop>, DropReason> {
+        let arrived = packet
+            .get(..arrived_bytes)
+            .ok_or(DropReason::OuterMalformed)?;
+        let ip = Ip::parse(arrived).map_err(|Malformed| DropReason::OuterMalformed)?;
+        let host = self.host(ip.destination).ok_or(DropReason::NoSession)?;
+        let index = SessionIndex(self.by_host[host]);
         let session = session(&mut self.sessions, index).map_err(|_| DropReason::NoSession)?;
-        // A client's packets do not come from the uplink.
-        if self.config.inner_subnet.contains(ip.source) {
+        // A client's packets do not come from outside. The gateway's do: the kernel answers for
+        // it when a packet cannot be forwarded.
+        let from_gateway = P::KERNEL_ROUTES && self.config.inner.is_gateway(ip.source);
+        if self.config.inner.contains(ip.source) && !from_gateway {
             return Err(DropReason::BetweenClients);
         }
-        if ip.ttl <= 1 {
+        if ip.hops <= 1 && !P::KERNEL_ROUTES {
             return Err(DropReason::TtlExceeded);
         }
+        let endpoint = session.endpoint.ok_or(DropReason::NoTunnel)?;
+        let offset = path.message_offset(&endpoint);
+        let padded_bytes = padded(ip.total_bytes, self.config.inner_mtu).min(packet.len());
         if ip.total_bytes > self.config.inner_mtu
-            || out.len() < OUTER_BYTES + (ip.total_bytes + WIREGUARD_BYTES).max(HANDSHAKE_BYTES_MAX)
+            || out.len() < offset + (padded_bytes + WIREGUARD_BYTES).max(HANDSHAKE_BYTES_MAX)
         {
             return Err(DropReason::TooLarge);
         }
-        let endpoint = session.endpoint.ok_or(DropReason::NoTunnel)?;
+        let room = &mut out[offset..];
         if !session.established {
             // What came is lost, but what comes next need not be.
-            let initiation = session
-                .tunnel
-                .format_handshake_initiation(&mut out[OUTER_BYTES..], false);
+            let initiation = session.tunnel.format_handshake_initiation(room, false);
             let TunnResult::WriteToNetwork(message) = initiation else {
                 return Err(DropReason::NoTunnel);
             };
-            let message_bytes = message.len();
+            let bytes = message.len();
             self.drops.add(DropReason::NoTunnel, 1);
-            return self.send_to_peer(endpoint, message_bytes, out);
+            return Ok(Outcome::Control { endpoint, bytes });
         }
         let slot = session.plan.slot;
-        let hop = next_hop(
-            &mut self.next_hops,
-            &mut self.resolve,
-            *endpoint.remote.ip(),
-        )?;
+        let hop = path.to_peer(&endpoint)?;
         self.gate.admit(slot, ip.total_bytes)?;
-        decrement_ttl(packet);
-        let TunnResult::WriteToNetwork(message) =
-            session.tunnel.encapsulate(packet, &mut out[OUTER_BYTES..])
-        else {
+        if !P::KERNEL_ROUTES {
+            decrement_hops(packet);
+        }
+        packet[ip.total_bytes..padded_bytes].fill(0);
+        let sealed = session.tunnel.encapsulate(&packet[..padded_bytes], room);
+        let TunnResult::WriteToNetwork(message) = sealed else {
             return Err(DropReason::NoTunnel);
         };
-        let message_bytes = message.len();
+        let bytes = message.len();
         self.gate.count(slot, ip.total_bytes);
         SessionCounters::add(&session.counters.down_bytes, ip.total_bytes);
-        Ok(Some(self.wrap(endpoint, hop, message_bytes, out)))
+        Ok(Outcome::ToPeer {
+            endpoint,
+            hop,
+            bytes,
+        })
     }
 
-    fn wrap(
-        &mut self,
-        endpoint: Endpoint,
-        hop: NextHop,
-        message_bytes: usize,
-        out: &mut [u8],
-    ) -> Transmit {
-        self.identification = self.identification.wrapping_add(1);
-        let outer = Outer {
-            source: SocketAddrV4::new(endpoint.local, self.config.wireguard_port),
-            destination: endpoint.remote,
-            identification: self.identification,
-            payload_bytes: message_bytes,
-        };
-        write_ethernet(out, hop.destination, hop.source);
-        Transmit {
-            port: hop.port,
-            bytes: write_outer(out, &outer),
-        }
-    }
-
-    /// Place of an address in the inner subnet.
-    fn host_number(&self, address: Ipv4Addr) -> Option<usize> {
-        let network = self.config.inner_subnet.network().to_bits();
-        let contained = self.config.inner_subnet.contains(address);
-        contained.then(|| (address.to_bits() - network) as usize)
+    /// Place of an address in the inner network.
+    fn host(&self, address: IpAddr) -> Option<usize> {
+        self.config.inner.host(address).map(|host| host as usize)
     }
 }
 
-impl<G: Gate> Handler for Plane<G> {
-    fn handle(&mut self, port: PortIndex, frame: &mut [u8], out: &mut [u8]) -> Option<Transmit> {
-        match self.process(port, frame, out) {
-            Ok(transmit) => transmit,
-            Err(reason) => {
-                self.drops.add(reason, 1);
-                None
-            }
-        }
-    }
-
-    fn starved(&mut self, packets: u64) {
-        self.drops.add(DropReason::NoBuffer, packets);
-    }
+/// A packet's length with its padding, which must not make it larger than the tunnel's MTU.
+fn padded(bytes: usize, mtu: usize) -> usize {
+    bytes.next_multiple_of(PADDING_BYTES).min(mtu.max(bytes))
 }
 
 fn session(
@@ -370,29 +387,6 @@ fn session(
     place
         .and_then(Option::as_deref_mut)
         .ok_or(DropReason::SessionUnknown)
-}
-
-fn next_hop(
-    cache: &mut NextHopCache,
-    resolve: &mut Resolver,
-    destination: Ipv4Addr,
-) -> Result<NextHop, DropReason> {
-    let looked = cache.next_hop(destination);
-    looked.next_hop.map_err(|unreachable| match unreachable {
-        Unreachable::Local => DropReason::ToGateway,
-        Unreachable::NoRoute => DropReason::NoRoute,
-        Unreachable::NotOurInterface => DropReason::NotOurInterface,
-        Unreachable::Unresolved(neighbour) => {
-            if looked.first {
-                resolve(neighbour);
-            }
-            DropReason::NeighbourUnresolved
-        }
-    })
-}
-
-fn outer_malformed(_: Malformed) -> DropReason {
-    DropReason::OuterMalformed
 }
 
 fn data_error(error: &WireGuardError) -> DropReason {

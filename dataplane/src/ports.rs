@@ -151,26 +151,47 @@ pub(crate) fn attach(
     Ok(())
 }
 
-pub(crate) fn io_status(io: Io, sockets: &[SocketHandle], interfaces: &[Interface]) -> IoStatus {
-    let zero_copy = sockets.iter().all(|socket| socket.zero_copy);
+/// How frames go in and out, and why so.
+pub(crate) fn frames_status(
+    io: Io,
+    sockets: &[SocketHandle],
+    interfaces: &[Interface],
+    besides: Option<&RunError>,
+) -> IoStatus {
     let copying = sockets.iter().find(|socket| !socket.zero_copy);
-    let mode = match (mode_of(io), zero_copy) {
+    let mode = match (mode_of(io), copying) {
         (Mode::Generic, _) => "generic",
-        (Mode::Native, true) => "native-zerocopy",
-        (Mode::Native, false) => "native-copy",
+        (Mode::Native, None) => "native-zerocopy",
+        (Mode::Native, Some(_)) => "native-copy",
     };
-    let reason = match (io, copying) {
-        (Io::Auto, Some(socket)) => {
-            format!(
-                "the driver of {} has native XDP but cannot share frames",
-                socket.binding.interface
-            )
-        }
+    let mut reason = match (io, copying) {
+        (Io::Auto, Some(socket)) => copying_reason(socket),
         (Io::Auto, None) => "the drivers have native XDP and share frames".to_owned(),
-        _ => "configured (dataplane.io)".to_owned(),
+        _ => CONFIGURED.to_owned(),
     };
+    if let Some(error) = besides {
+        reason = format!("{reason}; not the kernel's sockets: {error}");
+    }
+    status("af_xdp", mode, reason, interfaces)
+}
+
+/// How packets go in and out of the kernel's sockets, and why so.
+pub(crate) fn kernel_status(reason: String, interfaces: &[Interface]) -> IoStatus {
+    status("kernel", "udp-tun", reason, interfaces)
+}
+
+pub(crate) const CONFIGURED: &str = "configured (dataplane.io)";
+
+pub(crate) fn copying_reason(socket: &SocketHandle) -> String {
+    format!(
+        "the driver of {} has native XDP but cannot share frames",
+        socket.binding.interface
+    )
+}
+
+fn status(backend: &str, mode: &str, reason: String, interfaces: &[Interface]) -> IoStatus {
     IoStatus {
-        backend: "af_xdp".to_owned(),
+        backend: backend.to_owned(),
         mode: mode.to_owned(),
         reason,
         interfaces: interfaces
@@ -182,7 +203,8 @@ pub(crate) fn io_status(io: Io, sockets: &[SocketHandle], interfaces: &[Interfac
 
 pub(crate) fn bind_of(io: Io) -> Bind {
     match io {
-        Io::Auto => Bind::Either,
+        // The kernel's sockets need no frames.
+        Io::Auto | Io::Kernel => Bind::Either,
         Io::AfXdpZeroCopy => Bind::ZeroCopy,
         Io::AfXdpCopy | Io::AfXdpGeneric => Bind::Copy,
     }
@@ -190,7 +212,7 @@ pub(crate) fn bind_of(io: Io) -> Bind {
 
 fn mode_of(io: Io) -> Mode {
     match io {
-        Io::Auto | Io::AfXdpZeroCopy | Io::AfXdpCopy => Mode::Native,
+        Io::Auto | Io::Kernel | Io::AfXdpZeroCopy | Io::AfXdpCopy => Mode::Native,
         Io::AfXdpGeneric => Mode::Generic,
     }
 }

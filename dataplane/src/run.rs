@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,21 +16,22 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use topnet_api::{Dataplane as _, SocketName, listen, serve_connections};
 use topnet_config::{Config, Dataplane};
-use topnet_unit::{Access, BootId, CreditTable, Handover, Header, UsageTable};
+use topnet_unit::{Access, BootId, CreditTable, Handover, Header, Mapping, Producer, UsageTable};
 
 use crate::accounting::Accounting;
 use crate::drops::DropCounters;
 use crate::endpoints::Endpoints;
 use crate::error::{INNER_PREFIX_BITS_MIN, RunError, system};
 use crate::forwarding::Neighbour;
-use crate::io::AfXdp;
+use crate::io::{Backend, Ethernet, EthernetPath};
 use crate::netlink::{Connection, Interface, Monitor};
 use crate::plane::{Plane, PlaneConfig};
-use crate::ports::{attach, bind_of, bindings, data_ports, gateway_address, io_status};
+use crate::ports::{data_ports, gateway_address};
 use crate::registry::{Bounds, Registry};
 use crate::service::{Service, Shared, WorkerLink};
 use crate::session::Identity;
 use crate::tables::{hand_over, listen_for_tables};
+use crate::ways::{Chooser, Way};
 use crate::worker::{Queues, Worker};
 use crate::xdp::Program;
 
@@ -79,7 +79,9 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
     let tables = listen_for_tables(&tables_path).map_err(socket_error(&tables_path))?;
     tracing::info!(
         boot = %shared.boot,
+        backend = shared.io.backend,
         mode = shared.io.mode,
+        reason = shared.io.reason,
         interfaces = ?shared.io.interfaces,
         "forwarding"
     );
@@ -97,9 +99,10 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
         () = serve_connections(requests, Service(Arc::clone(&shared)).serve()) => Ok(()),
     };
 
-    match program.verdicts() {
-        Ok(verdicts) => tracing::info!(?verdicts, "detaching"),
-        Err(error) => tracing::debug!(%error, "the program's counters cannot be read"),
+    match program.as_ref().map(Program::verdicts) {
+        Some(Ok(verdicts)) => tracing::info!(?verdicts, "detaching"),
+        Some(Err(error)) => tracing::debug!(%error, "the program's counters cannot be read"),
+        None => {}
     }
     // Detach first: from here on the kernel has all packets.
     drop(program);
@@ -119,7 +122,8 @@ struct Running {
     monitor: Monitor,
     wanted: mpsc::Receiver<Neighbour>,
     handover: Arc<Handover>,
-    program: Program,
+    /// Steers frames, where they are the way.
+    program: Option<Program>,
     worker: JoinHandle<()>,
     stopped: oneshot::Receiver<String>,
 }
@@ -135,20 +139,17 @@ impl Running {
         let connection = Connection::open()?;
         let ports = data_ports(section, &connection).await?;
         let gateway_address = gateway_address(section, &ports)?;
-        let placeholder = hold_port(gateway_address, section.wireguard_port)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(system("make an event counter"))?;
+        let chooser = Chooser {
+            section,
+            connection: &connection,
+            ports: &ports,
+            gateway_address,
+            wake: &wake,
+        };
+        let (way, io) = chooser.choose().await?;
 
-        let mut program = Program::load(section.slots_max)?;
-        let tables = program.tables()?;
-        let usage = Arc::new(UsageTable::map(
-            &tables.usage,
-            section.slots_max,
-            Access::ReadWrite,
-        )?);
-        let credit = Arc::new(CreditTable::map(
-            &tables.credit,
-            section.slots_max,
-            Access::Read,
-        )?);
         let boot = random_boot()?;
         let header = Header {
             boot,
@@ -156,18 +157,15 @@ impl Running {
             workers: 1,
             records: RING_RECORDS,
         };
-        let (handover, mut rings) = Handover::new(header, tables.usage, tables.credit)?;
-
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(system("make an event counter"))?;
-        let worker_wake = wake.try_clone().map_err(system("make an event counter"))?;
-        let (io, sockets) = AfXdp::new(&bindings(&ports), bind_of(section.io), worker_wake)?;
-        attach(&mut program, section, &ports, gateway_address, &sockets)?;
-
+        let Shares {
+            handover,
+            usage,
+            credit,
+            ring,
+        } = Shares::new(header, &way)?;
         let queues = Queues::default();
         let drops = Arc::<DropCounters>::default();
         let ring_overflows = Arc::<AtomicU64>::default();
-        let ring = rings.remove(0);
         let accounting = Accounting::new(
             Arc::clone(&usage),
             Arc::clone(&credit),
@@ -178,19 +176,13 @@ impl Running {
         let started = Instant::now();
         let plane = Plane::new(
             PlaneConfig {
-                gateway_address,
-                wireguard_port: section.wireguard_port,
-                inner_subnet: section.inner_subnet,
+                inner: section.inner_network(),
                 inner_mtu: usize::from(section.inner_mtu),
                 sessions_max: section.sessions_max as usize,
             },
             Arc::clone(&identity),
             accounting,
             Arc::clone(&drops),
-            // A full queue only means that the packet after the next refresh asks again.
-            Box::new(move |neighbour| {
-                let _ = want.try_send(neighbour);
-            }),
             started,
         );
         let interfaces: Vec<Interface> = ports.iter().map(|port| port.interface.clone()).collect();
@@ -198,7 +190,7 @@ impl Running {
             boot,
             started,
             identity: Arc::clone(&identity),
-            io: io_status(section.io, &sockets, &interfaces),
+            io,
             usage,
             credit,
             drops,
@@ -217,12 +209,29 @@ impl Running {
                 &config.runtime_dir,
                 section.sessions_max as usize,
             )),
-            gateway_address,
+            gateway_address: gateway_address.into(),
         });
         let mut monitor = connection.monitor(&interfaces);
         shared.publish(monitor.snapshot().await?).await;
-        let worker = Worker::new(io, plane, queues, identity);
-        let (worker, stopped) = spawn(worker, section.cpu, placeholder)?;
+        let (program, worker, stopped) = match way {
+            Way::Frames(frames) => {
+                // A full queue only means that the packet after the next refresh asks again.
+                let resolve = Box::new(move |neighbour| {
+                    let _ = want.try_send(neighbour);
+                });
+                let path = EthernetPath::new(gateway_address, section.wireguard_port, resolve);
+                let io = Ethernet::new(frames.sockets, path);
+                let worker = Worker::new(io, plane, queues, identity);
+                let (worker, stopped) = spawn(worker, section.cpu, frames.placeholder)?;
+                (Some(frames.program), worker, stopped)
+            }
+            Way::Kernel(kernel) => {
+                let worker = Worker::new(*kernel, plane, queues, identity);
+                // Nobody asks for neighbours, but the queue is not to look closed.
+                let (worker, stopped) = spawn(worker, section.cpu, want)?;
+                (None, worker, stopped)
+            }
+        };
         Ok(Self {
             shared,
             monitor,
@@ -235,11 +244,41 @@ impl Running {
     }
 }
 
-/// Starts the worker on its CPU. The socket that holds the WireGuard port lives as long as it.
-fn spawn(
-    worker: Worker<AfXdp>,
+/// What is shared with metering.
+struct Shares {
+    handover: Handover,
+    usage: Arc<UsageTable>,
+    credit: Arc<CreditTable>,
+    ring: Producer<Mapping>,
+}
+
+impl Shares {
+    /// The tables that the program brings, or ordinary shared memory where there is none.
+    fn new(header: Header, way: &Way) -> Result<Self, RunError> {
+        let (handover, usage, credit, mut rings) = match way {
+            Way::Frames(frames) => {
+                let tables = frames.program.tables()?;
+                let usage = UsageTable::map(&tables.usage, header.slots, Access::ReadWrite)?;
+                let credit = CreditTable::map(&tables.credit, header.slots, Access::Read)?;
+                let (handover, rings) = Handover::new(header, tables.usage, tables.credit)?;
+                (handover, usage, credit, rings)
+            }
+            Way::Kernel(_) => Handover::in_memory(header)?,
+        };
+        Ok(Self {
+            handover,
+            usage: Arc::new(usage),
+            credit: Arc::new(credit),
+            ring: rings.remove(0),
+        })
+    }
+}
+
+/// Starts the worker on its CPU. What it is to keep lives as long as it.
+fn spawn<B: Backend + Send + 'static>(
+    worker: Worker<B>,
     cpu: Option<u16>,
-    placeholder: UdpSocket,
+    kept: impl Send + 'static,
 ) -> Result<(JoinHandle<()>, oneshot::Receiver<String>), RunError> {
     let (ended, stopped) = oneshot::channel();
     let (pinned, pinning) = std::sync::mpsc::channel();
@@ -256,7 +295,7 @@ fn spawn(
             if let Err(error) = worker.run() {
                 let _ = ended.send(error.to_string());
             }
-            drop(placeholder);
+            drop(kept);
         });
     let thread = thread.map_err(system("start a thread"))?;
     match pinning.recv() {
@@ -275,16 +314,6 @@ fn pin(cpu: u16) -> io::Result<()> {
     }
     set.set(usize::from(cpu));
     Ok(sched_setaffinity(None, &set)?)
-}
-
-/// Binds the WireGuard port in the kernel, so that nobody else takes it and the kernel does not
-/// answer "port unreachable" while no socket of ours takes the packets.
-fn hold_port(address: Ipv4Addr, port: u16) -> Result<UdpSocket, RunError> {
-    UdpSocket::bind((address, port)).map_err(|source| RunError::Port {
-        port,
-        address,
-        source,
-    })
 }
 
 fn read_key(path: &Path) -> Result<[u8; KEY_BYTES], RunError> {

@@ -1,6 +1,6 @@
 //! Answers control and metering: sessions, slots, status.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -71,7 +71,7 @@ pub struct Shared {
     /// Where peers were heard last.
     pub endpoints: std::sync::Mutex<Endpoints>,
     /// The gateway's address towards clients.
-    pub gateway_address: Ipv4Addr,
+    pub gateway_address: IpAddr,
 }
 
 /// The data plane's service on its Unix socket.

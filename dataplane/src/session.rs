@@ -1,12 +1,13 @@
 //! A session: one WireGuard peer, its tunnel and the slot that it counts into.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use boringtun::noise::Tunn;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519::{PublicKey, StaticSecret};
+use crossbeam::atomic::AtomicCell;
 use topnet_unit::Slot;
 
 /// Receiver indices of a session share their upper 24 bits (boringtun keeps eight key pairs).
@@ -31,8 +32,8 @@ pub struct SessionCounters {
     pub up_bytes: AtomicU64,
     /// Billable bytes to the peer.
     pub down_bytes: AtomicU64,
-    /// The peer's address (upper 32 of 48 bits) and port; 0 while unknown.
-    endpoint: AtomicU64,
+    /// Written when the peer roams, which is seldom: what it costs then does not matter.
+    endpoint: AtomicCell<Option<SocketAddr>>,
     /// Milliseconds from the worker's start to the last completed handshake, plus one; 0: none.
     handshake_ms: AtomicU64,
 }
@@ -40,15 +41,8 @@ pub struct SessionCounters {
 impl SessionCounters {
     /// Where the peer's packets came from last.
     #[must_use]
-    pub fn endpoint(&self) -> Option<SocketAddrV4> {
-        let packed = self.endpoint.load(Ordering::Relaxed);
-        let address = Ipv4Addr::from_bits((packed >> 16) as u32);
-        (packed != 0).then(|| SocketAddrV4::new(address, packed as u16))
-    }
-
-    fn store_endpoint(&self, endpoint: SocketAddrV4) {
-        let packed = u64::from(endpoint.ip().to_bits()) << 16 | u64::from(endpoint.port());
-        self.endpoint.store(packed, Ordering::Relaxed);
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint.load()
     }
 
     /// Milliseconds from the worker's start to the last completed handshake.
@@ -76,9 +70,9 @@ impl SessionCounters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The peer's address and port.
-    pub remote: SocketAddrV4,
+    pub remote: SocketAddr,
     /// Our address, as the peer knows it.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
 }
 
 /// What a session is made from.
@@ -88,7 +82,8 @@ pub struct SessionPlan {
     pub index: SessionIndex,
     /// The peer's public key.
     pub public_key: [u8; 32],
-    /// The one inner address that the peer may use.
+    /// The one inner IPv4 address that the peer may use, and with it the IPv6 address of the
+    /// same host number.
     pub inner_address: Ipv4Addr,
     /// Where its packets count.
     pub slot: Slot,
@@ -173,7 +168,7 @@ impl Session {
     pub fn heard_from(&mut self, endpoint: Endpoint) {
         if self.endpoint != Some(endpoint) {
             self.endpoint = Some(endpoint);
-            self.counters.store_endpoint(endpoint.remote);
+            self.counters.endpoint.store(Some(endpoint.remote));
         }
     }
 

@@ -10,11 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::accounting::{Accounting, Gate};
 use crate::forwarding::Forwarding;
-use crate::io::PacketIo;
+use crate::io::Backend;
 use crate::plane::Plane;
 use crate::session::{Identity, Session, SessionIndex};
 
@@ -26,8 +25,6 @@ const COMMANDS_PER_BURST: usize = 16;
 const TICK: Duration = Duration::from_millis(250);
 /// Parts that the sessions are divided into, so that no burst waits for all timers at once.
 const TICK_PARTS: u32 = 16;
-/// Empty looks at the rings before the worker sleeps.
-const SPINS_MAX: u32 = 64;
 /// Longest sleep; a command wakes it earlier.
 const SLEEP_MAX: Duration = Duration::from_millis(10);
 
@@ -80,7 +77,7 @@ pub struct Worker<I, G = Accounting> {
     next_part: u32,
 }
 
-impl<I: PacketIo, G: Gate> Worker<I, G> {
+impl<I: Backend, G: Gate> Worker<I, G> {
     /// A worker that has not run yet.
     pub fn new(io: I, plane: Plane<G>, queues: Queues, identity: Arc<Identity>) -> Self {
         Self {
@@ -97,9 +94,7 @@ impl<I: PacketIo, G: Gate> Worker<I, G> {
     pub fn run(mut self) -> std::io::Result<()> {
         let mut idle = 0;
         while !self.queues.stop.load(Ordering::Relaxed) {
-            let burst_began_ns = monotonic_ns();
             let received = self.io.receive(&mut self.plane);
-            self.plane.settle(burst_began_ns);
             self.take_commands();
             let now = Instant::now();
             if now >= self.next_tick {
@@ -111,7 +106,7 @@ impl<I: PacketIo, G: Gate> Worker<I, G> {
                 continue;
             }
             idle += 1;
-            if idle > SPINS_MAX {
+            if idle > I::SPINS_MAX {
                 let until_tick = self.next_tick.saturating_duration_since(Instant::now());
                 self.io.wait(until_tick.min(SLEEP_MAX))?;
             } else {
@@ -134,7 +129,10 @@ impl<I: PacketIo, G: Gate> Worker<I, G> {
                     None
                 }
                 Some(Command::Remove(index)) => self.plane.remove(index).map(Returned::Session),
-                Some(Command::Forwarding(forwarding)) => Some(self.replace_forwarding(forwarding)),
+                Some(Command::Forwarding(forwarding)) => {
+                    let old = self.io.replace_forwarding(&mut self.plane, forwarding);
+                    Some(Returned::Forwarding(old))
+                }
             };
             if let Some(returned) = returned {
                 // Only this thread fills the queue, and there was room.
@@ -142,15 +140,6 @@ impl<I: PacketIo, G: Gate> Worker<I, G> {
                 assert!(pushed.is_ok(), "room was checked and nobody else pushes");
             }
         }
-    }
-
-    fn replace_forwarding(&mut self, forwarding: Arc<Forwarding>) -> Returned {
-        let old = self.plane.replace_forwarding(forwarding);
-        for _ in 0..self.plane.waiting() {
-            let plane = &mut self.plane;
-            self.io.originate(|out| plane.retry_waiting(out));
-        }
-        Returned::Forwarding(old)
     }
 
     /// Looks at the timers of the next part of the sessions.
@@ -161,14 +150,8 @@ impl<I: PacketIo, G: Gate> Worker<I, G> {
         }
         let places = self.plane.session_places();
         for place in (self.next_part as usize..places).step_by(TICK_PARTS as usize) {
-            let plane = &mut self.plane;
-            self.io.originate(|out| plane.tick(place, out));
+            self.io.tick(&mut self.plane, place);
         }
         self.next_part = (self.next_part + 1) % TICK_PARTS;
     }
-}
-
-fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,12 +13,15 @@ use allocation_counter::{measure, opt_out};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
+use topnet_config::InnerNetwork;
 use topnet_dataplane::accounting::Accounting;
 use topnet_dataplane::drops::{DropCounters, DropReason};
 use topnet_dataplane::forwarding::{
     Forwarding, Neighbour, Port, PortIndex, Route, RouteTable, RouteTarget,
 };
-use topnet_dataplane::io::{BURST_PACKETS, FRAME_DATA_BYTES, Handler, PacketIo, Transmit};
+use topnet_dataplane::io::{
+    BURST_PACKETS, Ethernet, EthernetPath, FRAME_DATA_BYTES, FrameIo, Handler, Transmit,
+};
 use topnet_dataplane::packet::MacAddress;
 use topnet_dataplane::plane::{Plane, PlaneConfig};
 use topnet_dataplane::session::{Endpoint, Identity, Session, SessionIndex, SessionPlan};
@@ -72,7 +75,7 @@ impl Frames {
     }
 }
 
-impl PacketIo for Frames {
+impl FrameIo for Frames {
     fn receive(&mut self, handler: &mut impl Handler) -> usize {
         if !std::mem::replace(&mut self.looked, true) {
             return 0;
@@ -81,7 +84,8 @@ impl PacketIo for Frames {
         let began = self.next;
         self.next = self.frames.len().min(began + BURST_PACKETS);
         for (port, frame) in &mut self.frames[began..self.next] {
-            if let Some(transmit) = handler.handle(*port, frame, &mut self.out) {
+            let arrived_bytes = frame.len();
+            if let Some(transmit) = handler.handle(*port, frame, arrived_bytes, &mut self.out) {
                 self.sent[usize::from(transmit.port.0)] += 1;
             }
         }
@@ -126,9 +130,11 @@ fn the_fast_path_allocates_nothing() {
     let identity = Arc::new(Identity::new([9; 32]));
     let drops = Arc::<DropCounters>::default();
     let config = PlaneConfig {
-        gateway_address: GATEWAY,
-        wireguard_port: WIREGUARD_PORT,
-        inner_subnet: "10.78.0.0/16".parse().unwrap(),
+        inner: InnerNetwork::new(
+            "10.78.0.0/16".parse().unwrap(),
+            None,
+            Ipv4Addr::new(10, 78, 0, 1),
+        ),
         inner_mtu: 1420,
         sessions_max: 8,
     };
@@ -137,7 +143,6 @@ fn the_fast_path_allocates_nothing() {
         Arc::clone(&identity),
         accounting,
         Arc::clone(&drops),
-        Box::new(|neighbour| panic!("{neighbour:?} is known")),
         Instant::now(),
     );
     let (session, mut client) = connected(&identity);
@@ -161,6 +166,8 @@ fn the_fast_path_allocates_nothing() {
         outcome,
         looked: false,
     };
+    let resolve = Box::new(|neighbour| panic!("{neighbour:?} is known"));
+    let io = Ethernet::new(io, EthernetPath::new(GATEWAY, WIREGUARD_PORT, resolve));
     let worker = Worker::new(io, plane, queues, identity);
 
     // From the first packet on, and with installing the session and the routes.
@@ -193,7 +200,7 @@ fn grant(record_at_bytes: u64) -> CreditGrant {
 
 fn forwarding() -> Forwarding {
     let link = |network: [u8; 4], interface| Route {
-        network: network.into(),
+        network: IpAddr::from(network),
         prefix_bits: 24,
         metric: 0,
         target: RouteTarget::Forward {
@@ -202,7 +209,8 @@ fn forwarding() -> Forwarding {
         },
     };
     let table = RouteTable::from_iter([link([10, 77, 1, 0], 1), link([10, 77, 2, 0], 2)]);
-    let known = |interface, address| {
+    let known = |interface, address: Ipv4Addr| {
+        let address = address.into();
         let neighbour = Neighbour { interface, address };
         (neighbour, MacAddress([2, 0, 0, 0, 0, interface as u8]))
     };
@@ -239,8 +247,8 @@ fn connected(identity: &Identity) -> (Box<Session>, Tunn) {
         message = message_of(client.decapsulate(None, &message_of(answer), &mut near));
     }
     session.heard_from(Endpoint {
-        remote: SocketAddrV4::new(CLIENT, CLIENT_PORT),
-        local: GATEWAY,
+        remote: SocketAddr::new(CLIENT.into(), CLIENT_PORT),
+        local: GATEWAY.into(),
     });
     session.refresh_established();
     assert!(session.established);

@@ -50,7 +50,7 @@ fn inner_bytes_are_counted_exactly() {
     assert_eq!(session.up_bytes + session.down_bytes, after.bytes);
     assert_eq!(
         session.endpoint.unwrap().ip(),
-        &std::net::Ipv4Addr::new(10, 77, 1, 2)
+        std::net::Ipv4Addr::new(10, 77, 1, 2)
     );
     assert!(session.handshake_age_s.unwrap() < 60);
 }

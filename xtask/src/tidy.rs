@@ -75,6 +75,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-api",
             "topnet-config",
             "topnet-ebpf-abi",
+            "topnet-offload",
             "topnet-unit",
         ],
     ),

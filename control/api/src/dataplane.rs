@@ -1,6 +1,6 @@
 //! What the data plane is asked: which sessions to have, and which slots they got.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -118,7 +118,7 @@ pub struct SessionStatus {
     /// Its inner address.
     pub inner_address: Ipv4Addr,
     /// Where its packets came from last.
-    pub endpoint: Option<SocketAddrV4>,
+    pub endpoint: Option<SocketAddr>,
     /// Billable bytes from the peer.
     pub up_bytes: u64,
     /// Billable bytes to the peer.

@@ -1,6 +1,6 @@
 //! What an operator sees over JSON-RPC, put together from all processes.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -84,7 +84,7 @@ pub struct SessionReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionTraffic {
     /// Where its packets came from last.
-    pub endpoint: Option<SocketAddrV4>,
+    pub endpoint: Option<SocketAddr>,
     /// Billable bytes from the peer.
     pub up_bytes: u64,
     /// Billable bytes to the peer.

@@ -18,7 +18,8 @@ use xsk_rs::socket::{RxQueue, Socket, TxQueue};
 use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::umem::{CompQueue, FillQueue, Umem};
 
-use super::{BURST_PACKETS, Handler, PacketIo, Transmit};
+use super::ethernet::SLACK_BYTES;
+use super::{BURST_PACKETS, FrameIo, Handler, Transmit};
 use crate::forwarding::PortIndex;
 
 /// Places in each of a socket's four rings.
@@ -291,7 +292,7 @@ impl AfXdp {
     }
 }
 
-impl PacketIo for AfXdp {
+impl FrameIo for AfXdp {
     fn receive(&mut self, handler: &mut impl Handler) -> usize {
         self.complete();
         let Self {
@@ -323,7 +324,10 @@ impl PacketIo for AfXdp {
                     unsafe { (umem.data_mut(desc), umem.data_mut(&mut out)) };
                 let capacity = data.cursor().buf_len();
                 data.cursor().set_pos(capacity);
-                let transmit = handler.handle(port, frame.contents_mut(), data.contents_mut());
+                let arrived_bytes = frame.contents().len();
+                frame.cursor().set_pos(arrived_bytes + SLACK_BYTES);
+                let (frame, empty) = (frame.contents_mut(), data.contents_mut());
+                let transmit = handler.handle(port, frame, arrived_bytes, empty);
                 let target = transmit.and_then(|transmit| {
                     data.cursor().set_pos(transmit.bytes);
                     Self::sender(sockets, transmit.port, queue)

@@ -1,13 +1,13 @@
 //! What a route's or a neighbour's message says, in our words.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteType, RouteVia,
 };
 
 use crate::forwarding::{Neighbour, Route, RouteTarget};
@@ -16,20 +16,25 @@ use crate::packet::MacAddress;
 /// A route, and the number of its table.
 pub(super) fn route(message: &RouteMessage) -> Option<(u32, Route)> {
     let header: &RouteHeader = &message.header;
-    if header.address_family != AddressFamily::Inet || header.tos != 0 {
+    if header.tos != 0 {
         return None;
     }
+    let mut network = match header.address_family {
+        AddressFamily::Inet => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
     let mut table = u32::from(header.table);
-    let mut network = Ipv4Addr::UNSPECIFIED;
     let (mut metric, mut interface, mut via) = (0, None, None);
     let mut paths: &[RouteNextHop] = &[];
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(value) => table = *value,
-            RouteAttribute::Destination(RouteAddress::Inet(value)) => network = *value,
+            RouteAttribute::Destination(value) => network = address(value)?,
             RouteAttribute::Priority(value) => metric = *value,
             RouteAttribute::Oif(value) => interface = Some(*value),
-            RouteAttribute::Gateway(value) => via = gateway(value),
+            RouteAttribute::Gateway(value) => via = address(value),
+            RouteAttribute::Via(value) => via = other_version(value),
             RouteAttribute::MultiPath(value) => paths = value,
             _ => {}
         }
@@ -47,7 +52,8 @@ pub(super) fn route(message: &RouteMessage) -> Option<(u32, Route)> {
                     .attributes
                     .iter()
                     .find_map(|attribute| match attribute {
-                        RouteAttribute::Gateway(value) => gateway(value),
+                        RouteAttribute::Gateway(value) => address(value),
+                        RouteAttribute::Via(value) => other_version(value),
                         _ => None,
                     }),
             },
@@ -71,9 +77,19 @@ pub(super) fn route(message: &RouteMessage) -> Option<(u32, Route)> {
     ))
 }
 
-fn gateway(address: &RouteAddress) -> Option<Ipv4Addr> {
+fn address(address: &RouteAddress) -> Option<IpAddr> {
     match address {
-        RouteAddress::Inet(address) => Some(*address),
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+/// The next router of a route whose destination is of the other version.
+fn other_version(via: &RouteVia) -> Option<IpAddr> {
+    match via {
+        RouteVia::Inet(address) => Some((*address).into()),
+        RouteVia::Inet6(address) => Some((*address).into()),
         _ => None,
     }
 }
@@ -93,7 +109,10 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, MacAdd
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(value)) => {
-                address = Some(*value)
+                address = Some(IpAddr::from(*value));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(value)) => {
+                address = Some((*value).into());
             }
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = MacAddress::from_slice(bytes),
             _ => {}

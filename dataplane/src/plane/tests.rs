@@ -1,12 +1,14 @@
 //! The plane against a WireGuard client in memory: every drop, the bill, and no panic.
 
 use super::*;
-use crate::forwarding::{Port, Route, RouteTable, RouteTarget};
-use crate::packet::{IPV4_BYTES, MacAddress, checksum};
+use crate::forwarding::{Forwarding, Neighbour, Port, PortIndex, Route, RouteTable, RouteTarget};
+use crate::io::EthernetPath;
+use crate::packet::{ETHERNET_BYTES, IPV4_BYTES, Ipv4, MacAddress, OUTER_BYTES, checksum};
 use crate::session::SessionPlan;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
@@ -33,6 +35,7 @@ const ENOUGH: CreditGrant = CreditGrant {
 
 struct Bench {
     plane: Plane,
+    path: EthernetPath,
     metering: Attachment,
     client: Tunn,
     asked: mpsc::Receiver<Neighbour>,
@@ -40,7 +43,7 @@ struct Bench {
 
 fn forwarding() -> Forwarding {
     let route = |network: [u8; 4], prefix_bits, target| Route {
-        network: network.into(),
+        network: IpAddr::from(network),
         prefix_bits,
         metric: 0,
         target,
@@ -59,7 +62,7 @@ fn forwarding() -> Forwarding {
         (
             Neighbour {
                 interface,
-                address: address.into(),
+                address: IpAddr::from(address),
             },
             MacAddress(mac),
         )
@@ -100,9 +103,11 @@ impl Bench {
         let identity = Arc::new(Identity::new([9; 32]));
         let (ask, asked) = mpsc::channel();
         let config = PlaneConfig {
-            gateway_address: GATEWAY.into(),
-            wireguard_port: 51820,
-            inner_subnet: "10.78.0.0/16".parse().unwrap(),
+            inner: InnerNetwork::new(
+                "10.78.0.0/16".parse().unwrap(),
+                Some("fd78::/64".parse().unwrap()),
+                Ipv4Addr::new(10, 78, 0, 1),
+            ),
             inner_mtu: 1420,
             sessions_max: 8,
         };
@@ -111,10 +116,11 @@ impl Bench {
             Arc::clone(&identity),
             accounting,
             Arc::default(),
-            Box::new(move |neighbour| ask.send(neighbour).unwrap()),
             Instant::now(),
         );
-        plane.replace_forwarding(Arc::new(forwarding()));
+        let resolve = Box::new(move |neighbour| ask.send(neighbour).unwrap());
+        let mut path = EthernetPath::new(GATEWAY.into(), 51820, resolve);
+        path.replace_forwarding(Arc::new(forwarding()));
         let private = StaticSecret::from([5; 32]);
         let plan = SessionPlan {
             index: SessionIndex(3),
@@ -126,6 +132,7 @@ impl Bench {
         let client = Tunn::new(private, identity.public, None, None, 1, None);
         Self {
             plane,
+            path,
             metering: Attachment::receive(&theirs).unwrap(),
             client,
             asked,
@@ -153,9 +160,12 @@ impl Bench {
 
     /// What the plane does with a frame.
     fn frame(&mut self, port: PortIndex, frame: &[u8]) -> Option<(PortIndex, Vec<u8>)> {
-        let mut frame = frame.to_vec();
+        // As in a frame of AF_XDP's: what came before stands behind it.
+        let arrived_bytes = frame.len();
+        let mut frame = [frame, &[0xab; PADDING_BYTES - 1]].concat();
         let mut out = [0; BUFFER];
-        let transmit = self.plane.handle(port, &mut frame, &mut out);
+        let Self { plane, path, .. } = self;
+        let transmit = path.handle(plane, port, &mut frame, arrived_bytes, &mut out);
         self.plane.settle(0);
         transmit.map(|transmit| (transmit.port, out[..transmit.bytes].to_vec()))
     }
@@ -255,6 +265,11 @@ fn packets_pass_both_ways_and_are_billed_once() {
         panic!("{received:?}");
     };
     assert_eq!((received.len(), from.octets()), (packet.len(), ORIGIN));
+    // Its length is not told: it is sealed with zeros up to a multiple of 16.
+    assert_eq!(
+        frame.len(),
+        OUTER_BYTES + WIREGUARD_BYTES + packet.len().next_multiple_of(PADDING_BYTES)
+    );
     assert_eq!(bench.usage(), 128 + packet.len() as u64);
     assert_eq!(bench.dropped(), []);
 }
@@ -327,6 +342,25 @@ fn every_refusal_has_its_reason_and_no_bill() {
             bench.asked.try_recv().is_ok(),
             reason == DropReason::NeighbourUnresolved
         );
+    }
+    let from6 = |source: &str| {
+        let [source, origin] =
+            [source, "2001:db8::1"].map(|text| text.parse::<std::net::Ipv6Addr>().unwrap());
+        let mut packet = Vec::new();
+        let builder = PacketBuilder::ipv6(source.octets(), origin.octets(), 64).udp(1, 2);
+        builder.write(&mut packet, b"x").unwrap();
+        packet
+    };
+    for (source, reason) in [
+        ("fd78::3", DropReason::SourceNotAllowed),
+        ("fd79::2", DropReason::SourceNotAllowed),
+        // The client's own, but frames have no way for it.
+        ("fd78::2", DropReason::NoRoute),
+    ] {
+        let mut bench = Bench::connected();
+        assert_eq!(bench.up(&from6(source)), None, "{source}");
+        assert_eq!(bench.dropped(), [(reason, 1)], "{source}");
+        assert_eq!(bench.usage(), 0, "{source}");
     }
     let down: [(&str, Vec<u8>, DropReason); 4] = [
         (
@@ -429,7 +463,7 @@ fn an_answer_waits_for_its_neighbour() {
     let mut bench = Bench::new();
     let mut unknown = forwarding();
     unknown.neighbours.clear();
-    bench.plane.replace_forwarding(Arc::new(unknown));
+    bench.path.replace_forwarding(Arc::new(unknown));
     let mut buffer = [0; 2048];
     let TunnResult::WriteToNetwork(init) =
         bench.client.format_handshake_initiation(&mut buffer, false)
@@ -439,12 +473,12 @@ fn an_answer_waits_for_its_neighbour() {
     let init = init.to_vec();
     assert_eq!(bench.client_sends(&init), None);
     assert!(bench.asked.try_recv().is_ok());
-    assert_eq!(bench.plane.waiting(), 1);
-    bench.plane.replace_forwarding(Arc::new(forwarding()));
+    assert_eq!(bench.path.waiting(), 1);
+    bench.path.replace_forwarding(Arc::new(forwarding()));
     let mut out = [0; BUFFER];
-    let transmit = bench.plane.retry_waiting(&mut out).unwrap();
+    let transmit = bench.path.retry_waiting(&bench.plane, &mut out).unwrap();
     assert!(bench.client_receives(&out[..transmit.bytes]).is_some());
-    assert_eq!(bench.plane.waiting(), 0);
+    assert_eq!(bench.path.waiting(), 0);
 }
 
 proptest! {

@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use topnet_api::{
     Assignment, DataplaneClient, DataplaneStatus, DesiredSession, DesiredSessions, InstallReport,
     SocketName, connect,
 };
-use topnet_netns::{Endpoint, Namespace, Offload, Veth};
+use topnet_netns::{Endpoint, Namespace, Offload, Veth, with_tunnel_driver};
 use topnet_unit::{Attachment, CreditGrant, Slot};
 
 /// A user that owns nothing.
@@ -27,6 +27,9 @@ const CAPABILITIES: &str = "+net_admin,+net_raw,+bpf,+ipc_lock";
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 1);
 pub const ORIGIN: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 2);
 pub const CLIENT_INNER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
+pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd77, 1, 0, 0, 0, 0, 0, 1);
+pub const ORIGIN6: Ipv6Addr = Ipv6Addr::new(0xfd77, 2, 0, 0, 0, 0, 0, 2);
+pub const CLIENT_INNER6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 2);
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The three namespaces and their links.
@@ -77,6 +80,36 @@ impl Topology {
             client,
             provider,
             origin,
+        }
+    }
+
+    /// Gives the links IPv6 too, and lets the provider's kernel route.
+    pub fn route_in_kernel(&self) {
+        let links = [
+            (&self.client, "eth0", "fd77:1::2/64"),
+            (&self.provider, "clients", "fd77:1::1/64"),
+            (&self.provider, "uplink", "fd77:2::1/64"),
+            (&self.origin, "eth0", "fd77:2::2/64"),
+        ];
+        for namespace in [&self.client, &self.provider, &self.origin] {
+            for what in ["all", "default"] {
+                namespace
+                    .sysctl(&format!("net.ipv6.conf.{what}.disable_ipv6"), "0")
+                    .unwrap();
+            }
+        }
+        for (namespace, interface, address) in links {
+            ip(
+                namespace,
+                &format!("address add {address} dev {interface} nodad"),
+            );
+        }
+        ip(&self.origin, "route add fd78::/64 via fd77:2::1");
+        for key in [
+            "net.ipv4.conf.uplink.forwarding",
+            "net.ipv6.conf.all.forwarding",
+        ] {
+            self.provider.sysctl(key, "1").unwrap();
         }
     }
 }
@@ -136,7 +169,7 @@ impl Home {
             .arg(&self.binary)
             .arg("--config")
             .arg(self.path("topnet.toml"));
-        command
+        with_tunnel_driver(self.dir.path(), command).unwrap()
     }
 
     /// Runs the data plane, which is expected to refuse, and returns what it said.
@@ -169,7 +202,17 @@ impl Gateway {
     }
 
     pub fn start_with(test: &str, more: &str) -> Self {
+        Self::start_in(Topology::new(test), more)
+    }
+
+    /// A gateway whose packets the kernel's sockets carry, IPv6 among them.
+    pub fn start_on_kernel(test: &str) -> Self {
         let topology = Topology::new(test);
+        topology.route_in_kernel();
+        Self::start_in(topology, "io = \"kernel\"\ninner_subnet6 = \"fd78::/64\"")
+    }
+
+    pub fn start_in(topology: Topology, more: &str) -> Self {
         let home = Home::new();
         home.configure("clients", "uplink", more);
         let process = topology.provider.spawn(home.command(CAPABILITIES)).unwrap();
@@ -298,7 +341,29 @@ pub struct WireGuard {
 impl WireGuard {
     /// Starts wireguard-go in the client's namespace and points it at the gateway.
     pub fn start(gateway: &Gateway, interface: &str) -> Self {
+        Self::start_towards(gateway, interface, GATEWAY.into())
+    }
+
+    /// Starts it with IPv6 addresses too, against a gateway at `endpoint`.
+    pub fn start_dual(gateway: &Gateway, interface: &str, endpoint: IpAddr) -> Self {
+        let client = Self::start_towards(gateway, interface, endpoint);
         let namespace = &gateway.topology.client;
+        let server = base64(&gateway.status().wireguard_public_key);
+        let mut set = Command::new("wg");
+        set.args(["set", interface, "peer", &server, "allowed-ips"]);
+        set.arg("10.77.2.0/24,fd77:2::/64");
+        namespace.run(set).unwrap();
+        ip(
+            namespace,
+            &format!("address add {CLIENT_INNER6}/128 dev {interface} nodad"),
+        );
+        ip(namespace, &format!("route add fd77:2::/64 dev {interface}"));
+        client
+    }
+
+    fn start_towards(gateway: &Gateway, interface: &str, endpoint: IpAddr) -> Self {
+        let namespace = &gateway.topology.client;
+        let endpoint = SocketAddr::new(endpoint, 51_820).to_string();
         let mut command = Command::new("wireguard-go");
         command
             .args(["-f", interface])
@@ -314,7 +379,7 @@ impl WireGuard {
         eventually("wireguard-go is up", || {
             let mut set = Command::new("wg");
             set.args(["set", interface, "private-key"]).arg(&key_file);
-            set.args(["peer", &server, "endpoint", "10.77.1.1:51820"]);
+            set.args(["peer", &server, "endpoint", &endpoint]);
             set.args(["allowed-ips", "10.77.2.0/24"]);
             namespace.run(set).is_ok()
         });
@@ -369,9 +434,17 @@ pub struct Echo {
 
 impl Echo {
     pub fn new(topology: &Topology) -> Self {
+        Self::between(topology, CLIENT_INNER.into(), ORIGIN.into())
+    }
+
+    pub fn new6(topology: &Topology) -> Self {
+        Self::between(topology, CLIENT_INNER6.into(), ORIGIN6.into())
+    }
+
+    fn between(topology: &Topology, client: IpAddr, origin: IpAddr) -> Self {
         let server = topology
             .origin
-            .enter(|| UdpSocket::bind((ORIGIN, 7)).unwrap())
+            .enter(|| UdpSocket::bind((origin, 7)).unwrap())
             .unwrap();
         std::thread::spawn(move || {
             let mut buffer = [0; 2048];
@@ -382,13 +455,18 @@ impl Echo {
         });
         let socket = topology
             .client
-            .enter(|| UdpSocket::bind((CLIENT_INNER, 0)).unwrap())
+            .enter(|| UdpSocket::bind((client, 0)).unwrap())
             .unwrap();
-        socket.connect((ORIGIN, 7)).unwrap();
+        socket.connect((origin, 7)).unwrap();
         socket
             .set_read_timeout(Some(Duration::from_millis(500)))
             .unwrap();
         Self { socket }
+    }
+
+    /// Takes echoes that came too late for whoever waited for them.
+    pub fn drain(&self) {
+        while self.socket.recv(&mut [0; 2048]).is_ok() {}
     }
 
     /// Sends a datagram and waits for its echo.
@@ -402,11 +480,15 @@ impl Echo {
 
 /// A TCP connection from the client through the tunnel to the origin: both ends.
 pub fn tcp(topology: &Topology) -> (TcpStream, TcpStream) {
+    tcp_to(topology, ORIGIN.into())
+}
+
+pub fn tcp_to(topology: &Topology, origin: IpAddr) -> (TcpStream, TcpStream) {
+    let address = SocketAddr::new(origin, 8080);
     let listener = topology
         .origin
-        .enter(|| TcpListener::bind((ORIGIN, 8080)).unwrap())
+        .enter(|| TcpListener::bind(address).unwrap())
         .unwrap();
-    let address = SocketAddr::from((ORIGIN, 8080));
     let near = topology
         .client
         .enter(|| TcpStream::connect_timeout(&address, PATIENCE).unwrap())

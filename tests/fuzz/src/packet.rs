@@ -1,17 +1,22 @@
 //! The data plane's headers, against `etherparse`.
 
-use etherparse::{Ipv4HeaderSlice, checksum::Sum16BitWords};
-use topnet_dataplane::packet::{Ethernet, IPV4_BYTES, Ipv4, UDP_BYTES, Udp, decrement_ttl};
+use std::net::IpAddr;
+
+use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, checksum::Sum16BitWords};
+use topnet_dataplane::packet::{
+    Ethernet, IPV4_BYTES, IPV6_BYTES, Ip, Ipv4, Ipv6, UDP_BYTES, Udp, decrement_hops,
+};
 
 /// A frame from a client or from the uplink, and the same bytes as a packet out of a tunnel.
 pub(crate) fn packet(frame: &[u8]) {
     if Ethernet::parse(frame).is_ok() {
-        ip(&frame[14..]);
+        ipv4(&frame[14..]);
     }
-    ip(frame);
+    ipv4(frame);
+    ipv6(frame);
 }
 
-fn ip(packet: &[u8]) {
+fn ipv4(packet: &[u8]) {
     let ours = Ipv4::parse(packet);
     assert_eq!(ours.is_ok(), is_sound(packet), "{packet:02x?}");
     let Ok(ip) = ours else {
@@ -30,9 +35,32 @@ fn ip(packet: &[u8]) {
     }
     if ip.ttl > 1 {
         let mut forwarded = packet.to_vec();
-        decrement_ttl(&mut forwarded);
+        decrement_hops(&mut forwarded);
         let ttl = ip.ttl - 1;
         assert_eq!(Ipv4::parse(&forwarded), Ok(Ipv4 { ttl, ..ip }));
+    }
+}
+
+fn ipv6(packet: &[u8]) {
+    let ours = Ipv6::parse(packet);
+    let theirs = Ipv6HeaderSlice::from_slice(packet).ok();
+    let theirs = theirs.filter(|h| IPV6_BYTES + usize::from(h.payload_length()) <= packet.len());
+    assert_eq!(ours.is_ok(), theirs.is_some(), "{packet:02x?}");
+    let (Ok(ip), Some(theirs)) = (ours, theirs) else {
+        return;
+    };
+    assert!(ip.total_bytes <= packet.len(), "billed beyond what arrived");
+    assert_eq!(ip.source, theirs.source_addr());
+    assert_eq!(ip.destination, theirs.destination_addr());
+    assert_eq!(ip.hop_limit, theirs.hop_limit());
+    assert_eq!(ip.next_header, theirs.next_header().0);
+    let either = Ip::parse(packet);
+    assert_eq!(either.map(|ip| ip.source), Ok(IpAddr::from(ip.source)));
+    if ip.hop_limit > 1 {
+        let mut forwarded = packet.to_vec();
+        decrement_hops(&mut forwarded);
+        let hop_limit = ip.hop_limit - 1;
+        assert_eq!(Ipv6::parse(&forwarded), Ok(Ipv6 { hop_limit, ..ip }));
     }
 }
 

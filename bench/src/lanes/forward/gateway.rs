@@ -1,7 +1,7 @@
 //! The gateway under measurement: the product's program, sockets, worker and tables, put together
 //! as the data plane does, with this process in the place of control and metering.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -14,13 +14,13 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use rustix::event::{EventfdFlags, eventfd};
-use topnet_config::Ipv4Subnet;
+use topnet_config::{InnerNetwork, Ipv4Subnet};
 use topnet_dataplane::accounting::{Accounting, Gate};
 use topnet_dataplane::drops::{DropCounters, DropReason};
 use topnet_dataplane::forwarding::{
     Forwarding, Neighbour, Port, PortIndex, Route, RouteTable, RouteTarget,
 };
-use topnet_dataplane::io::{AfXdp, Bind, Binding, SocketHandle};
+use topnet_dataplane::io::{AfXdp, Bind, Binding, Ethernet, EthernetPath, SocketHandle};
 use topnet_dataplane::packet::MacAddress;
 use topnet_dataplane::plane::{Plane, PlaneConfig};
 use topnet_dataplane::session::{Endpoint, Identity, Session, SessionIndex, SessionPlan};
@@ -48,6 +48,8 @@ const RING_RECORDS: u32 = 1 << 14;
 /// How often metering looks at its ring.
 const METERING_INTERVAL: Duration = Duration::from_micros(500);
 const CLIENT_PORT: u16 = 40_000;
+/// The gateway's own address in the tunnel, the subnet's first.
+const INNER_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
 /// The one session's.
 const SLOT: Slot = Slot {
     index: 1,
@@ -151,17 +153,13 @@ fn start<G: Gate + Send + 'static>(
     let drops = Arc::<DropCounters>::default();
     let plane = Plane::new(
         PlaneConfig {
-            gateway_address: PROVIDER,
-            wireguard_port: WIREGUARD_PORT,
-            inner_subnet: INNER_SUBNET.parse()?,
+            inner: InnerNetwork::new(INNER_SUBNET.parse()?, None, INNER_GATEWAY),
             inner_mtu: INNER_MTU,
             sessions_max: SESSIONS,
         },
         Arc::clone(&identity),
         make_gate(accounting),
         Arc::clone(&drops),
-        // Every neighbour is known.
-        Box::new(|_| ()),
         Instant::now(),
     );
     let queues = Queues::default();
@@ -173,7 +171,9 @@ fn start<G: Gate + Send + 'static>(
         let pushed = queues.commands.push(command);
         ensure!(pushed.is_ok(), "the worker takes no commands");
     }
-    let worker = Worker::new(io, plane, queues.clone(), identity);
+    // Every neighbour is known.
+    let path = EthernetPath::new(PROVIDER, WIREGUARD_PORT, Box::new(|_| ()));
+    let worker = Worker::new(Ethernet::new(io, path), plane, queues.clone(), identity);
     let metering_ended = Arc::<AtomicBool>::default();
     let ended = Arc::clone(&metering_ended);
     let mut gateway = Gateway {
@@ -291,8 +291,8 @@ fn session(identity: &Identity) -> Result<Box<Session>> {
         "the handshake ended with {confirmed:?}"
     );
     session.heard_from(Endpoint {
-        remote: SocketAddrV4::new(CLIENT, CLIENT_PORT),
-        local: PROVIDER,
+        remote: SocketAddr::new(CLIENT.into(), CLIENT_PORT),
+        local: PROVIDER.into(),
     });
     session.refresh_established();
     Ok(session)
@@ -309,7 +309,7 @@ fn message(result: TunnResult<'_>) -> Result<&[u8]> {
 fn forwarding(ports: [Port; 2]) -> Forwarding {
     let [clients, uplink] = ports;
     let link = |address: Ipv4Addr, port: Port| Route {
-        network: Ipv4Addr::from_bits(address.to_bits() & 0xffff_ff00),
+        network: Ipv4Addr::from_bits(address.to_bits() & 0xffff_ff00).into(),
         prefix_bits: 24,
         metric: 0,
         target: RouteTarget::Forward {
@@ -320,7 +320,7 @@ fn forwarding(ports: [Port; 2]) -> Forwarding {
     let routes = [link(CLIENT, clients), link(ORIGIN, uplink)];
     let client = Neighbour {
         interface: clients.interface,
-        address: CLIENT,
+        address: CLIENT.into(),
     };
     Forwarding {
         tables: vec![RouteTable::from_iter(routes)].into(),

@@ -1,0 +1,326 @@
+//! Frames: outer headers read and written here, next hops from the kernel's own tables.
+//!
+//! The steering program sends IPv4 only, so IPv6 inside the tunnel and around it is left to the
+//! kernel's sockets.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Backend, FrameIo, Handler, Transmit, monotonic_ns};
+use crate::accounting::Gate;
+use crate::drops::DropReason;
+use crate::forwarding::{Forwarding, Neighbour, NextHop, PortIndex, RouteCache, Unreachable};
+use crate::packet::{
+    ETHERNET_BYTES, Ethernet as Header, Ipv4, Malformed, OUTER_BYTES, Outer, Udp, write_ethernet,
+    write_outer,
+};
+use crate::plane::{HANDSHAKE_BYTES_MAX, Outcome, PADDING_BYTES, Path, Plane};
+use crate::session::Endpoint;
+
+/// Answers to handshakes that may wait for a neighbour to be resolved.
+const WAITING_MAX: usize = 32;
+
+/// Bytes behind a frame that become padding.
+pub(super) const SLACK_BYTES: usize = PADDING_BYTES - 1;
+
+/// Asks the control thread to resolve a neighbour.
+pub type Resolver = Box<dyn FnMut(Neighbour) + Send>;
+
+/// Frames, and what is written around packets in them.
+pub struct Ethernet<F> {
+    frames: F,
+    path: EthernetPath,
+}
+
+/// Next hops and outer headers.
+pub struct EthernetPath {
+    gateway_address: Ipv4Addr,
+    wireguard_port: u16,
+    next_hops: RouteCache<NextHop>,
+    resolve: Resolver,
+    waiting: VecDeque<Waiting>,
+    identification: u16,
+}
+
+/// An answer to a handshake, complete but for the next hop.
+#[derive(Clone, Copy)]
+struct Waiting {
+    endpoint: Endpoint,
+    message: [u8; HANDSHAKE_BYTES_MAX],
+    message_bytes: usize,
+}
+
+impl<F: FrameIo> Ethernet<F> {
+    /// Packets in these frames.
+    pub fn new(frames: F, path: EthernetPath) -> Self {
+        Self { frames, path }
+    }
+}
+
+impl<F: FrameIo> Backend for Ethernet<F> {
+    const SPINS_MAX: u32 = 64;
+
+    fn receive<G: Gate>(&mut self, plane: &mut Plane<G>) -> usize {
+        let burst_began_ns = monotonic_ns();
+        let path = &mut self.path;
+        let received = self.frames.receive(&mut Framed { plane, path });
+        plane.settle(burst_began_ns);
+        received
+    }
+
+    fn tick<G: Gate>(&mut self, plane: &mut Plane<G>, place: usize) {
+        let path = &mut self.path;
+        self.frames.originate(|out| {
+            let outcome = plane.tick(path, place, out);
+            path.finish(plane, outcome, out)
+        });
+    }
+
+    fn replace_forwarding<G: Gate>(
+        &mut self,
+        plane: &mut Plane<G>,
+        forwarding: Arc<Forwarding>,
+    ) -> Arc<Forwarding> {
+        let old = self.path.replace_forwarding(forwarding);
+        for _ in 0..self.path.waiting() {
+            let path = &mut self.path;
+            self.frames.originate(|out| path.retry_waiting(plane, out));
+        }
+        old
+    }
+
+    fn flush(&mut self) {
+        self.frames.flush();
+    }
+
+    fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        self.frames.wait(timeout)
+    }
+}
+
+impl EthernetPath {
+    /// A path without routes. Clients reach the gateway at this address and port.
+    #[must_use]
+    pub fn new(gateway_address: Ipv4Addr, wireguard_port: u16, resolve: Resolver) -> Self {
+        Self {
+            gateway_address,
+            wireguard_port,
+            next_hops: RouteCache::new(Arc::default(), Forwarding::next_hop),
+            resolve,
+            waiting: VecDeque::with_capacity(WAITING_MAX),
+            identification: 0,
+        }
+    }
+
+    /// Takes a new snapshot of routes and neighbours and returns the old one.
+    pub fn replace_forwarding(&mut self, forwarding: Arc<Forwarding>) -> Arc<Forwarding> {
+        self.next_hops.replace(forwarding)
+    }
+
+    /// Lets `plane` decide about a received frame; what is to be sent stands in `out`.
+    pub fn handle<G: Gate>(
+        &mut self,
+        plane: &mut Plane<G>,
+        port: PortIndex,
+        frame: &mut [u8],
+        arrived_bytes: usize,
+        out: &mut [u8],
+    ) -> Option<Transmit> {
+        match self.decide(plane, port, frame, arrived_bytes, out) {
+            Ok(outcome) => self.finish(plane, outcome, out),
+            Err(reason) => {
+                plane.refuse(reason, 1);
+                None
+            }
+        }
+    }
+
+    fn decide<G: Gate>(
+        &mut self,
+        plane: &mut Plane<G>,
+        port: PortIndex,
+        frame: &mut [u8],
+        arrived_bytes: usize,
+        out: &mut [u8],
+    ) -> Result<Outcome<NextHop>, DropReason> {
+        let malformed = |Malformed| DropReason::OuterMalformed;
+        let arrived = frame
+            .get(..arrived_bytes)
+            .ok_or(DropReason::OuterMalformed)?;
+        let ethernet = Header::parse(arrived).map_err(malformed)?;
+        let ours = self.next_hops.forwarding().ports.get(usize::from(port.0));
+        if ours.is_none_or(|port| port.mac != ethernet.destination) {
+            return Err(DropReason::NotOurMac);
+        }
+        let ip = Ipv4::parse(&arrived[ETHERNET_BYTES..]).map_err(malformed)?;
+        if plane.is_inner(ip.destination.into()) {
+            let packet = &mut frame[ETHERNET_BYTES..];
+            return Ok(plane.from_world(self, packet, ip.total_bytes, out));
+        }
+        if ip.destination != self.gateway_address {
+            return Err(DropReason::NotSteered);
+        }
+        let packet = &arrived[ETHERNET_BYTES..];
+        let udp = Udp::parse(packet, &ip).map_err(malformed)?;
+        if udp.destination_port != self.wireguard_port {
+            return Err(DropReason::NotSteered);
+        }
+        let endpoint = Endpoint {
+            remote: SocketAddrV4::new(ip.source, udp.source_port).into(),
+            local: ip.destination.into(),
+        };
+        Ok(plane.from_peer(self, endpoint, &packet[udp.payload], out))
+    }
+
+    /// Writes the headers of what the plane left in `out`.
+    fn finish<G: Gate>(
+        &mut self,
+        plane: &Plane<G>,
+        outcome: Outcome<NextHop>,
+        out: &mut [u8],
+    ) -> Option<Transmit> {
+        match outcome {
+            Outcome::Nothing => None,
+            Outcome::Control { endpoint, bytes } => self.control(plane, endpoint, bytes, out),
+            Outcome::ToPeer {
+                endpoint,
+                hop,
+                bytes,
+            } => self.wrap(endpoint, hop, bytes, out),
+            Outcome::ToWorld { hop, bytes } => {
+                write_ethernet(out, hop.destination, hop.source);
+                Some(Transmit {
+                    port: hop.port,
+                    bytes: ETHERNET_BYTES + bytes,
+                })
+            }
+        }
+    }
+
+    /// Sends a handshake message or keepalive. A first contact's neighbour is known a moment
+    /// later: the message waits for it.
+    fn control<G: Gate>(
+        &mut self,
+        plane: &Plane<G>,
+        endpoint: Endpoint,
+        bytes: usize,
+        out: &mut [u8],
+    ) -> Option<Transmit> {
+        match self.to_peer(&endpoint) {
+            Ok(hop) => self.wrap(endpoint, hop, bytes, out),
+            Err(DropReason::NeighbourUnresolved) if bytes <= HANDSHAKE_BYTES_MAX => {
+                if self.waiting.len() == WAITING_MAX {
+                    self.waiting.pop_front();
+                    plane.refuse(DropReason::NeighbourUnresolved, 1);
+                }
+                let mut message = [0; HANDSHAKE_BYTES_MAX];
+                message[..bytes].copy_from_slice(&out[OUTER_BYTES..OUTER_BYTES + bytes]);
+                self.waiting.push_back(Waiting {
+                    endpoint,
+                    message,
+                    message_bytes: bytes,
+                });
+                None
+            }
+            Err(reason) => {
+                plane.refuse(reason, 1);
+                None
+            }
+        }
+    }
+
+    /// Answers to handshakes that wait for a next hop; each is worth a try after a new snapshot.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Sends the answer that has waited longest, or lets it wait on.
+    pub fn retry_waiting<G: Gate>(&mut self, plane: &Plane<G>, out: &mut [u8]) -> Option<Transmit> {
+        let waiting = self.waiting.pop_front()?;
+        let message = &waiting.message[..waiting.message_bytes];
+        out[OUTER_BYTES..OUTER_BYTES + message.len()].copy_from_slice(message);
+        self.control(plane, waiting.endpoint, waiting.message_bytes, out)
+    }
+
+    fn wrap(
+        &mut self,
+        endpoint: Endpoint,
+        hop: NextHop,
+        message_bytes: usize,
+        out: &mut [u8],
+    ) -> Option<Transmit> {
+        let (IpAddr::V4(local), SocketAddr::V4(remote)) = (endpoint.local, endpoint.remote) else {
+            return None;
+        };
+        self.identification = self.identification.wrapping_add(1);
+        let outer = Outer {
+            source: SocketAddrV4::new(local, self.wireguard_port),
+            destination: remote,
+            identification: self.identification,
+            payload_bytes: message_bytes,
+        };
+        write_ethernet(out, hop.destination, hop.source);
+        Some(Transmit {
+            port: hop.port,
+            bytes: write_outer(out, &outer),
+        })
+    }
+
+    fn next_hop(&mut self, destination: IpAddr) -> Result<NextHop, DropReason> {
+        if destination.is_ipv6() {
+            return Err(DropReason::NoRoute);
+        }
+        let looked = self.next_hops.look(destination);
+        looked.hop.map_err(|unreachable| {
+            if let (Unreachable::Unresolved(neighbour), true) = (unreachable, looked.first) {
+                (self.resolve)(neighbour);
+            }
+            unreachable.into()
+        })
+    }
+}
+
+impl Path for EthernetPath {
+    type Hop = NextHop;
+    const KERNEL_ROUTES: bool = false;
+    const PACKET_OFFSET: usize = ETHERNET_BYTES;
+
+    fn message_offset(&self, _: &Endpoint) -> usize {
+        OUTER_BYTES
+    }
+
+    fn to_world(&mut self, destination: IpAddr) -> Result<NextHop, DropReason> {
+        self.next_hop(destination)
+    }
+
+    fn to_peer(&mut self, endpoint: &Endpoint) -> Result<NextHop, DropReason> {
+        self.next_hop(endpoint.remote.ip())
+    }
+}
+
+/// A plane behind frames.
+struct Framed<'a, G> {
+    plane: &'a mut Plane<G>,
+    path: &'a mut EthernetPath,
+}
+
+impl<G: Gate> Handler for Framed<'_, G> {
+    fn handle(
+        &mut self,
+        port: PortIndex,
+        frame: &mut [u8],
+        arrived_bytes: usize,
+        out: &mut [u8],
+    ) -> Option<Transmit> {
+        self.path
+            .handle(self.plane, port, frame, arrived_bytes, out)
+    }
+
+    fn starved(&mut self, packets: u64) {
+        self.plane.refuse(DropReason::NoBuffer, packets);
+    }
+}

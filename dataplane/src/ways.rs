@@ -1,0 +1,137 @@
+//! Chooses the way in and out: frames or the kernel's sockets.
+//!
+//! `dataplane.io` may name one. `auto` tries: frames that the drivers share with us are best; where
+//! they are copied, the kernel's sockets carry more, if the kernel routes; else copied frames
+//! will do. What was chosen is shown with the reason.
+
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+
+use rustix::fd::OwnedFd;
+use topnet_api::IoStatus;
+use topnet_config::{Dataplane, Io};
+
+use crate::error::{RunError, system};
+use crate::forwarding::PortIndex;
+use crate::io::{AfXdp, Kernel, KernelPlan, SocketHandle};
+use crate::netlink::{Connection, Interface};
+use crate::ports::{
+    CONFIGURED, DataPort, attach, bind_of, bindings, copying_reason, frames_status, kernel_status,
+};
+use crate::routing;
+use crate::xdp::Program;
+
+/// A way in and out that stands.
+pub(crate) enum Way {
+    Frames(Frames),
+    Kernel(Box<Kernel>),
+}
+
+/// Sockets and the program that steers to them.
+pub(crate) struct Frames {
+    pub(crate) program: Program,
+    pub(crate) sockets: AfXdp,
+    handles: Vec<SocketHandle>,
+    /// Holds the WireGuard port in the kernel, so that nobody else takes it and the kernel does
+    /// not answer "port unreachable" while no socket of ours takes the packets.
+    pub(crate) placeholder: UdpSocket,
+}
+
+/// What the choice depends on.
+pub(crate) struct Chooser<'a> {
+    pub(crate) section: &'a Dataplane,
+    pub(crate) connection: &'a Connection,
+    pub(crate) ports: &'a [DataPort],
+    pub(crate) gateway_address: Ipv4Addr,
+    pub(crate) wake: &'a OwnedFd,
+}
+
+impl Chooser<'_> {
+    /// Brings up what is configured, or the best that there is.
+    pub(crate) async fn choose(&self) -> Result<(Way, IoStatus), RunError> {
+        match self.section.io {
+            Io::Kernel => self.kernel(CONFIGURED.to_owned()).await,
+            Io::Auto if self.section.inner_subnet6.is_some() => {
+                let reason = "frames carry no IPv6 (dataplane.inner_subnet6)";
+                self.kernel(reason.to_owned()).await
+            }
+            Io::Auto => self.best().await,
+            Io::AfXdpZeroCopy | Io::AfXdpCopy | Io::AfXdpGeneric => {
+                let frames = self.frames()?;
+                Ok(self.with_status(frames, None))
+            }
+        }
+    }
+
+    async fn best(&self) -> Result<(Way, IoStatus), RunError> {
+        let reason = match (self.frames(), routing::check(self.section)) {
+            (Ok(frames), checked) => match frames.handles.iter().find(|h| !h.zero_copy) {
+                Some(copying) if checked.is_ok() => copying_reason(copying),
+                _ => return Ok(self.with_status(frames, checked.err())),
+            },
+            (Err(error @ (RunError::Xdp(_) | RunError::AfXdp(_))), Ok(())) => error.to_string(),
+            (Err(error), _) => return Err(error),
+        };
+        self.kernel(reason).await
+    }
+
+    fn with_status(&self, frames: Frames, besides: Option<RunError>) -> (Way, IoStatus) {
+        let (io, handles) = (self.section.io, &frames.handles);
+        let status = frames_status(io, handles, &self.interfaces(), besides.as_ref());
+        (Way::Frames(frames), status)
+    }
+
+    fn frames(&self) -> Result<Frames, RunError> {
+        let section = self.section;
+        let placeholder = hold_port(self.gateway_address, section.wireguard_port)?;
+        let mut program = Program::load(section.slots_max)?;
+        let (sockets, handles) =
+            AfXdp::new(&bindings(self.ports), bind_of(section.io), self.wake()?)?;
+        attach(
+            &mut program,
+            section,
+            self.ports,
+            self.gateway_address,
+            &handles,
+        )?;
+        Ok(Frames {
+            program,
+            sockets,
+            handles,
+            placeholder,
+        })
+    }
+
+    async fn kernel(&self, reason: String) -> Result<(Way, IoStatus), RunError> {
+        routing::check(self.section)?;
+        let uplink = self.ports.iter().position(|port| port.takes_inner);
+        let plan = KernelPlan {
+            tunnel_interface: self.section.tunnel_interface.clone(),
+            wireguard_port: self.section.wireguard_port,
+            uplink: PortIndex(uplink.unwrap_or_default() as u8),
+        };
+        let kernel = Kernel::new(&plan, self.wake()?)?;
+        routing::set_up(self.section, self.connection).await?;
+        let status = kernel_status(reason, &self.interfaces());
+        Ok((Way::Kernel(Box::new(kernel)), status))
+    }
+
+    fn interfaces(&self) -> Vec<Interface> {
+        let interfaces = self.ports.iter().map(|port| port.interface.clone());
+        interfaces.collect()
+    }
+
+    fn wake(&self) -> Result<OwnedFd, RunError> {
+        self.wake
+            .try_clone()
+            .map_err(system::<io::Error>("make an event counter"))
+    }
+}
+
+fn hold_port(address: Ipv4Addr, port: u16) -> Result<UdpSocket, RunError> {
+    UdpSocket::bind((address, port)).map_err(|source| RunError::Port {
+        port,
+        address,
+        source,
+    })
+}
