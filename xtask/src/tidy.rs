@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("topnet-config", &["topnet-account"]),
     ("topnet-metrics", &[]),
     ("topnet-offload", &[]),
+    ("topnet-uapi", &[]),
     // Apart from the log, so that only those who keep or read segments have a store's client.
     (
         "topnet-archive",
