@@ -60,14 +60,14 @@ impl<T> Slab<T> {
 impl<T> Index<u32> for Slab<T> {
     type Output = T;
 
-    #[inline]
+    #[inline(always)]
     fn index(&self, place: u32) -> &T {
         &self.places[place as usize]
     }
 }
 
 impl<T> IndexMut<u32> for Slab<T> {
-    #[inline]
+    #[inline(always)]
     fn index_mut(&mut self, place: u32) -> &mut T {
         &mut self.places[place as usize]
     }
@@ -79,22 +79,29 @@ pub(crate) struct Chains {
 }
 
 impl Chains {
-    /// Chains for that many entries: at most half as many entries as chains, so that most
-    /// chains are one entry long.
+    /// Chains for that many entries: no more entries than chains, so that an entry is found
+    /// with one and a half looks when the table is full. More chains would be shorter, and
+    /// their heads fewer to a cache line.
     pub(crate) fn new(entries_max: u32) -> Self {
-        let heads = (entries_max.max(1) as usize * 2).next_power_of_two();
+        let heads = (entries_max as usize).next_power_of_two();
         Self {
             heads: vec![NONE; heads].into(),
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn head(&self, hash: u64) -> usize {
         hash as usize & (self.heads.len() - 1)
     }
 
+    /// The first place of the hash's chain.
+    #[inline(always)]
+    pub(crate) fn first(&self, hash: u64) -> u32 {
+        self.heads[self.head(hash)]
+    }
+
     /// The first entry of the hash's chain that `is_it`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find<T>(
         &self,
         hash: u64,
@@ -102,7 +109,7 @@ impl Chains {
         link: impl Fn(&T) -> u32,
         is_it: impl Fn(&T) -> bool,
     ) -> Option<u32> {
-        let mut place = self.heads[self.head(hash)];
+        let mut place = self.first(hash);
         while place != NONE {
             let entry = &slab[place];
             if is_it(entry) {

@@ -7,20 +7,20 @@ pub(crate) struct Change(u32);
 
 impl Change {
     /// One word. At most a thousand of them fit.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn word(self, old: u16, new: u16) -> Self {
         Self(self.0 + u32::from(!old) + u32::from(new))
     }
 
     /// An address: two words.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn address(self, old: u32, new: u32) -> Self {
         self.word((old >> 16) as u16, (new >> 16) as u16)
             .word(old as u16, new as u16)
     }
 
     /// The checksum after the change (RFC 1624, equation 3).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn mend(self, checksum: u16) -> u16 {
         let sum = u32::from(!checksum) + self.0;
         let sum = (sum & 0xffff) + (sum >> 16);
@@ -30,7 +30,7 @@ impl Change {
 
     /// A UDP checksum after the change. Zero says that there is none and stays; one that comes
     /// out as zero is sent as its other form (RFC 768).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn mend_udp(self, checksum: u16) -> u16 {
         match (checksum, self.mend(checksum)) {
             (0, _) => 0,

@@ -17,6 +17,10 @@ const SLOTS: usize = 1024;
 /// In the place of the one before: this is the first of the slot in the other bits.
 const FIRST_OF: u32 = 1 << 31;
 
+/// Most packets whose flows are looked at ahead in one go: as many as the memory serves at once,
+/// and few enough that they are still near when they are translated.
+pub(crate) const LOOK_AHEAD_PACKETS_MAX: usize = 32;
+
 /// One flow, in one cache line.
 #[repr(align(64))]
 pub(crate) struct Flow {
@@ -70,8 +74,8 @@ pub(crate) struct InKey {
 }
 
 impl OutKey {
-    #[inline]
-    fn hash(&self, hash: &Hash) -> u64 {
+    #[inline(always)]
+    pub(crate) fn hash(&self, hash: &Hash) -> u64 {
         let inner = u64::from(self.subscriber.0) << 32 | u64::from(self.inner);
         let remote = u64::from(self.remote) << 32
             | u64::from(self.inner_port) << 16
@@ -81,8 +85,8 @@ impl OutKey {
 }
 
 impl InKey {
-    #[inline]
-    fn hash(&self, hash: &Hash) -> u64 {
+    #[inline(always)]
+    pub(crate) fn hash(&self, hash: &Hash) -> u64 {
         let addresses = u64::from(self.external) << 32 | u64::from(self.remote);
         let ports = u64::from(self.external_port) << 16 | u64::from(self.remote_port);
         hash.of([addresses], ports << 8 | self.protocol as u64)
@@ -90,7 +94,7 @@ impl InKey {
 }
 
 impl Flow {
-    #[inline]
+    #[inline(always)]
     fn out_key(&self) -> OutKey {
         OutKey {
             protocol: self.protocol,
@@ -102,7 +106,7 @@ impl Flow {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn in_key(&self) -> InKey {
         InKey {
             protocol: self.protocol,
@@ -165,28 +169,50 @@ impl Flows {
         self.entries.is_full()
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn entry(&self, place: u32) -> &Flow {
         &self.entries[place]
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn entry_mut(&mut self, place: u32) -> &mut Flow {
         &mut self.entries[place]
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find_out(&self, hash: &Hash, key: &OutKey) -> Option<u32> {
         let is_it = |flow: &Flow| flow.out_key() == *key;
         self.by_out
             .find(key.hash(hash), &self.entries, |f| f.next_out, is_it)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find_in(&self, hash: &Hash, key: &InKey) -> Option<u32> {
         let is_it = |flow: &Flow| flow.in_key() == *key;
         self.by_in
             .find(key.hash(hash), &self.entries, |f| f.next_in, is_it)
+    }
+
+    /// Reads what finding these keys from inside reads, of all at once.
+    pub(crate) fn look_ahead_out(&self, hashes: &[u64]) {
+        self.look_ahead(&self.by_out, hashes);
+    }
+
+    /// Reads what finding these keys from outside reads, of all at once.
+    pub(crate) fn look_ahead_in(&self, hashes: &[u64]) {
+        self.look_ahead(&self.by_in, hashes);
+    }
+
+    /// Two rounds of reads of which none waits for another of its round, so that the memory
+    /// serves them side by side.
+    fn look_ahead(&self, chains: &Chains, hashes: &[u64]) {
+        let mut places = [NONE; LOOK_AHEAD_PACKETS_MAX];
+        for (place, hash) in places.iter_mut().zip(hashes) {
+            *place = chains.first(*hash);
+        }
+        let deadlines = places.iter().filter(|place| **place != NONE);
+        let read = deadlines.fold(0, |read, place| read ^ self.entries[*place].deadline_ms);
+        std::hint::black_box(read);
     }
 
     /// Adds a flow at the head of its mapping's list, which begins at `first`.
@@ -260,7 +286,7 @@ impl Flows {
     }
 
     /// Sets a deadline. Only one that comes nearer moves the flow in the wheel.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn set_deadline(&mut self, place: u32, deadline_ms: u64) {
         let before_ms = std::mem::replace(&mut self.entries[place].deadline_ms, deadline_ms);
         if deadline_ms < before_ms {

@@ -16,13 +16,13 @@ impl Hash {
 
     /// The hash of `words` and the low seven bytes of `tail`, as SipHash reads them from memory
     /// in little endian: the message is `8 × N + 7` bytes long.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn of<const N: usize>(&self, words: [u64; N], tail: u64) -> u64 {
         sip::<1, 3, N>(self.key, words, tail)
     }
 }
 
-#[inline]
+#[inline(always)]
 fn sip<const C: usize, const D: usize, const N: usize>(
     key: [u64; 2],
     words: [u64; N],
@@ -36,14 +36,24 @@ fn sip<const C: usize, const D: usize, const N: usize>(
     ];
     let message_bytes = (N as u64 * 8 + 7) << 56;
     let last = message_bytes | (tail & 0x00ff_ffff_ffff_ffff);
-    for word in words.into_iter().chain([last]) {
-        v[3] ^= word;
-        (0..C).for_each(|_| round(&mut v));
-        v[0] ^= word;
+    for word in words {
+        absorb::<C>(&mut v, word);
     }
+    absorb::<C>(&mut v, last);
     v[2] ^= 0xff;
-    (0..D).for_each(|_| round(&mut v));
+    for _ in 0..D {
+        round(&mut v);
+    }
     v[0] ^ v[1] ^ v[2] ^ v[3]
+}
+
+#[inline(always)]
+fn absorb<const C: usize>(v: &mut [u64; 4], word: u64) {
+    v[3] ^= word;
+    for _ in 0..C {
+        round(v);
+    }
+    v[0] ^= word;
 }
 
 #[inline(always)]

@@ -2,11 +2,11 @@
 
 use crate::Nat44;
 use crate::config::Filtering;
-use crate::flows::InKey;
+use crate::flows::{InKey, LOOK_AHEAD_PACKETS_MAX};
 use crate::fragments::FragmentKey;
 use crate::icmp::{Embedded, rewrite_error};
 use crate::mappings::ExternalEnd;
-use crate::packet::{End, Header, Part, Protocol, Transport, rewrite, rewrite_address};
+use crate::packet::{End, Glimpse, Header, Part, Protocol, Transport, rewrite, rewrite_address};
 use crate::tcp::{self, Direction, Signal};
 use crate::{Refusal, Subscriber};
 
@@ -55,8 +55,28 @@ impl Nat44 {
         Ok(inner.subscriber)
     }
 
+    /// Fetches what translating these packets will read; see
+    /// [`look_ahead_out`](Self::look_ahead_out).
+    pub fn look_ahead_in<'a>(&self, burst: impl IntoIterator<Item = &'a [u8]>) {
+        let mut hashes = [0; LOOK_AHEAD_PACKETS_MAX];
+        let mut packets = 0;
+        for (hash, packet) in hashes.iter_mut().zip(burst) {
+            let glimpse = Glimpse::of(packet);
+            let key = InKey {
+                protocol: glimpse.protocol,
+                external: glimpse.destination,
+                external_port: glimpse.destination_port,
+                remote: glimpse.source,
+                remote_port: self.flow_port(glimpse.protocol, glimpse.source_port),
+            };
+            *hash = key.hash(&self.hash);
+            packets += 1;
+        }
+        self.flows.look_ahead_in(&hashes[..packets]);
+    }
+
     /// Whom a packet is for: by its flow, or by what the filter makes of it.
-    #[inline]
+    #[inline(always)]
     fn flow_in(&mut self, key: &InKey, remote_port: u16, signal: Signal) -> Result<Inner, Refusal> {
         if let Some(place) = self.flows.find_in(&self.hash, key) {
             if self.flows.entry(place).deadline_ms > self.now_ms {

@@ -25,7 +25,9 @@ const SWEEP_STEPS: usize = 8;
 /// Call [`translate_out`](Self::translate_out) for every packet from a subscriber and
 /// [`translate_in`](Self::translate_in) for every packet to an address of the pool;
 /// [`sweep`](Self::sweep) once a second or more often; [`take_event`](Self::take_event) until
-/// it is empty after each of these; [`remove`](Self::remove) when a subscriber is gone.
+/// it is empty after each of these; [`remove`](Self::remove) when a subscriber is gone. Before
+/// a burst of packets, [`look_ahead_out`](Self::look_ahead_out) or
+/// [`look_ahead_in`](Self::look_ahead_in) makes them cheaper when there are many flows.
 ///
 /// `now_ms` is any clock that does not run backwards; a call with an earlier time counts as one
 /// at the latest time seen.
@@ -122,14 +124,14 @@ impl Nat44 {
         self.events.take()
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn advance(&mut self, now_ms: u64) {
         self.now_ms = self.now_ms.max(now_ms);
     }
 
     /// The remote's port as flows are told apart by it: always for TCP, whose connections have
     /// states of their own; for UDP if the filter asks for it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn flow_port(&self, protocol: Protocol, port: u16) -> u16 {
         match (protocol, self.config.filtering) {
             (Protocol::Tcp, _) | (Protocol::Udp, Filtering::AddressAndPortDependent) => port,
@@ -138,7 +140,7 @@ impl Nat44 {
     }
 
     /// What a packet of a flow does to it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn note(
         &mut self,
         place: u32,
@@ -466,7 +468,7 @@ impl Nat44 {
 }
 
 /// The timeout that a TCP packet starts.
-#[inline]
+#[inline(always)]
 fn tcp_timeout_ms(timeouts: &Timeouts, timer: Timer) -> Option<u64> {
     match timer {
         Timer::Keep => None,
@@ -477,7 +479,7 @@ fn tcp_timeout_ms(timeouts: &Timeouts, timer: Timer) -> Option<u64> {
 }
 
 /// The timeout that a flow begins with, and that every packet of one without states starts.
-#[inline]
+#[inline(always)]
 fn idle_timeout_ms(timeouts: &Timeouts, protocol: Protocol, remote_port: u16) -> u64 {
     const DNS: u16 = 53;
     match (protocol, remote_port) {

@@ -3,6 +3,10 @@
 //! The caller has checked the header's checksum; everything else is checked here before it is
 //! believed. Rewriting mends checksums and cannot fail, so that a packet is changed wholly or
 //! not at all.
+//!
+//! What every packet goes through is inlined by force, here and in the tables. Left alone, the
+//! compiler passes headers and keys through memory, written in parts and read as a whole, and
+//! the processor waits for that longer than for the hash.
 
 use crate::Refusal;
 use crate::checksum::Change;
@@ -34,7 +38,7 @@ pub enum Protocol {
 impl Protocol {
     pub(crate) const ALL: [Self; 3] = [Self::Udp, Self::Tcp, Self::Icmp];
 
-    #[inline]
+    #[inline(always)]
     const fn from_number(number: u8) -> Option<Self> {
         match number {
             1 => Some(Self::Icmp),
@@ -69,7 +73,7 @@ pub(crate) struct Header {
 
 impl Header {
     /// Reads the header of `packet`, which is exactly one packet.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn parse(packet: &[u8]) -> Result<Self, Refusal> {
         let header = Self::parse_start(packet).ok_or(Refusal::Malformed)?;
         let total_bytes = usize::from(word(packet, 2));
@@ -119,7 +123,7 @@ impl Header {
     }
 
     /// The header's length, if it is one of IPv4 and there.
-    #[inline]
+    #[inline(always)]
     fn parse_start(bytes: &[u8]) -> Option<usize> {
         if bytes.len() < IPV4_BYTES || bytes[0] >> 4 != 4 {
             return None;
@@ -148,7 +152,7 @@ pub(crate) enum Transport {
 
 impl Transport {
     /// Reads the transport header of a whole packet or a first fragment.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn parse(packet: &[u8], header: &Header) -> Result<Self, Refusal> {
         let transport = &packet[header.header_bytes..];
         let whole = header.part == Part::Whole;
@@ -161,7 +165,7 @@ impl Transport {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn parse_udp(transport: &[u8], whole: bool) -> Option<Transport> {
     if transport.len() < TRANSPORT_BYTES_MIN {
         return None;
@@ -177,7 +181,7 @@ fn parse_udp(transport: &[u8], whole: bool) -> Option<Transport> {
     })
 }
 
-#[inline]
+#[inline(always)]
 fn parse_tcp(transport: &[u8], whole: bool) -> Option<Transport> {
     // A first fragment too: one without the flags hides what it is (RFC 1858).
     if transport.len() < TCP_BYTES {
@@ -196,7 +200,7 @@ fn parse_tcp(transport: &[u8], whole: bool) -> Option<Transport> {
 }
 
 /// Neither port may be zero: nothing can be sent there, so nothing can be answered.
-#[inline]
+#[inline(always)]
 fn ports(transport: &[u8]) -> Option<(u16, u16)> {
     let (source, destination) = (word(transport, 0), word(transport, 2));
     (source != 0 && destination != 0).then_some((source, destination))
@@ -211,6 +215,32 @@ fn parse_icmp(transport: &[u8]) -> Result<Transport, Refusal> {
         ICMP_ECHO_REPLY => Ok(Transport::Reply(word(transport, 4))),
         ICMP_UNREACHABLE | ICMP_TIME_EXCEEDED | ICMP_PARAMETER_PROBLEM => Ok(Transport::Error),
         _ => Err(Refusal::IcmpType),
+    }
+}
+
+/// What a packet without options most likely is about. Nothing is checked, so nothing but where
+/// to look may rest on it.
+#[derive(Clone, Copy)]
+pub(crate) struct Glimpse {
+    pub protocol: Protocol,
+    pub source: u32,
+    pub destination: u32,
+    pub source_port: u16,
+    pub destination_port: u16,
+}
+
+impl Glimpse {
+    #[inline(always)]
+    pub(crate) fn of(packet: &[u8]) -> Self {
+        const NOTHING: &[u8; IPV4_BYTES + 4] = &[0; IPV4_BYTES + 4];
+        let bytes = packet.first_chunk().unwrap_or(NOTHING);
+        Self {
+            protocol: Protocol::from_number(bytes[9]).unwrap_or(Protocol::Icmp),
+            source: address(bytes, 12),
+            destination: address(bytes, 16),
+            source_port: word(bytes, IPV4_BYTES),
+            destination_port: word(bytes, IPV4_BYTES + 2),
+        }
     }
 }
 
@@ -241,7 +271,7 @@ impl End {
 
 /// Rewrites one end's address and port, and mends what checksums are there. `packet` may end
 /// with the eighth byte of the transport header, as embedded ones do.
-#[inline]
+#[inline(always)]
 pub(crate) fn rewrite(
     packet: &mut [u8],
     header: &Header,
@@ -271,7 +301,7 @@ pub(crate) fn rewrite(
 }
 
 /// Rewrites one end's address alone: all that there is to a later fragment.
-#[inline]
+#[inline(always)]
 pub(crate) fn rewrite_address(packet: &mut [u8], end: End, new_address: u32) {
     let at = end.address_at();
     let change = Change::default().address(address(packet, at), new_address);
@@ -280,17 +310,17 @@ pub(crate) fn rewrite_address(packet: &mut [u8], end: End, new_address: u32) {
 }
 
 /// The 16-bit word at `at`, which lies inside.
-#[inline]
+#[inline(always)]
 pub(crate) fn word(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn put_word(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
-#[inline]
+#[inline(always)]
 fn address(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

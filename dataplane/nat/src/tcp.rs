@@ -56,7 +56,7 @@ pub(crate) enum Signal {
 
 impl Signal {
     /// From the header's byte of flags. A SYN that is a FIN too is nobody's honest packet.
-    #[inline]
+    #[inline(always)]
     pub(crate) const fn from_flags(flags: u8) -> Option<Self> {
         const FIN: u8 = 1;
         const SYN: u8 = 2;
@@ -97,7 +97,7 @@ pub(crate) enum Timer {
 pub(crate) type Step = (State, Timer);
 
 /// The step from `state` with a packet of `direction` that says `signal`.
-#[inline]
+#[inline(always)]
 pub(crate) const fn step(state: State, direction: Direction, signal: Signal) -> Step {
     STEPS[state as usize][direction as usize][signal as usize]
 }

@@ -30,6 +30,8 @@ fn nothing_is_allocated_after_the_start() {
         .collect();
     let mut passed = 0;
     let info = measure(|| {
+        nat.look_ahead_out(packets.iter().map(|(from, packet)| (*from, &packet[..])));
+        nat.look_ahead_in(packets.iter().map(|(_, packet)| &packet[..]));
         for (nth, (subscriber, packet)) in packets.iter_mut().enumerate() {
             let now_ms = nth as u64 * 2000;
             passed += u32::from(nat.translate_out(now_ms, *subscriber, packet).is_ok());

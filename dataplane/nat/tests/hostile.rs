@@ -95,6 +95,10 @@ proptest! {
                 before[16..20].copy_from_slice(&external.ip().octets());
             }
             let mut after = before.clone();
+            let state = world.nat.snapshot();
+            world.nat.look_ahead_out([(Subscriber(1), &before[..])]);
+            world.nat.look_ahead_in([&before[..]]);
+            assert_eq!(world.nat.snapshot(), state, "looking changes nothing");
             let result = if is_out {
                 let subscriber = Subscriber(1);
                 world.nat.translate_out(world.now_ms, subscriber, &mut after).map(|_| ())

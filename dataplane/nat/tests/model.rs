@@ -293,6 +293,13 @@ impl Both {
         }
         self.model.expire();
         self.drain_events();
+        if let Step::Remove(subscriber) = step {
+            let gone = Subscriber(subscriber);
+            assert!(
+                self.lent.values().all(|owner| *owner != gone),
+                "all given back"
+            );
+        }
         self.follow_connections();
         self.check();
     }
