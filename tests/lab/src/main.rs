@@ -33,6 +33,9 @@ struct Arguments {
     /// Write the reconciliation as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Carry packets by the kernel's sockets and not by AF_XDP, whatever the scenario is
+    #[arg(long)]
+    kernel: bool,
     /// Rounds of chaos
     #[arg(long, value_name = "N", default_value_t = 100)]
     rounds: u64,
@@ -124,6 +127,7 @@ fn one(scenario: Scenario, arguments: &Arguments, interrupt: &Interrupt) -> Resu
     };
     let options = Options {
         interrupt,
+        kernel_sockets: arguments.kernel,
         keep: arguments.keep,
         rounds: arguments.rounds,
         seed: arguments.seed.unwrap_or_else(any_seed),

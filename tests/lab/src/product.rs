@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use topnet_channel::SecretKey;
-use topnet_netns::Namespace;
+use topnet_netns::{Namespace, with_tunnel_driver};
 use topnet_wallet::key_file;
 
 use crate::{
@@ -212,6 +212,8 @@ pub struct Provider {
     /// Its configuration and keys.
     home: PathBuf,
     passphrase: PathBuf,
+    /// Where the TUN driver's stand-in is, if the data plane needs the driver.
+    tunnel_driver: Option<PathBuf>,
 }
 
 impl Provider {
@@ -285,15 +287,28 @@ impl Provider {
             processes: Vec::new(),
             home,
             passphrase,
+            tunnel_driver: None,
         })
     }
 
     /// Has settlement hand its claims to a tower, once it is started.
     pub fn hand_over_to(&self, tower: &str) -> Result<()> {
-        let (config, section) = (self.topnet.config(), "[settlement]\n");
+        self.configure("settlement", &format!("towers = [\"{tower}\"]"))
+    }
+
+    /// Has the kernel's sockets carry the packets, once the data plane is started. Its driver is
+    /// where the data plane's user can open it; what that takes is kept in `run_dir`.
+    pub fn carry_by_kernel(&mut self, run_dir: &RunDir) -> Result<()> {
+        self.tunnel_driver = Some(run_dir.private("driver", DATAPLANE.uid, DATAPLANE.gid)?);
+        self.configure("dataplane", "io = \"kernel\"")
+    }
+
+    /// Writes a line at the start of a section of the configuration.
+    fn configure(&self, section: &str, line: &str) -> Result<()> {
+        let (config, section) = (self.topnet.config(), format!("[{section}]\n"));
         let text = fs::read_to_string(config)?;
-        let with_tower = format!("{section}towers = [\"{tower}\"]\n");
-        fs::write(config, text.replacen(section, &with_tower, 1))
+        let with_line = format!("{section}{line}\n");
+        fs::write(config, text.replacen(&section, &with_line, 1))
             .with_context(|| format!("cannot write {}", config.display()))
     }
 
@@ -339,7 +354,10 @@ impl Provider {
             user,
             ..self.topnet.clone()
         };
-        let command = topnet.with(&["run", name]);
+        let mut command = topnet.with(&["run", name]);
+        if let (Some(dir), "dataplane") = (&self.tunnel_driver, name) {
+            command = with_tunnel_driver(dir, command)?;
+        }
         let log = run_dir.log(name);
         let mut process = Process::start(&topology.provider, name, command, &log)?;
         // A run that was killed leaves its socket behind: only one that is listened at counts.

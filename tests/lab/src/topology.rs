@@ -89,6 +89,28 @@ impl Topology {
         Ok(topology)
     }
 
+    /// Lets the provider's kernel forward what comes over the uplink, and everybody send trains of
+    /// packets again: for a data plane that leaves the routing to the kernel.
+    pub fn route_in_kernel(&self) -> Result<()> {
+        let forwarding = format!("net.ipv4.conf.{UPLINK_INTERFACE}.forwarding");
+        self.provider.sysctl(&forwarding, "1")?;
+        for (namespace, interface) in self.ends() {
+            namespace.offload(interface, Offload::TxChecksum, true)?;
+            namespace.offload(interface, Offload::Gso, true)?;
+        }
+        Ok(())
+    }
+
+    /// All ends of all links.
+    fn ends(&self) -> [(&Namespace, &'static str); 4] {
+        [
+            (&self.client, "uplink"),
+            (&self.provider, CLIENTS_INTERFACE),
+            (&self.provider, UPLINK_INTERFACE),
+            (&self.origin, ORIGIN_INTERFACE),
+        ]
+    }
+
     /// Lets the origin send at most so many bytes a second. Unlike curl's own limit this one does
     /// not catch up after a pause.
     pub fn limit_origin(&self, bytes_per_s: u64) -> Result<()> {

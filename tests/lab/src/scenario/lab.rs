@@ -39,6 +39,8 @@ pub(super) struct Needs {
     pub(super) small_disk: bool,
     /// A tower on another machine.
     pub(super) tower: bool,
+    /// Packets carried by the kernel's sockets, not by frames.
+    pub(super) kernel_sockets: bool,
     /// Rules of the chains that are not as usual, as `topnet init` has them.
     pub(super) rules: &'static [(&'static str, u32)],
 }
@@ -104,6 +106,10 @@ impl<'a> Lab<'a> {
             .transpose()?;
         if needs.tower {
             provider.hand_over_to(&tower::url())?;
+        }
+        if needs.kernel_sockets {
+            topology.route_in_kernel()?;
+            provider.carry_by_kernel(&run_dir)?;
         }
         (options.progress)("starting settlement, dataplane, metering and control");
         provider.start(&topology, &run_dir, interrupt)?;

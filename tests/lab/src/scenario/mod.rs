@@ -39,6 +39,8 @@ const RESUME_WAIT: Duration = Duration::from_secs(120);
 pub enum Scenario {
     /// Download, upload, close, settle.
     PaidDownload,
+    /// The same over the kernel's sockets.
+    VpnKernel,
     /// The wallet is stopped in the middle of the download and returns.
     UnpaidStops,
     /// Every process is killed in the middle of a download.
@@ -57,8 +59,9 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario, in the order in which `all` runs them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::PaidDownload,
+        Self::VpnKernel,
         Self::UnpaidStops,
         Self::Crash,
         Self::Settlement,
@@ -72,6 +75,7 @@ impl Scenario {
     pub fn name(self) -> &'static str {
         match self {
             Self::PaidDownload => "paid-download",
+            Self::VpnKernel => "vpn-kernel",
             Self::UnpaidStops => "unpaid-stops",
             Self::Crash => "crash",
             Self::Settlement => "settlement",
@@ -87,6 +91,9 @@ impl Scenario {
         match self {
             Self::PaidDownload => {
                 "a WireGuard client downloads and uploads, pays by the unit, and the main chain settles"
+            }
+            Self::VpnKernel => {
+                "paid-download with the kernel's UDP sockets and a TUN device in the place of AF_XDP"
             }
             Self::UnpaidStops => {
                 "the wallet stops in mid-download: traffic stops within the window, and goes on when it returns"
@@ -122,6 +129,7 @@ impl Scenario {
             forger: self == Self::Cheats,
             small_disk: self == Self::Chaos,
             tower: self == Self::Tower,
+            kernel_sockets: self == Self::VpnKernel,
             rules: match self {
                 Self::ServiceDead => service_dead::RULES,
                 _ => &[],
@@ -134,6 +142,8 @@ impl Scenario {
 pub struct Options<'a> {
     /// Signals.
     pub interrupt: &'a Interrupt,
+    /// Has the kernel's sockets carry the packets, whatever the scenario is.
+    pub kernel_sockets: bool,
     /// Leaves everything running.
     pub keep: bool,
     /// Rounds of chaos.
@@ -158,10 +168,12 @@ pub struct Kept {
 /// Runs a scenario from nothing to the removal of all that it made.
 pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<Kept>)> {
     let began = Instant::now();
-    let mut lab = Lab::build(options, scenario.needs())?;
+    let mut needs = scenario.needs();
+    needs.kernel_sockets |= options.kernel_sockets;
+    let mut lab = Lab::build(options, needs)?;
     let mut report = Report::default();
     let played = match scenario {
-        Scenario::PaidDownload => lab.paid_download(&mut report),
+        Scenario::PaidDownload | Scenario::VpnKernel => lab.paid_download(&mut report),
         Scenario::UnpaidStops => lab.unpaid_stops(&mut report),
         Scenario::Crash => lab.crash(&mut report),
         Scenario::Settlement => lab.settlement(&mut report),
