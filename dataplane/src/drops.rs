@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use topnet_nat::Refusal;
+
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
         /// The reason for which the worker did not forward a packet.
@@ -72,6 +74,76 @@ drop_reasons! {
     CreditClosed => "credit_closed",
     /// The packet does not fit under the slot's limit.
     CreditExhausted => "credit_exhausted",
+    /// Too short or contradictory for its ports to be translated.
+    NatMalformed => "nat_malformed",
+    /// Neither UDP, TCP nor ICMP: nothing to tell clients apart by.
+    NatProtocolUnsupported => "nat_protocol_unsupported",
+    /// An ICMP message that is not translated.
+    NatIcmpType => "nat_icmp_type",
+    /// An ICMP error that does not say what it is about.
+    NatIcmpErrorInvalid => "nat_icmp_error_invalid",
+    /// An ICMP error about nothing that a client sent.
+    NatIcmpErrorUnmatched => "nat_icmp_error_unmatched",
+    /// TCP of a connection that is not known and does not begin.
+    NatTcpOutOfState => "nat_tcp_out_of_state",
+    /// From a client to a public address of the pool.
+    NatHairpin => "nat_hairpin",
+    /// For an address that is not of the pool.
+    NatNotNatAddress => "nat_not_nat_address",
+    /// Unsolicited: no client has the port.
+    NatNoMapping => "nat_no_mapping",
+    /// Unsolicited: the client that has the port never called the sender.
+    NatFiltered => "nat_filtered",
+    /// A fragment whose first was not seen.
+    NatFragmentUnknown => "nat_fragment_unknown",
+    /// No room to remember a first fragment.
+    NatFragmentsFull => "nat_fragments_full",
+    /// No room for another client with ports.
+    NatSubscribersFull => "nat_subscribers_full",
+    /// No room for another port that is in use.
+    NatMappingsFull => "nat_mappings_full",
+    /// No room for another flow.
+    NatFlowsFull => "nat_flows_full",
+    /// The client has as many ports in use as it may have.
+    NatSubscriberMappings => "nat_subscriber_mappings",
+    /// The client has as many flows as it may have.
+    NatSubscriberFlows => "nat_subscriber_flows",
+    /// The port has as many flows as it may have.
+    NatMappingFlows => "nat_mapping_flows",
+    /// The client has as many blocks of ports as it may have, and none is free in them.
+    NatSubscriberPorts => "nat_subscriber_ports",
+    /// No block of ports is free.
+    NatPoolExhausted => "nat_pool_exhausted",
+    /// The log of blocks has not been written for too long.
+    NatEventsFull => "nat_events_full",
+}
+
+impl From<Refusal> for DropReason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Malformed => DropReason::NatMalformed,
+            Refusal::ProtocolUnsupported => DropReason::NatProtocolUnsupported,
+            Refusal::IcmpType => DropReason::NatIcmpType,
+            Refusal::IcmpErrorInvalid => DropReason::NatIcmpErrorInvalid,
+            Refusal::IcmpErrorUnmatched => DropReason::NatIcmpErrorUnmatched,
+            Refusal::TcpOutOfState => DropReason::NatTcpOutOfState,
+            Refusal::Hairpin => DropReason::NatHairpin,
+            Refusal::NotNatAddress => DropReason::NatNotNatAddress,
+            Refusal::NoMapping => DropReason::NatNoMapping,
+            Refusal::Filtered => DropReason::NatFiltered,
+            Refusal::FragmentUnknown => DropReason::NatFragmentUnknown,
+            Refusal::FragmentsFull => DropReason::NatFragmentsFull,
+            Refusal::SubscribersFull => DropReason::NatSubscribersFull,
+            Refusal::MappingsFull => DropReason::NatMappingsFull,
+            Refusal::FlowsFull => DropReason::NatFlowsFull,
+            Refusal::SubscriberMappings => DropReason::NatSubscriberMappings,
+            Refusal::SubscriberFlows => DropReason::NatSubscriberFlows,
+            Refusal::MappingFlows => DropReason::NatMappingFlows,
+            Refusal::SubscriberPorts => DropReason::NatSubscriberPorts,
+            Refusal::PoolExhausted => DropReason::NatPoolExhausted,
+            Refusal::EventsFull => DropReason::NatEventsFull,
+        }
+    }
 }
 
 /// Packets dropped, by reason. One worker writes, anybody reads.
@@ -107,6 +179,13 @@ impl DropCounters {
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    #[test]
+    fn translation_s_reasons_keep_their_names() {
+        for refusal in Refusal::ALL {
+            assert_eq!(DropReason::from(*refusal).name(), refusal.name());
+        }
+    }
 
     #[test]
     fn every_reason_has_its_own_name_and_counter() {

@@ -66,6 +66,19 @@ pub enum RunError {
         /// As configured.
         subnet: topnet_config::Ipv4Subnet,
     },
+    /// Address translation.
+    #[error("address translation ([dataplane.nat]): {0}")]
+    Nat(topnet_nat::ConfigError),
+    /// The log of public addresses.
+    #[error(
+        "log of public addresses {path} (dataplane.nat.log_file): {source}; give this user the right to write there"
+    )]
+    NatLog {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The WireGuard port is taken.
     #[error(
         "UDP port {port} (dataplane.wireguard_port) at {address}: {source}; stop who has it (`ss -lunp`) or choose another"

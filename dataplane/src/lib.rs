@@ -24,6 +24,7 @@ mod error;
 pub mod forwarding;
 #[allow(unsafe_code)]
 pub mod io;
+pub mod nat_log;
 pub mod netlink;
 pub mod packet;
 pub mod plane;
@@ -35,6 +36,7 @@ pub mod service;
 pub mod session;
 pub mod slots;
 mod tables;
+pub mod translation;
 mod ways;
 pub mod worker;
 #[allow(unsafe_code)]

@@ -28,6 +28,8 @@ use rtnetlink::{Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use topnet_config::Ipv4Subnet;
+
 use self::messages::{neighbour, route};
 use crate::forwarding::{Forwarding, Neighbour, Port, Route, RouteTable};
 use crate::packet::MacAddress;
@@ -205,6 +207,19 @@ impl Connection {
             add.execute().await.map_err(set_up("addresses"))?;
         }
         Ok(())
+    }
+
+    /// Routes a network to a device.
+    pub async fn route_to(&self, name: &str, network: Ipv4Subnet) -> Result<(), NetlinkError> {
+        let Some(Interface { index, .. }) = self.interface(name).await? else {
+            return Err(NetlinkError::Vanished(name.to_owned()));
+        };
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(network.network(), network.prefix_bits())
+            .output_interface(index)
+            .build();
+        let add = self.handle.route().add(route).execute();
+        add.await.map_err(set_up("routes"))
     }
 
     /// Starts to watch on behalf of the data interfaces.

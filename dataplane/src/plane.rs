@@ -22,11 +22,13 @@ use std::time::Instant;
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use topnet_config::InnerNetwork;
+use topnet_nat::BlockEvent;
 
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
 use crate::packet::{Ip, Malformed, decrement_hops};
 use crate::session::{Endpoint, Identity, Session, SessionCounters, SessionIndex};
+use crate::translation::Translation;
 
 /// Bytes that WireGuard adds to a packet: header and authentication tag.
 pub const WIREGUARD_BYTES: usize = 32;
@@ -108,6 +110,9 @@ pub struct Plane<G = Accounting> {
     /// By host number in the inner network; [`NOBODY`] where there is no session.
     by_host: Box<[u32]>,
     gate: G,
+    translation: Option<Translation>,
+    /// When the burst began, by the monotonic clock.
+    now_ms: u64,
     drops: Arc<DropCounters>,
     started: Instant,
 }
@@ -130,10 +135,19 @@ impl<G: Gate> Plane<G> {
             by_key: HashMap::with_capacity(config.sessions_max),
             by_host: vec![NOBODY; config.inner.hosts_max() as usize].into(),
             gate,
+            translation: None,
+            now_ms: 0,
             drops,
             started,
             config,
         }
+    }
+
+    /// Gives clients public addresses instead of their own.
+    #[must_use]
+    pub fn with_translation(mut self, translation: Option<Translation>) -> Self {
+        self.translation = translation;
+        self
     }
 
     /// Installs a session at its index, which is free.
@@ -164,8 +178,16 @@ impl<G: Gate> Plane<G> {
             && self.by_host[host] == index.0
         {
             self.by_host[host] = NOBODY;
+            if let Some(translation) = &mut self.translation {
+                translation.remove(self.now_ms, host as u32);
+            }
         }
         Some(session)
+    }
+
+    /// A burst begins. To be called before every burst.
+    pub fn begin(&mut self, burst_began_ns: u64) {
+        self.now_ms = burst_began_ns / 1_000_000;
     }
 
     /// Publishes what the burst came to. To be called after every burst.
@@ -179,10 +201,26 @@ impl<G: Gate> Plane<G> {
         self.sessions.len()
     }
 
-    /// True if `address` is one that inner packets come from or go to.
+    /// True if what comes from outside for `address` is for clients: the addresses that they
+    /// share, or else their own.
     #[must_use]
-    pub fn is_inner(&self, address: IpAddr) -> bool {
-        self.config.inner.contains(address)
+    pub fn takes(&self, address: IpAddr) -> bool {
+        match (&self.translation, address) {
+            (Some(translation), IpAddr::V4(address)) => translation.pool().contains(address),
+            _ => self.config.inner.contains(address),
+        }
+    }
+
+    /// Ends what is over in the translation's tables. To be called many times a second.
+    pub fn sweep(&mut self) {
+        if let Some(translation) = &mut self.translation {
+            translation.sweep(self.now_ms);
+        }
+    }
+
+    /// A block of public ports that was lent or given back, to be logged.
+    pub fn take_block_event(&mut self) -> Option<BlockEvent> {
+        self.translation.as_mut()?.take_event()
     }
 
     /// Counts a packet that was refused on its way to or from the plane.
@@ -295,6 +333,13 @@ impl<G: Gate> Plane<G> {
         }
         let hop = path.to_world(ip.destination)?;
         self.gate.admit(slot, ip.total_bytes)?;
+        if let (Some(translation), Some(host), true) = (
+            &mut self.translation,
+            host_of(ip.source),
+            ip.source.is_ipv4(),
+        ) {
+            translation.out(self.now_ms, host, &mut packet[..ip.total_bytes])?;
+        }
         if !P::KERNEL_ROUTES {
             decrement_hops(packet);
         }
@@ -316,7 +361,7 @@ impl<G: Gate> Plane<G> {
             .get(..arrived_bytes)
             .ok_or(DropReason::OuterMalformed)?;
         let ip = Ip::parse(arrived).map_err(|Malformed| DropReason::OuterMalformed)?;
-        let host = self.host(ip.destination).ok_or(DropReason::NoSession)?;
+        let host = self.receiver(&ip, P::KERNEL_ROUTES, &mut packet[..ip.total_bytes])?;
         let index = SessionIndex(self.by_host[host]);
         let session = session(&mut self.sessions, index).map_err(|_| DropReason::NoSession)?;
         // A client's packets do not come from outside. The gateway's do: the kernel answers for
@@ -366,6 +411,28 @@ impl<G: Gate> Plane<G> {
             hop,
             bytes,
         })
+    }
+
+    /// The host number of the client that a packet from outside is for. If its address is shared,
+    /// the packet has the client's own afterwards.
+    fn receiver(
+        &mut self,
+        ip: &Ip,
+        kernel_routes: bool,
+        packet: &mut [u8],
+    ) -> Result<usize, DropReason> {
+        // The kernel's own words to a client are not translated.
+        let from_gateway = kernel_routes && self.config.inner.is_gateway(ip.source);
+        let shared = ip.destination.is_ipv4() && self.takes(ip.destination);
+        match &mut self.translation {
+            Some(translation) if shared => {
+                let host = translation.back(self.now_ms, packet)?;
+                Ok(host as usize)
+            }
+            // Nobody outside knows clients' own addresses.
+            Some(_) if ip.destination.is_ipv4() && !from_gateway => Err(DropReason::NoSession),
+            _ => self.host(ip.destination).ok_or(DropReason::NoSession),
+        }
     }
 
     /// Place of an address in the inner network.

@@ -123,8 +123,12 @@ pub(crate) fn attach(
     gateway_address: Ipv4Addr,
     sockets: &[SocketHandle],
 ) -> Result<(), RunError> {
-    let network = section.inner_subnet.network().to_bits();
-    let mask = u32::MAX << (32 - u32::from(section.inner_subnet.prefix_bits()));
+    // What comes back for clients comes to the addresses that they share, or else to their own.
+    let shared = section.nat.as_ref().map(|nat| nat.addresses);
+    let returns = shared.unwrap_or(section.inner_subnet);
+    let network = returns.network().to_bits();
+    let mask = u32::MAX.checked_shl(32 - u32::from(returns.prefix_bits()));
+    let mask = mask.unwrap_or_default();
     for socket in sockets {
         program.add_socket(socket)?;
     }

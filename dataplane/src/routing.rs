@@ -38,7 +38,11 @@ pub(crate) async fn set_up(section: &Dataplane, connection: &Connection) -> Resu
             .map_err(system("switch IPv6 on for the tunnel's device"))?;
     }
     let mtu_bytes = u32::from(section.inner_mtu);
-    Ok(connection.set_up(name, mtu_bytes, &addresses).await?)
+    connection.set_up(name, mtu_bytes, &addresses).await?;
+    if let Some(nat) = &section.nat {
+        connection.route_to(name, nat.addresses).await?;
+    }
+    Ok(())
 }
 
 fn require(key: &str) -> Result<(), RunError> {

@@ -24,6 +24,7 @@ use crate::endpoints::Endpoints;
 use crate::error::{INNER_PREFIX_BITS_MIN, RunError, system};
 use crate::forwarding::Neighbour;
 use crate::io::{Backend, Ethernet, EthernetPath};
+use crate::nat_log::NatLog;
 use crate::netlink::{Connection, Interface, Monitor};
 use crate::plane::{Plane, PlaneConfig};
 use crate::ports::{data_ports, gateway_address};
@@ -31,6 +32,7 @@ use crate::registry::{Bounds, Registry};
 use crate::service::{Service, Shared, WorkerLink};
 use crate::session::Identity;
 use crate::tables::{hand_over, listen_for_tables};
+use crate::translation::Translation;
 use crate::ways::{Chooser, Way};
 use crate::worker::{Queues, Worker};
 use crate::xdp::Program;
@@ -184,7 +186,8 @@ impl Running {
             accounting,
             Arc::clone(&drops),
             started,
-        );
+        )
+        .with_translation(translation(section)?);
         let interfaces: Vec<Interface> = ports.iter().map(|port| port.interface.clone()).collect();
         let shared = Arc::new(Shared {
             boot,
@@ -209,6 +212,8 @@ impl Running {
                 &config.runtime_dir,
                 section.sessions_max as usize,
             )),
+            inner: section.inner_network(),
+            nat_log: std::sync::Mutex::new(nat_log(section)?),
             gateway_address: gateway_address.into(),
         });
         let mut monitor = connection.monitor(&interfaces);
@@ -307,6 +312,26 @@ fn spawn<B: Backend + Send + 'static>(
     }
 }
 
+fn translation(section: &Dataplane) -> Result<Option<Translation>, RunError> {
+    let Some(nat) = &section.nat else {
+        return Ok(None);
+    };
+    let clients_max = section.sessions_max;
+    let translation = Translation::new(nat, clients_max, random("draw a seed")?);
+    translation.map(Some).map_err(RunError::Nat)
+}
+
+fn nat_log(section: &Dataplane) -> Result<Option<NatLog>, RunError> {
+    let Some(nat) = &section.nat else {
+        return Ok(None);
+    };
+    let opened = NatLog::open(&nat.log_file);
+    opened.map(Some).map_err(|source| RunError::NatLog {
+        path: nat.log_file.clone(),
+        source,
+    })
+}
+
 fn pin(cpu: u16) -> io::Result<()> {
     let mut set = CpuSet::new();
     if usize::from(cpu) >= CpuSet::MAX_CPU {
@@ -332,8 +357,12 @@ fn read_key(path: &Path) -> Result<[u8; KEY_BYTES], RunError> {
 }
 
 fn random_boot() -> Result<BootId, RunError> {
-    let mut boot = [0; 16];
-    let filled = SystemRandom::new().fill(&mut boot);
-    filled.map_err(|_| system("draw a random name")(io::Error::other("no randomness")))?;
-    Ok(BootId(boot))
+    random("draw a random name").map(BootId)
+}
+
+fn random<const BYTES: usize>(what: &'static str) -> Result<[u8; BYTES], RunError> {
+    let mut bytes = [0; BYTES];
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| system(what)(io::Error::other("no randomness")))?;
+    Ok(bytes)
 }

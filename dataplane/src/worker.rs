@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
+use topnet_nat::BlockEvent;
 
 use crate::accounting::{Accounting, Gate};
 use crate::forwarding::Forwarding;
@@ -44,6 +45,8 @@ pub enum Returned {
     Session(Box<Session>),
     /// An old snapshot.
     Forwarding(Arc<Forwarding>),
+    /// A block of public ports that was lent or given back.
+    Block(BlockEvent),
 }
 
 /// The queues between control and worker.
@@ -153,5 +156,13 @@ impl<I: Backend, G: Gate> Worker<I, G> {
             self.io.tick(&mut self.plane, place);
         }
         self.next_part = (self.next_part + 1) % TICK_PARTS;
+        self.plane.sweep();
+        while !self.queues.returned.is_full()
+            && let Some(event) = self.plane.take_block_event()
+        {
+            // Only this thread fills the queue, and there was room.
+            let pushed = self.queues.returned.push(Returned::Block(event));
+            assert!(pushed.is_ok(), "room was checked and nobody else pushes");
+        }
     }
 }

@@ -77,6 +77,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-api",
             "topnet-config",
             "topnet-ebpf-abi",
+            "topnet-nat",
             "topnet-offload",
             "topnet-unit",
         ],

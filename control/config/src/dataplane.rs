@@ -8,7 +8,7 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    Base, InnerNetwork, Ipv4Subnet, Ipv6Subnet, Problem, Section, default, error::Problems,
+    Base, InnerNetwork, Ipv4Subnet, Ipv6Subnet, Nat, Problem, Section, default, error::Problems,
 };
 
 /// Linux's `IFNAMSIZ` less the closing zero.
@@ -45,6 +45,8 @@ pub struct Dataplane {
     /// The tunnel's network device, when the kernel's sockets carry the packets.
     #[serde(default = "default_tunnel_interface")]
     pub tunnel_interface: String,
+    /// Public addresses that clients share; without it their own addresses leave.
+    pub nat: Option<Nat>,
     /// CPU that the worker is pinned to; not pinned if left out.
     pub cpu: Option<u16>,
     /// Channels that the shared tables have room for, slot 0 (never used) included.
@@ -144,6 +146,9 @@ impl Dataplane {
 impl Section for Dataplane {
     fn resolve(&mut self, base: &Base<'_>) {
         base.join(&mut self.key_file);
+        if let Some(nat) = &mut self.nat {
+            nat.resolve(base);
+        }
     }
 
     fn check(&self, problems: &mut Problems<'_>) {
@@ -193,6 +198,9 @@ impl Section for Dataplane {
                 ),
                 "choose a host of inner_subnet, or leave the key out",
             );
+        }
+        if let Some(nat) = &self.nat {
+            nat.check(self.inner_subnet, problems);
         }
         if let Some(subnet6) = self.inner_subnet6 {
             self.check_inner_subnet6(subnet6, problems);

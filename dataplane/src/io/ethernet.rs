@@ -65,6 +65,7 @@ impl<F: FrameIo> Backend for Ethernet<F> {
 
     fn receive<G: Gate>(&mut self, plane: &mut Plane<G>) -> usize {
         let burst_began_ns = monotonic_ns();
+        plane.begin(burst_began_ns);
         let path = &mut self.path;
         let received = self.frames.receive(&mut Framed { plane, path });
         plane.settle(burst_began_ns);
@@ -156,7 +157,7 @@ impl EthernetPath {
             return Err(DropReason::NotOurMac);
         }
         let ip = Ipv4::parse(&arrived[ETHERNET_BYTES..]).map_err(malformed)?;
-        if plane.is_inner(ip.destination.into()) {
+        if plane.takes(ip.destination.into()) {
             let packet = &mut frame[ETHERNET_BYTES..];
             return Ok(plane.from_world(self, packet, ip.total_bytes, out));
         }

@@ -393,6 +393,70 @@ fn every_refusal_has_its_reason_and_no_bill() {
 }
 
 #[test]
+fn clients_share_public_addresses_and_nobody_unasked_gets_through() {
+    let mut bench = Bench::connected();
+    let section = topnet_config::Nat {
+        addresses: "198.51.100.0/28".parse().unwrap(),
+        block_ports: 512,
+        blocks_per_client_max: 8,
+        log_file: std::path::PathBuf::new(),
+    };
+    bench.plane.translation = Some(Translation::new(&section, 8, [7; 32]).unwrap());
+    let packet = udp(INNER, ORIGIN, 64, 100);
+    let (_, frame) = bench.up(&packet).unwrap();
+    let sent = Ipv4::parse(&frame[ETHERNET_BYTES..]).unwrap();
+    assert_eq!(sent.source.octets()[..3], [198, 51, 100]);
+    assert_eq!(bench.usage(), packet.len() as u64);
+    let event = bench.plane.take_block_event().unwrap();
+    assert_eq!(event.external, sent.source);
+
+    // The answer arrives at the client's own address.
+    let at = ETHERNET_BYTES + IPV4_BYTES;
+    let port = u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let mut answer = Vec::new();
+    let builder = PacketBuilder::ipv4(ORIGIN, sent.source.octets(), 64).udp(2, port);
+    builder.write(&mut answer, &[3; 50]).unwrap();
+    let (_, frame) = bench.down(&answer).unwrap();
+    let mut buffer = [0; 2048];
+    let received = bench
+        .client
+        .decapsulate(None, &frame[OUTER_BYTES..], &mut buffer);
+    let TunnResult::WriteToTunnelV4(received, from) = received else {
+        panic!("{received:?}");
+    };
+    assert_eq!(from.octets(), ORIGIN);
+    assert_eq!(Ipv4::parse(received).unwrap().destination.octets(), INNER);
+    let billed = (packet.len() + answer.len()) as u64;
+    assert_eq!(bench.usage(), billed);
+
+    // Not so what nobody asked for, nor a client's own address, nor from client to client.
+    let unasked = udp(ORIGIN, [198, 51, 100, 3], 64, 8);
+    assert_eq!(bench.down(&unasked), None);
+    assert_eq!(bench.down(&udp(ORIGIN, INNER, 64, 8)), None);
+    let route = Route {
+        network: Ipv4Addr::new(198, 51, 100, 0).into(),
+        prefix_bits: 28,
+        metric: 0,
+        target: RouteTarget::Forward {
+            interface: 2,
+            gateway: Some(IpAddr::from(ORIGIN)),
+        },
+    };
+    let mut routed = forwarding();
+    let more = RouteTable::from_iter([route]);
+    routed.tables = [routed.tables[0].clone(), more].into();
+    bench.path.replace_forwarding(Arc::new(routed));
+    assert_eq!(bench.up(&udp(INNER, [198, 51, 100, 3], 64, 8)), None);
+    let expected = [
+        (DropReason::NotSteered, 1),
+        (DropReason::NatHairpin, 1),
+        (DropReason::NatNoMapping, 1),
+    ];
+    assert_eq!(bench.dropped(), expected);
+    assert_eq!(bench.usage(), billed);
+}
+
+#[test]
 fn foreign_frames_and_replays_are_dropped() {
     let mut bench = Bench::connected();
     let mut foreign = outer(b"anything");

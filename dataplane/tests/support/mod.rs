@@ -130,6 +130,9 @@ impl Home {
         let runtime = dir.path().join("run");
         fs::create_dir(&runtime).unwrap();
         chown(&runtime, Some(USER), Some(USER)).unwrap();
+        let data = dir.path().join("data");
+        fs::create_dir(&data).unwrap();
+        chown(&data, Some(USER), Some(USER)).unwrap();
         let key = dir.path().join("gateway.key");
         fs::write(&key, run(Command::new("wg").arg("genkey"))).unwrap();
         chown(&key, Some(USER), Some(USER)).unwrap();

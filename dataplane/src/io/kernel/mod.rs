@@ -321,6 +321,7 @@ impl Backend for Kernel {
     const SPINS_MAX: u32 = 1;
 
     fn receive<G: Gate>(&mut self, plane: &mut Plane<G>) -> usize {
+        plane.begin(monotonic_ns());
         let mut packets = 0;
         for index in 0..self.ends.sockets.len() {
             packets += self.from_socket(plane, index);

@@ -1,0 +1,72 @@
+//! Address translation, as the plane uses it: a client is a subscriber by its host number.
+
+use topnet_config::{Ipv4Subnet, Nat};
+use topnet_nat::config::prefix_addresses;
+use topnet_nat::{BlockEvent, Config, ConfigError, Nat44, Outward, Subscriber};
+
+use crate::drops::DropReason;
+
+/// Steps of cleaning up between two bursts, in each table.
+const SWEEP_WORK_MAX: usize = 64;
+
+/// The pool and everything that is lent from it.
+pub struct Translation {
+    pool: Ipv4Subnet,
+    nat: Nat44,
+}
+
+impl Translation {
+    /// Nothing is lent yet. `seed` decides which ports are.
+    pub fn new(section: &Nat, clients_max: u32, seed: [u8; 32]) -> Result<Self, ConfigError> {
+        let pool = section.addresses;
+        let addresses = prefix_addresses(pool.network(), u32::from(pool.prefix_bits()) as u8)?;
+        let mut config = Config::new(addresses);
+        config.block_ports = section.block_ports;
+        config.limits.blocks_per_subscriber_max = section.blocks_per_client_max;
+        config.limits.subscribers_max = clients_max;
+        Ok(Self {
+            pool,
+            nat: Nat44::new(config, seed)?,
+        })
+    }
+
+    /// The addresses that packets for clients come to.
+    #[must_use]
+    pub fn pool(&self) -> Ipv4Subnet {
+        self.pool
+    }
+
+    /// Gives a client's packet an address and a port of the pool.
+    pub(crate) fn out(
+        &mut self,
+        now_ms: u64,
+        host: u32,
+        packet: &mut [u8],
+    ) -> Result<(), DropReason> {
+        match self.nat.translate_out(now_ms, Subscriber(host), packet)? {
+            Outward::Leaves => Ok(()),
+            // Clients do not reach each other, by public addresses neither.
+            Outward::Returns => Err(DropReason::NatHairpin),
+        }
+    }
+
+    /// Gives a packet for the pool a client's address, and says whose.
+    pub(crate) fn back(&mut self, now_ms: u64, packet: &mut [u8]) -> Result<u32, DropReason> {
+        Ok(self.nat.translate_in(now_ms, packet)?.0)
+    }
+
+    /// Ends what is over. To be called many times a second.
+    pub(crate) fn sweep(&mut self, now_ms: u64) {
+        self.nat.sweep(now_ms, SWEEP_WORK_MAX);
+    }
+
+    /// Ends all that a client has.
+    pub(crate) fn remove(&mut self, now_ms: u64, host: u32) {
+        self.nat.remove(now_ms, Subscriber(host));
+    }
+
+    /// What is to be logged next.
+    pub(crate) fn take_event(&mut self) -> Option<BlockEvent> {
+        self.nat.take_event()
+    }
+}
