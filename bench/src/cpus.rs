@@ -12,7 +12,9 @@ pub fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu);
     sched_setaffinity(None, &set).with_context(|| {
-        format!("cannot run on CPU {cpu}: the lanes forward and vpn need CPUs 0 and 1 to themselves")
+        format!(
+            "cannot run on CPU {cpu}: the lanes forward and vpn need CPUs 0 and 1 to themselves"
+        )
     })
 }
 
