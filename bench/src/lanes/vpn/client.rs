@@ -2,9 +2,11 @@
 //! so that a measurement pays for the gateway's cryptography alone.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use topnet_lab::interrupt::Interrupt;
@@ -58,8 +60,10 @@ impl Client {
         let socket = socket.context("the client has no socket")?;
         socket.set_read_timeout(Some(ANSWER_WAIT))?;
         let secret = Client::secret(number);
+        // By itself a client takes ten answers a second and asks for cookies then.
+        let limiter = Arc::new(RateLimiter::new(&PublicKey::from(&secret), u64::MAX));
         let gateway = Gateway::public_key();
-        let tunnel = Tunn::new(secret, gateway, None, None, number.into(), None);
+        let tunnel = Tunn::new(secret, gateway, None, None, number.into(), Some(limiter));
         Ok(Client {
             number,
             tunnel,

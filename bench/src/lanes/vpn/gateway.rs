@@ -18,7 +18,7 @@ use topnet_lab::interrupt::Interrupt;
 use topnet_lab::process::{Process, output};
 use topnet_netns::Namespace;
 
-use super::links::Links;
+use super::links::{Links, Polling};
 use super::product::Product;
 use super::{GATEWAY_CPU, INNER_MTU, WIREGUARD_PORT};
 use crate::cpus;
@@ -97,27 +97,18 @@ impl Kind {
         }
     }
 
-    /// As it reports it.
-    pub fn version(self) -> Result<String> {
+    /// As it reports it; the measurement says what mends it where it is not there.
+    pub fn version(self) -> String {
         let told = match self {
-            Kind::Topnet(_) => return Ok(VERSION.to_owned()),
+            Kind::Topnet(_) => Some(VERSION.to_owned()),
             Kind::NoTunnel => {
                 let kernel = rustix::system::uname();
-                return Ok(format!("Linux {}", kernel.release().to_string_lossy()));
+                Some(format!("Linux {}", kernel.release().to_string_lossy()))
             }
-            Kind::WireguardGo => Command::new("wireguard-go").arg("--version").output(),
-            Kind::Boringtun => Command::new(boringtun()).arg("--version").output(),
+            Kind::WireguardGo => told_version("wireguard-go".into()),
+            Kind::Boringtun => told_version(boringtun()),
         };
-        let told = told.with_context(|| {
-            format!(
-                "{} is not there: `cargo xtask bench vpn` installs it, or name its file in \
-                 {BORINGTUN_ENV}",
-                self.name()
-            )
-        })?;
-        let text = String::from_utf8_lossy(&told.stdout);
-        let words = text.lines().next().unwrap_or_default().split_whitespace();
-        Ok(words.last().unwrap_or("unknown").to_owned())
+        told.unwrap_or_else(|| "not installed".to_owned())
     }
 
     /// See [`Links::create`].
@@ -153,6 +144,8 @@ pub struct Plan<'a> {
     pub links: &'a Links,
     /// For whom.
     pub peers: &'a [Peer],
+    /// Beside what.
+    pub polling: Polling,
     /// This program's file.
     pub program: &'a Path,
     /// Ends what waits.
@@ -178,7 +171,7 @@ impl Gateway {
             let last_words = gateway.last_words();
             format!("{} does not start\n{last_words}", plan.kind.name())
         })?;
-        plan.links.place_polling()?;
+        plan.links.place_polling(plan.polling)?;
         Ok(gateway)
     }
 
@@ -199,8 +192,9 @@ impl Gateway {
             .join("\n")
     }
 
+    /// No client's: those are numbered from 2, below this.
     fn secret() -> StaticSecret {
-        StaticSecret::from([9; 32])
+        StaticSecret::from([0xf0; 32])
     }
 
     fn start_process(&mut self, plan: &Plan<'_>) -> Result<()> {
@@ -226,6 +220,11 @@ impl Gateway {
                 self.configure_peer(plan, &key_file)?;
             }
             Kind::Boringtun => {
+                ensure!(
+                    told_version(boringtun()).is_some(),
+                    "boringtun-cli is not there: `cargo xtask bench vpn` installs it, or name its \
+                     file in {BORINGTUN_ENV}"
+                );
                 let mut command = on_cpu(GATEWAY_CPU, boringtun());
                 command.args([
                     "--foreground",
@@ -327,6 +326,14 @@ fn process(plan: &Plan<'_>, home: &Path, command: Command) -> Result<Process> {
     );
     let log = home.join("gateway.log");
     Process::start(&plan.links.provider, &plan.kind.name(), command, &log)
+}
+
+/// The last word of the first line that a program says of its version.
+fn told_version(program: OsString) -> Option<String> {
+    let told = Command::new(program).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&told.stdout);
+    let word = text.lines().next()?.split_whitespace().last()?;
+    Some(word.to_owned())
 }
 
 fn boringtun() -> OsString {

@@ -5,7 +5,7 @@
 //! kernel's receiving, a good part of a gateway's work, on the generator's bill. So whatever
 //! arrives at an interface of the gateway is taken up on the gateway's CPU, and whatever arrives
 //! elsewhere on the load's: where the interface polls (XDP or GRO) by its own kernel thread, which
-//! goes before every program as an interrupt would, elsewhere by receive packet steering. Where
+//! goes before every program as an interrupt would ([`Polling`]), elsewhere by receive packet steering. Where
 //! everything is dropped on arrival the sender's CPU does it ([`Links::sink_client`]).
 
 use std::fs;
@@ -77,6 +77,15 @@ impl Mode {
     }
 }
 
+/// How the threads that poll interfaces stand to programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polling {
+    /// Before all of them, as an interrupt that comes now and then.
+    First,
+    /// Beside them, as the kernel has it once interrupts would take all of a CPU.
+    Beside,
+}
+
 /// The three namespaces. Removed when dropped.
 #[derive(Debug)]
 pub struct Links {
@@ -115,9 +124,9 @@ impl Links {
 
     /// Gives interfaces that poll a thread on the right CPU. To be called once the gateway is
     /// there: its XDP program makes an interface poll.
-    pub fn place_polling(&self) -> Result<()> {
+    pub fn place_polling(&self, polling: Polling) -> Result<()> {
         for end in self.pairs().iter().flatten() {
-            end.poll_by_thread()?;
+            end.poll_by_thread(polling)?;
         }
         Ok(())
     }
@@ -239,7 +248,7 @@ impl<'a> End<'a> {
         self.write("queues/rx-0/rps_cpus", "0")
     }
 
-    fn poll_by_thread(&self) -> Result<()> {
+    fn poll_by_thread(&self, polling: Polling) -> Result<()> {
         // The kernel refuses where nothing polls; there steering does it.
         if self.write("threaded", "1").is_err() {
             return Ok(());
@@ -257,9 +266,11 @@ impl<'a> End<'a> {
             sched_setaffinity(Some(pid), &set).with_context(|| {
                 format!("cannot place the thread that polls {}", self.interface)
             })?;
-            let mut command = Command::new("chrt");
-            command.args(["--fifo", "--pid", "1", &thread.to_string()]);
-            self.namespace.run(command)?;
+            if polling == Polling::First {
+                let mut command = Command::new("chrt");
+                command.args(["--fifo", "--pid", "1", &thread.to_string()]);
+                self.namespace.run(command)?;
+            }
         }
         Ok(())
     }

@@ -30,7 +30,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 pub use self::product::run_data_plane;
 
 use self::gateway::{Gateway, Kind, Peer, Plan};
-use self::links::{Links, Mode};
+use self::links::{Links, Mode, Polling};
 use self::udp::{Direction, Subject};
 use crate::cpus::pin;
 use crate::lane::{Better, Case, Contender, Lane, Measurement};
@@ -250,22 +250,21 @@ impl VpnLane {
     ) -> Result<Case> {
         let contender = |kind: Kind| {
             let (shared, measure) = (Arc::clone(&self.shared), measure.clone());
-            let version = kind.version()?;
-            anyhow::Ok(Contender::new(version, move || {
+            Contender::new(kind.version(), move || {
                 on_load_cpu(|| measure(&shared, kind))
-            }))
+            })
         };
         let mut kinds = kinds.into_iter();
         let ours = kinds.next().context("a case has a contender")?;
-        let peers = kinds.map(|kind| Ok((kind.name(), contender(kind)?)));
+        let peers = kinds.map(|kind| (kind.name(), contender(kind)));
         Ok(Case {
             name: format!("vpn/{}", figure.name),
             metric: figure.metric.to_owned(),
             unit: figure.unit.to_owned(),
             better: figure.better,
             mode: format!("{}; ours is {}", figure.about, ours.name()),
-            ours: contender(ours)?,
-            peers: peers.collect::<Result<_>>()?,
+            ours: contender(ours),
+            peers: peers.collect(),
         })
     }
 }
@@ -316,12 +315,23 @@ struct Rig {
 
 impl Rig {
     fn start(shared: &Shared, kind: Kind, mode: Mode, peers: &[Peer]) -> Result<Rig> {
+        Rig::start_with(shared, kind, mode, peers, Polling::First)
+    }
+
+    fn start_with(
+        shared: &Shared,
+        kind: Kind,
+        mode: Mode,
+        peers: &[Peer],
+        polling: Polling,
+    ) -> Result<Rig> {
         let links = Links::create(mode, kind.needs_whole_checksums())
             .context("the links cannot be made")?;
         let gateway = Gateway::start(&Plan {
             kind,
             links: &links,
             peers,
+            polling,
             program: &shared.setup.program,
             interrupt: &shared.setup.interrupt,
         })?;

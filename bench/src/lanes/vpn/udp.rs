@@ -5,13 +5,13 @@ use std::net::{SocketAddrV4, UdpSocket};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use topnet_lab::topology::ORIGIN;
 
 use super::client::{Client, SEAL_BYTES, inner_packet};
 use super::count::Count;
 use super::gateway::Kind;
-use super::links::{CLIENT_INTERFACE, Mode, ORIGIN_INTERFACE};
+use super::links::{CLIENT_INTERFACE, Mode, ORIGIN_INTERFACE, Polling};
 use super::load::{Load, Pace, Sent};
 use super::search::{Search, Seen};
 use super::{GATEWAY_CPU, PACKET_BYTES, Rig, Shared, gbit};
@@ -32,6 +32,9 @@ const RATE_START: f64 = 64_000.0;
 const LOOK: Duration = Duration::from_millis(250);
 const FINAL: Duration = Duration::from_millis(800);
 const OVERLOAD: Duration = Duration::from_millis(600);
+const WARM_UP: Duration = Duration::from_millis(40);
+const WARM_UP_RATE: f64 = 1_000.0;
+const WARM_UPS_MAX: u32 = 50;
 /// What is under way when the generator stops has arrived after this.
 const DRAIN: Duration = Duration::from_millis(25);
 /// If the rate found does not hold for the final time, a little less is tried, so often.
@@ -95,12 +98,17 @@ pub fn measure_rate(shared: &Shared, subject: Subject) -> Result<Measurement> {
 
 /// The figure of `vpn/udp-overload`.
 pub fn measure_overload(shared: &Shared, subject: Subject) -> Result<Measurement> {
-    let rig = Rig::start(shared, subject.kind, subject.mode, &[Client::peer(NUMBER)])?;
-    let mut way = Way::open(shared, &rig, subject.direction)?;
     let rate = match shared.known_rate(subject) {
         Some(rate) => rate,
-        None => way.find_rate()?.0.arrived_rate(),
+        None => {
+            measure_rate(shared, subject)?;
+            let measured = shared.known_rate(subject);
+            measured.context("no rate was found to compare with")?
+        }
     };
+    let (kind, mode, peers) = (subject.kind, subject.mode, [Client::peer(NUMBER)]);
+    let rig = Rig::start_with(shared, kind, mode, &peers, Polling::Beside)?;
+    let mut way = Way::open(shared, &rig, subject.direction)?;
     let look = way.look(Pace::Unlimited, OVERLOAD)?;
     Ok(
         Measurement::new(look.arrived_rate() / rate, look.arrived, look.busy_s)
@@ -177,7 +185,7 @@ impl<'a> Way<'a> {
             socket.connect((Client::inner(NUMBER), DISCARD_PORT))?;
             std::io::Result::Ok(socket)
         })?;
-        Ok(Way {
+        let mut way = Way {
             shared,
             rig,
             direction,
@@ -185,7 +193,23 @@ impl<'a> Way<'a> {
             arrivals,
             socket: socket.context("the generator has no socket")?,
             sealed: Vec::new(),
-        })
+        };
+        way.warm_up()?;
+        Ok(way)
+    }
+
+    /// Sends a little until something arrives. A flood that began while neighbours look for each
+    /// other would be lost, and the question with it.
+    fn warm_up(&mut self) -> Result<()> {
+        for _ in 0..WARM_UPS_MAX {
+            if self.look(Pace::Rate(WARM_UP_RATE), WARM_UP)?.arrived > 0 {
+                return Ok(());
+            }
+        }
+        bail!(
+            "nothing that is sent arrives\n{}",
+            self.rig.gateway.last_words()
+        )
     }
 
     /// The highest rate that is kept, and a longer look at it.
