@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod cpus;
 pub mod lane;
 pub mod lanes;
 pub mod place;

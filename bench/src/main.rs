@@ -53,12 +53,19 @@ enum Other {
         /// What it does
         role: Role,
     },
+    /// The product's data plane, which the lane vpn starts
+    #[command(hide = true)]
+    Gateway {
+        /// Its configuration
+        config: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.other {
         Some(Other::StandIn { role }) => topnet_bench::lanes::play(role),
+        Some(Other::Gateway { config }) => topnet_bench::lanes::run_data_plane(&config),
         None => measure(&arguments),
     };
     match result {

@@ -6,12 +6,16 @@ use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 /// The version is pinned, so that two machines give one verdict; a debug build of it compiles in
 /// a third of the time and checks this workspace in seconds.
 pub const CARGO_DENY: &[&str] = &["install", "--locked", "--debug", "cargo-deny@0.20.2"];
+
+/// A peer of the bench's lane vpn, pinned so that two machines measure beside the same.
+const BORINGTUN_CLI: &str = "boringtun-cli";
+const BORINGTUN_CLI_VERSION: &str = "0.7.1";
 
 /// Installs `packages` with apt-get. Standard output carries apt's machine-readable progress,
 /// everything else goes to standard error.
@@ -62,6 +66,29 @@ pub fn install(workspace: &Workspace, things: &[Installable]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The file of boringtun-cli, which is built below the target directory the first time.
+pub fn boringtun_cli(workspace: &Workspace) -> Result<PathBuf> {
+    let tools = workspace.target.join("tools");
+    let root = tools.join(format!("{BORINGTUN_CLI}-{BORINGTUN_CLI_VERSION}"));
+    let program = root.join("bin").join(BORINGTUN_CLI);
+    if program.exists() {
+        return Ok(program);
+    }
+    println!("installing {BORINGTUN_CLI} {BORINGTUN_CLI_VERSION} to measure beside");
+    let package = format!("{BORINGTUN_CLI}@{BORINGTUN_CLI_VERSION}");
+    let status = workspace
+        .cargo()
+        .args(["install", "--locked", "--root"])
+        .arg(&root)
+        .arg(&package)
+        .status()?;
+    ensure!(
+        status.success(),
+        "{package} could not be installed; see above, or try `cargo install --locked {package}`"
+    );
+    Ok(program)
 }
 
 fn install_packages(packages: &[&str]) -> Result<()> {

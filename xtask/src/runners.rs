@@ -2,12 +2,15 @@
 
 use crate::doctor::{self, Group};
 use crate::workspace::Workspace;
-use crate::{elevate, own_file};
+use crate::{elevate, install, own_file};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+
+/// Tells the bench where boringtun-cli is.
+const BORINGTUN_ENV: &str = "TOPNET_BORINGTUN_CLI";
 
 /// What `cargo xtask lab` takes.
 #[derive(Args)]
@@ -134,7 +137,18 @@ pub fn bench(workspace: &Workspace, arguments: BenchArguments) -> Result<()> {
             .args(["build", "--release", "--package", "topnet-bench", "--bins"]),
     )?;
     let commit = workspace.commit();
-    let variables = [("TOPNET_COMMIT", commit.as_str())];
+    let mut variables = vec![("TOPNET_COMMIT", commit.as_str())];
+    let boringtun = if needs_boringtun(&arguments) {
+        let file = install::boringtun_cli(workspace)?;
+        Some(
+            file.to_str()
+                .context("a path that is not UTF-8")?
+                .to_owned(),
+        )
+    } else {
+        None
+    };
+    variables.extend(boringtun.iter().map(|file| (BORINGTUN_ENV, file.as_str())));
     let mut command = elevate::command(&workspace.binary("release", "topnet-bench"), &variables)?;
     if arguments.list {
         command.arg("--list");
@@ -153,6 +167,12 @@ pub fn bench(workspace: &Workspace, arguments: BenchArguments) -> Result<()> {
     }
     command.args(&arguments.lanes);
     become_command(command)
+}
+
+/// Only the lane vpn has it for a peer.
+fn needs_boringtun(arguments: &BenchArguments) -> bool {
+    let named = |lane: &String| lane == "vpn";
+    !arguments.list && (arguments.lanes.is_empty() || arguments.lanes.iter().any(named))
 }
 
 /// `cargo xtask sim`.

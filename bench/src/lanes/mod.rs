@@ -4,6 +4,7 @@ mod forward;
 mod metering;
 mod settlement;
 mod token;
+mod vpn;
 
 use crate::lane::Lane;
 use clap::ValueEnum;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use topnet_lab::interrupt::Interrupt;
 
 pub use metering::{Role, play};
+pub use vpn::run_data_plane;
 
 /// Of everything that is ours.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -26,7 +28,7 @@ pub struct Setup {
     pub size: Size,
 }
 
-/// How much a lane measures. The lanes `token` and `forward` have one size.
+/// How much a lane measures. The lanes `token`, `forward` and `vpn` have one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Size {
     /// Shows only that it runs.
@@ -57,6 +59,7 @@ pub fn all(setup: &Setup) -> Vec<Box<dyn Lane>> {
     vec![
         Box::new(token::TokenLane),
         Box::new(forward::ForwardLane::new(setup.interrupt.clone())),
+        Box::new(vpn::VpnLane::new(setup.clone())),
         Box::new(metering::MeteringLane::new(setup.clone())),
         Box::new(settlement::SettlementLane::new(setup.clone())),
     ]

@@ -14,7 +14,8 @@ use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use topnet_lab::topology::{ORIGIN, Topology};
 
-use super::cpus::{GENERATOR_CPU, pin};
+use super::GENERATOR_CPU;
+use crate::cpus::pin;
 
 /// Datagrams handed to the kernel with one call, at most; kernels before 6.9 cut no more.
 const BATCH_MAX: usize = 64;

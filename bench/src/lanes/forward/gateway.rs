@@ -36,8 +36,8 @@ use topnet_unit::{
     UsageTable, bytes_paid_for, units_owed,
 };
 
-use super::cpus::{GATEWAY_CPU, pin};
-use super::{INNER, SINK};
+use super::{GATEWAY_CPU, INNER, SINK};
+use crate::cpus::pin;
 
 /// As the data plane is configured by default.
 const WIREGUARD_PORT: u16 = 51820;

@@ -9,7 +9,6 @@
 
 mod arrivals;
 mod cost;
-mod cpus;
 mod flood;
 mod gateway;
 
@@ -25,9 +24,9 @@ use topnet_lab::topology::{CLIENT, CLIENTS_INTERFACE, Topology, UPLINK_INTERFACE
 
 use self::arrivals::Arrivals;
 use self::cost::{Alternating, metering_cost};
-use self::cpus::{Busy, GATEWAY_CPU};
 use self::flood::Flood;
 use self::gateway::{Gateway, MakeGate};
+use crate::cpus::Busy;
 use crate::lane::{Better, Case, Contender, Lane, Measurement};
 
 /// Begins the namespaces' names, so that a lab can run beside.
@@ -38,6 +37,10 @@ const CLIENT_INTERFACE: &str = "uplink";
 const INNER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 /// A hardware address that nobody has.
 const SINK: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+/// Where the generator sends, with what the kernel does on its behalf up to the gateway's queue.
+const GENERATOR_CPU: usize = 0;
+/// Where the gateway forwards: our worker, or the kernel.
+const GATEWAY_CPU: usize = 1;
 const WARM_UP: Duration = Duration::from_millis(500);
 const ROUND: Duration = Duration::from_secs(2);
 /// Shorter than what boringtun lets pass without an answer before it shakes hands again.
@@ -211,7 +214,7 @@ fn arrivals_of_flood(
     let arrivals = Arrivals::of(&topology.client, CLIENT_INTERFACE)?;
     let flood = Flood::start(topology, INNER, packet_bytes)?;
     interrupt.sleep(WARM_UP)?;
-    let (busy, began) = (Busy::start()?, Instant::now());
+    let (busy, began) = (Busy::start(GATEWAY_CPU)?, Instant::now());
     let (before, sent_before) = (arrivals.packets()?, flood.sent());
     interrupt.sleep(ROUND)?;
     let (samples, elapsed) = (arrivals.packets()? - before, began.elapsed());
