@@ -39,23 +39,27 @@ const COMMAND_WAIT: Duration = Duration::from_secs(10);
 pub enum Backend {
     /// AF_XDP sockets.
     AfXdp,
+    /// UDP sockets and a TUN device.
+    Kernel,
 }
 
 impl Backend {
     /// Those that are measured. The first stands for the product in a record, the others beside.
-    pub const ALL: [Backend; 1] = [Backend::AfXdp];
+    pub const ALL: [Backend; 2] = [Backend::AfXdp, Backend::Kernel];
 
     /// Its name in a record.
     pub fn name(self) -> &'static str {
         match self {
             Backend::AfXdp => "af-xdp",
+            Backend::Kernel => "kernel",
         }
     }
 
     /// `dataplane.io` in the configuration.
     pub fn io(self) -> &'static str {
         match self {
-            Backend::AfXdp => "auto",
+            Backend::AfXdp => "af-xdp-copy",
+            Backend::Kernel => "kernel",
         }
     }
 
@@ -63,6 +67,7 @@ impl Backend {
     fn needs_whole_checksums(self) -> bool {
         match self {
             Backend::AfXdp => true,
+            Backend::Kernel => false,
         }
     }
 }
@@ -204,6 +209,9 @@ impl Gateway {
         match plan.kind {
             Kind::NoTunnel => plan.links.provider.sysctl("net.ipv4.ip_forward", "1")?,
             Kind::Topnet(backend) => {
+                if backend == Backend::Kernel {
+                    plan.links.provider.sysctl("net.ipv4.ip_forward", "1")?;
+                }
                 let config = Product::configure(&home, &key_file, backend)?;
                 let mut command = on_cpu(GATEWAY_CPU, plan.program.as_os_str().to_owned());
                 command.arg("gateway").arg(config);
