@@ -53,7 +53,7 @@ impl Nat {
             );
         }
         let ports = self.block_ports;
-        if ports == 0 || ports % BLOCK_PORTS_STEP != 0 || ports > PORTS {
+        if ports == 0 || !ports.is_multiple_of(BLOCK_PORTS_STEP) || ports > PORTS {
             problems.add(
                 "nat.block_ports",
                 format!("{ports} is no size of a block"),
