@@ -229,7 +229,7 @@ impl<G: Gate> Plane<G> {
     }
 
     /// A WireGuard message that came from `endpoint`. What leaves stands in `out`.
-    pub fn from_peer<P: Path>(
+    pub fn handle_message<P: Path>(
         &mut self,
         path: &mut P,
         endpoint: Endpoint,
@@ -242,7 +242,7 @@ impl<G: Gate> Plane<G> {
 
     /// The first `arrived_bytes` of `packet` are what came from outside for an inner address.
     /// The bytes after them, if there are any, become padding. What leaves stands in `out`.
-    pub fn from_world<P: Path>(
+    pub fn handle_packet<P: Path>(
         &mut self,
         path: &mut P,
         packet: &mut [u8],

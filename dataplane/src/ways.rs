@@ -23,7 +23,7 @@ use crate::xdp::Program;
 
 /// A way in and out that stands.
 pub(crate) enum Way {
-    Frames(Frames),
+    Frames(Box<Frames>),
     Kernel(Box<Kernel>),
 }
 
@@ -78,7 +78,7 @@ impl Chooser<'_> {
     fn with_status(&self, frames: Frames, besides: Option<RunError>) -> (Way, IoStatus) {
         let (io, handles) = (self.section.io, &frames.handles);
         let status = frames_status(io, handles, &self.interfaces(), besides.as_ref());
-        (Way::Frames(frames), status)
+        (Way::Frames(Box::new(frames)), status)
     }
 
     fn frames(&self) -> Result<Frames, RunError> {

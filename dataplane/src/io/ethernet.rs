@@ -159,7 +159,7 @@ impl EthernetPath {
         let ip = Ipv4::parse(&arrived[ETHERNET_BYTES..]).map_err(malformed)?;
         if plane.takes(ip.destination.into()) {
             let packet = &mut frame[ETHERNET_BYTES..];
-            return Ok(plane.from_world(self, packet, ip.total_bytes, out));
+            return Ok(plane.handle_packet(self, packet, ip.total_bytes, out));
         }
         if ip.destination != self.gateway_address {
             return Err(DropReason::NotSteered);
@@ -173,7 +173,7 @@ impl EthernetPath {
             remote: SocketAddrV4::new(ip.source, udp.source_port).into(),
             local: ip.destination.into(),
         };
-        Ok(plane.from_peer(self, endpoint, &packet[udp.payload], out))
+        Ok(plane.handle_message(self, endpoint, &packet[udp.payload], out))
     }
 
     /// Writes the headers of what the plane left in `out`.

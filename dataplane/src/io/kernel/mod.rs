@@ -192,7 +192,7 @@ impl Kernel {
     }
 
     /// Takes what one socket has, and returns how many messages that were.
-    fn from_socket<G: Gate>(&mut self, plane: &mut Plane<G>, index: usize) -> usize {
+    fn take_messages<G: Gate>(&mut self, plane: &mut Plane<G>, index: usize) -> usize {
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
         let socket = &self.ends.sockets[index];
         let mut received = std::mem::take(&mut self.received);
@@ -217,7 +217,7 @@ impl Kernel {
                 local: meta.dst_ip.unwrap_or(bound),
             };
             for message in train[..meta.len].chunks(meta.stride.max(1)) {
-                self.from_peer(plane, endpoint, message);
+                self.handle_message(plane, endpoint, message);
                 messages.count(plane);
             }
         }
@@ -226,12 +226,17 @@ impl Kernel {
         messages.end(plane)
     }
 
-    fn from_peer<G: Gate>(&mut self, plane: &mut Plane<G>, endpoint: Endpoint, message: &[u8]) {
+    fn handle_message<G: Gate>(
+        &mut self,
+        plane: &mut Plane<G>,
+        endpoint: Endpoint,
+        message: &[u8],
+    ) {
         if self.arena_used + message.len().max(PACKET_BYTES) > ARENA_BYTES {
             self.write_joined(plane);
         }
         let room = &mut self.arena[self.arena_used..];
-        match plane.from_peer(&mut self.path, endpoint, message, room) {
+        match plane.handle_message(&mut self.path, endpoint, message, room) {
             Outcome::Nothing => {}
             Outcome::ToWorld { bytes, .. } => {
                 let packet = self.arena_used..self.arena_used + bytes;
@@ -277,7 +282,7 @@ impl Kernel {
     }
 
     /// Takes what the device has, and returns how many packets that were.
-    fn from_tun<G: Gate>(&mut self, plane: &mut Plane<G>) -> usize {
+    fn take_packets<G: Gate>(&mut self, plane: &mut Plane<G>) -> usize {
         let mut packets = Burst::default();
         for _ in 0..TUN_READS_MAX {
             let limit = HEADER_BYTES + TRAIN_BYTES;
@@ -324,9 +329,9 @@ impl Backend for Kernel {
         plane.begin(monotonic_ns());
         let mut packets = 0;
         for index in 0..self.ends.sockets.len() {
-            packets += self.from_socket(plane, index);
+            packets += self.take_messages(plane, index);
         }
-        packets += self.from_tun(plane);
+        packets += self.take_packets(plane);
         self.ends.flush();
         let lost_packets = std::mem::take(&mut self.ends.lost_packets);
         if lost_packets > 0 {
@@ -391,7 +396,7 @@ impl Ends {
         arrived_bytes: usize,
     ) {
         let room = self.trains.room();
-        match plane.from_world(path, packet, arrived_bytes, room) {
+        match plane.handle_packet(path, packet, arrived_bytes, room) {
             Outcome::Control { endpoint, bytes }
             | Outcome::ToPeer {
                 endpoint, bytes, ..
