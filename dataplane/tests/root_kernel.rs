@@ -244,7 +244,7 @@ fn nothing_is_left_and_nothing_is_forwarded_without_the_process() {
         return;
     }
     let mut gateway = Gateway::start_on_kernel("kdeath");
-    let client = WireGuard::start_dual(&gateway, "tnkdeath", GATEWAY.into());
+    let client = WireGuard::start_dual(&gateway, "tnkdeath", GATEWAY6.into());
     connect(&mut gateway, &client);
     let echo = Echo::new(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));

@@ -429,12 +429,17 @@ fn send(sockets: &[Socket], train: &Train<'_>) -> u64 {
     let Some(Socket { socket, state, .. }) = sockets.iter().find(same) else {
         return messages;
     };
+    // Where a peer is greeted after a restart, the address it knows of ours may be of the other
+    // version: then the kernel chooses.
+    let may_send = |local: &IpAddr| {
+        !local.is_unspecified() && local.is_ipv6() == train.endpoint.remote.is_ipv6()
+    };
     let transmit = Transmit {
         destination: train.endpoint.remote,
         ecn: None,
         contents: train.bytes,
         segment_size: (messages > 1).then_some(train.message_bytes),
-        src_ip: Some(train.endpoint.local).filter(|address| !address.is_unspecified()),
+        src_ip: Some(train.endpoint.local).filter(may_send),
     };
     for last in [false, true] {
         match state.try_send(UdpSockRef::from(socket), &transmit) {
