@@ -373,13 +373,15 @@ impl WireGuard {
             .env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1")
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let process = namespace.spawn(command).unwrap();
+        let mut process = namespace.spawn(command).unwrap();
         let private = run(Command::new("wg").arg("genkey"));
         let key_file = gateway.home.path("client.key");
         fs::write(&key_file, &private).unwrap();
         let public = key_bytes(&pipe("wg", &["pubkey"], &private));
         let server = base64(&gateway.status().wireguard_public_key);
         eventually("wireguard-go is up", || {
+            let ended = process.try_wait().unwrap();
+            assert!(ended.is_none(), "wireguard-go ended: {ended:?}");
             let mut set = Command::new("wg");
             set.args(["set", interface, "private-key"]).arg(&key_file);
             set.args(["peer", &server, "endpoint", &endpoint]);
