@@ -371,8 +371,8 @@ impl WireGuard {
         command
             .args(["-f", interface])
             .env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .env("LOG_LEVEL", "error")
+            .stdout(Stdio::null());
         let mut process = namespace.spawn(command).unwrap();
         let private = run(Command::new("wg").arg("genkey"));
         let key_file = gateway.home.path("client.key");

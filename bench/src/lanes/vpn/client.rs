@@ -159,7 +159,8 @@ fn is_timeout(error: &std::io::Error) -> bool {
 }
 
 /// An IPv4 packet of `bytes` with a UDP datagram from a client to `destination`, whose payload
-/// begins with `begin`. The datagram has no checksum, which IPv4 allows.
+/// begins with `begin`. Both checksums are right, as those of anybody's real traffic are: whoever
+/// joins datagrams must check them.
 pub fn inner_packet(
     source: SocketAddrV4,
     destination: SocketAddrV4,
@@ -174,18 +175,28 @@ pub fn inner_packet(
     packet[8..10].copy_from_slice(&[64, 17]);
     packet[12..16].copy_from_slice(&source.ip().octets());
     packet[16..20].copy_from_slice(&destination.ip().octets());
-    let checksum = checksum(&packet[..20]);
-    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let of_header = checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&of_header.to_be_bytes());
     packet[20..22].copy_from_slice(&source.port().to_be_bytes());
     packet[22..24].copy_from_slice(&destination.port().to_be_bytes());
     packet[24..26].copy_from_slice(&udp_bytes);
     packet[28..28 + begin.len()].copy_from_slice(begin);
+    // The pseudo-header (RFC 768) is the addresses, the protocol and the length again.
+    let mut summed = packet[12..].to_vec();
+    summed.extend([0, 17]);
+    summed.extend(udp_bytes);
+    // Zero would say that there is none.
+    let of_datagram = match checksum(&summed) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    packet[26..28].copy_from_slice(&of_datagram.to_be_bytes());
     packet
 }
 
-/// RFC 1071, of a header whose own checksum is still zero.
-fn checksum(header: &[u8]) -> u16 {
-    let words = header.chunks_exact(2);
+/// RFC 1071, of an even number of bytes, in which the checksum itself is still zero.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks_exact(2);
     let mut sum: u32 = words
         .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
         .sum();
@@ -216,5 +227,7 @@ mod tests {
         assert!(packet[udp.payload].starts_with(b"begin"));
         // A header with its checksum sums up to nothing.
         assert_eq!(checksum(&packet[..20]), 0);
+        let pseudo_header = [&[0, 17], &packet[24..26]].concat();
+        assert_eq!(checksum(&[&packet[12..], &pseudo_header].concat()), 0);
     }
 }
