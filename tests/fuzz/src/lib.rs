@@ -12,7 +12,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod files;
+mod headers;
 mod ledger;
+mod offload;
 mod packet;
 mod payee;
 mod payer;
@@ -30,6 +32,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("payer_message", wire::payer_message),
     ("payee_message", wire::payee_message),
     ("packet", packet::packet),
+    ("offload", offload::offload),
     ("ledger", ledger::ledger),
     ("proof", proof::proof),
     ("text", text::text),
