@@ -21,6 +21,7 @@ mod payer;
 mod proof;
 mod shared;
 mod text;
+mod uapi;
 mod wire;
 
 /// Looks at bytes from anywhere, and panics if something is wrong.
@@ -36,6 +37,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ledger", ledger::ledger),
     ("proof", proof::proof),
     ("text", text::text),
+    ("uapi", uapi::uapi),
     // Bytes that come from a disk.
     ("payee_record", wire::payee_record),
     ("payer_record", wire::payer_record),
