@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("topnet-account", &[]),
     ("topnet-ebpf-abi", &[]),
     ("topnet-unit", &["topnet-ebpf-abi"]),
+    ("topnet-nat", &[]),
     ("topnet-channel", &["topnet-account", "topnet-unit"]),
     ("topnet-log", &["topnet-account", "topnet-unit"]),
     ("topnet-ledger", &["topnet-account", "topnet-channel"]),

@@ -1,0 +1,376 @@
+//! What can be set, its defaults, and the bounds that standards and memory put to it.
+
+use std::net::Ipv4Addr;
+
+/// The first port that is lent; those below belong to well-known services.
+pub const PORT_MIN: u16 = 1024;
+/// Ports of one address that are lent, for each protocol.
+pub const PORTS_PER_ADDRESS: u32 = 65_536 - PORT_MIN as u32;
+/// A block's ports come in whole words of its bitmaps.
+pub const BLOCK_PORTS_STEP: u16 = 64;
+/// Most addresses of a pool.
+pub const ADDRESSES_MAX: usize = 4096;
+/// Most blocks that one subscriber may be allowed.
+pub const BLOCKS_PER_SUBSCRIBER_MAX: u16 = 1024;
+/// Most entries that a table may be allowed: places are numbered in 31 bits, with room for what
+/// is no place.
+pub const TABLE_ENTRIES_MAX: u32 = 1 << 28;
+/// The longest timeout. A snapshot writes what is left of one in 32 bits of milliseconds.
+pub const TIMEOUT_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
+
+/// Which remotes may send to a mapping (RFC 4787, section 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Filtering {
+    /// Whoever knows the port: most transparent.
+    EndpointIndependent,
+    /// Addresses that the subscriber called from this mapping, from any port of theirs.
+    #[default]
+    AddressDependent,
+    /// Addresses and ports that the subscriber called from this mapping.
+    AddressAndPortDependent,
+}
+
+/// How long a flow lives without a packet, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// UDP. At least two minutes, five recommended (RFC 4787 REQ-5).
+    pub udp_ms: u64,
+    /// UDP to port 53, which may be shorter (RFC 4787 REQ-5 a).
+    pub udp_dns_ms: u64,
+    /// TCP connections that are not open yet, or closed by both ends. At least four minutes
+    /// (RFC 5382 REQ-5).
+    pub tcp_transitory_ms: u64,
+    /// Open TCP connections. At least 2 hours and 4 minutes (RFC 5382 REQ-5).
+    pub tcp_established_ms: u64,
+    /// TCP connections that the subscriber reset, or that were reset before they were open. An
+    /// open one that the remote resets is given the transitory timeout, since anybody could
+    /// have sent that (RFC 7857, section 2.2).
+    pub tcp_reset_ms: u64,
+    /// ICMP queries. At least one minute (RFC 5508 REQ-2).
+    pub icmp_ms: u64,
+    /// First fragments. 2 to 15 seconds, since no stack waits longer (RFC 791, RFC 4787).
+    pub fragment_ms: u64,
+    /// How long a block is nobody else's after its last mapping: two minutes (RFC 6888 REQ-8).
+    pub block_rest_ms: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            udp_ms: 300_000,
+            udp_dns_ms: 30_000,
+            tcp_transitory_ms: 240_000,
+            tcp_established_ms: (2 * 60 + 4) * 60_000,
+            tcp_reset_ms: 10_000,
+            icmp_ms: 60_000,
+            fragment_ms: 10_000,
+            block_rest_ms: 120_000,
+        }
+    }
+}
+
+/// How many of everything. All memory for it is taken at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Subscribers with at least one block.
+    pub subscribers_max: u32,
+    /// Blocks of ports that one subscriber may hold.
+    pub blocks_per_subscriber_max: u16,
+    /// Mappings of all subscribers.
+    pub mappings_max: u32,
+    /// Mappings of one subscriber. Its blocks bound them too, at three to a port.
+    pub mappings_per_subscriber_max: u32,
+    /// Flows of all subscribers.
+    pub flows_max: u32,
+    /// Flows of one subscriber.
+    pub flows_per_subscriber_max: u32,
+    /// Flows of one mapping.
+    pub flows_per_mapping_max: u32,
+    /// First fragments that are remembered.
+    pub fragments_max: u32,
+    /// First fragments that are remembered for one subscriber.
+    pub fragments_per_subscriber_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            subscribers_max: 4096,
+            blocks_per_subscriber_max: 8,
+            mappings_max: 1 << 19,
+            mappings_per_subscriber_max: 12_288,
+            flows_max: 1 << 20,
+            flows_per_subscriber_max: 1 << 15,
+            flows_per_mapping_max: 1 << 13,
+            fragments_max: 4096,
+            fragments_per_subscriber_max: 256,
+        }
+    }
+}
+
+/// All that a NAT starts from but its seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The public addresses. None may be the host's own: replies must come here.
+    pub pool: Vec<Ipv4Addr>,
+    /// Ports of a block, a multiple of [`BLOCK_PORTS_STEP`].
+    pub block_ports: u16,
+    /// Which remotes may send to a mapping.
+    pub filtering: Filtering,
+    /// True if inbound UDP and ICMP packets keep a flow alive too (RFC 4787 REQ-6 b). Only a
+    /// flow that the subscriber opened: nobody else can keep a port occupied.
+    pub inbound_refresh: bool,
+    /// True if packets between subscribers by way of the pool are translated (RFC 4787 REQ-9).
+    pub hairpinning: bool,
+    /// How many of everything.
+    pub limits: Limits,
+    /// How long everything lives.
+    pub timeouts: Timeouts,
+}
+
+impl Config {
+    /// The defaults, with these addresses.
+    #[must_use]
+    pub fn new(pool: Vec<Ipv4Addr>) -> Self {
+        Self {
+            pool,
+            block_ports: 512,
+            filtering: Filtering::default(),
+            inbound_refresh: true,
+            hairpinning: false,
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+        }
+    }
+
+    /// Blocks of one address.
+    #[must_use]
+    pub fn blocks_per_address(&self) -> u32 {
+        PORTS_PER_ADDRESS / u32::from(self.block_ports)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        self.check_pool()?;
+        if self.block_ports == 0
+            || !self.block_ports.is_multiple_of(BLOCK_PORTS_STEP)
+            || u32::from(self.block_ports) > PORTS_PER_ADDRESS
+        {
+            return Err(ConfigError::BlockPorts(self.block_ports));
+        }
+        self.check_limits()?;
+        self.check_timeouts()
+    }
+
+    fn check_pool(&self) -> Result<(), ConfigError> {
+        if self.pool.is_empty() || self.pool.len() > ADDRESSES_MAX {
+            return Err(ConfigError::Addresses(self.pool.len()));
+        }
+        let mut sorted = self.pool.clone();
+        sorted.sort_unstable();
+        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(ConfigError::AddressTwice(pair[0]));
+        }
+        let unusable = |address: &&Ipv4Addr| {
+            address.octets()[0] == 0 || address.is_loopback() || address.octets()[0] >= 224
+        };
+        match self.pool.iter().find(unusable) {
+            Some(address) => Err(ConfigError::Address(*address)),
+            None => Ok(()),
+        }
+    }
+
+    fn check_limits(&self) -> Result<(), ConfigError> {
+        let limits = &self.limits;
+        let blocks = u32::from(limits.blocks_per_subscriber_max);
+        let bounds = [
+            ("subscribers_max", limits.subscribers_max, TABLE_ENTRIES_MAX),
+            (
+                "blocks_per_subscriber_max",
+                blocks,
+                u32::from(BLOCKS_PER_SUBSCRIBER_MAX),
+            ),
+            ("mappings_max", limits.mappings_max, TABLE_ENTRIES_MAX),
+            (
+                "mappings_per_subscriber_max",
+                limits.mappings_per_subscriber_max,
+                u32::MAX,
+            ),
+            ("flows_max", limits.flows_max, TABLE_ENTRIES_MAX),
+            (
+                "flows_per_subscriber_max",
+                limits.flows_per_subscriber_max,
+                u32::MAX,
+            ),
+            (
+                "flows_per_mapping_max",
+                limits.flows_per_mapping_max,
+                u32::MAX,
+            ),
+            ("fragments_max", limits.fragments_max, TABLE_ENTRIES_MAX),
+            (
+                "fragments_per_subscriber_max",
+                limits.fragments_per_subscriber_max,
+                u32::MAX,
+            ),
+        ];
+        for (what, value, most) in bounds {
+            if value == 0 || value > most {
+                return Err(ConfigError::Limit { what, value, most });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_timeouts(&self) -> Result<(), ConfigError> {
+        let timeouts = &self.timeouts;
+        let established_ms_min = Timeouts::default().tcp_established_ms;
+        let long = TIMEOUT_MS_MAX;
+        let bounds = [
+            ("udp_ms", timeouts.udp_ms, 120_000, long),
+            ("udp_dns_ms", timeouts.udp_dns_ms, 1000, long),
+            (
+                "tcp_transitory_ms",
+                timeouts.tcp_transitory_ms,
+                240_000,
+                long,
+            ),
+            (
+                "tcp_established_ms",
+                timeouts.tcp_established_ms,
+                established_ms_min,
+                long,
+            ),
+            ("tcp_reset_ms", timeouts.tcp_reset_ms, 1000, long),
+            ("icmp_ms", timeouts.icmp_ms, 60_000, long),
+            ("fragment_ms", timeouts.fragment_ms, 2000, 15_000),
+            ("block_rest_ms", timeouts.block_rest_ms, 0, long),
+        ];
+        for (what, value_ms, least_ms, most_ms) in bounds {
+            if value_ms < least_ms || value_ms > most_ms {
+                return Err(ConfigError::Timeout {
+                    what,
+                    value_ms,
+                    least_ms,
+                    most_ms,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The addresses of a prefix such as 192.0.2.0/28, the first and the last included: an address
+/// that no interface has needs no network and no broadcast.
+pub fn prefix_addresses(first: Ipv4Addr, bits: u8) -> Result<Vec<Ipv4Addr>, ConfigError> {
+    let prefix = || ConfigError::Prefix { first, bits };
+    let host_bits = 32_u32.checked_sub(u32::from(bits)).ok_or_else(prefix)?;
+    let count = 1_u64 << host_bits;
+    let first_number = u32::from(first);
+    if count > ADDRESSES_MAX as u64 || u64::from(first_number) % count != 0 {
+        return Err(prefix());
+    }
+    Ok((0..count as u32)
+        .map(|nth| Ipv4Addr::from(first_number + nth))
+        .collect())
+}
+
+/// A configuration that cannot stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// No address, or too many.
+    #[error("`pool` has {0} addresses: give it 1 to {ADDRESSES_MAX}")]
+    Addresses(usize),
+    /// The same address again.
+    #[error("`pool` has {0} twice: name it once")]
+    AddressTwice(Ipv4Addr),
+    /// An address that no packet comes back to.
+    #[error("`pool` has {0}, which is no unicast address: take it out")]
+    Address(Ipv4Addr),
+    /// A prefix that is none, or too wide.
+    #[error(
+        "{first}/{bits} is no prefix of at most {ADDRESSES_MAX} addresses: begin at its first address"
+    )]
+    Prefix {
+        /// As given.
+        first: Ipv4Addr,
+        /// As given.
+        bits: u8,
+    },
+    /// Not a usable size.
+    #[error(
+        "`block_ports` is {0}: give a multiple of {BLOCK_PORTS_STEP} up to {PORTS_PER_ADDRESS}"
+    )]
+    BlockPorts(u16),
+    /// A limit out of bounds.
+    #[error("`limits.{what}` is {value}: give 1 to {most}")]
+    Limit {
+        /// Which.
+        what: &'static str,
+        /// As given.
+        value: u32,
+        /// The most that can be.
+        most: u32,
+    },
+    /// A timeout that breaks a standard.
+    #[error("`timeouts.{what}` is {value_ms}: give {least_ms} to {most_ms} milliseconds")]
+    Timeout {
+        /// Which.
+        what: &'static str,
+        /// As given.
+        value_ms: u64,
+        /// The least that the standard allows.
+        least_ms: u64,
+        /// The most that can be.
+        most_ms: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+    #[test]
+    fn what_cannot_stand_is_named() {
+        let good = Config::new(vec![ADDRESS]);
+        assert_eq!(good.check(), Ok(()));
+        type Damage = (&'static str, fn(&mut Config));
+        let cases: [Damage; 10] = [
+            ("`pool` has 0 addresses", |c| c.pool.clear()),
+            ("`pool` has 192.0.2.1 twice", |c| c.pool.push(ADDRESS)),
+            ("`pool` has 127.0.0.1", |c| c.pool[0] = Ipv4Addr::LOCALHOST),
+            ("`pool` has 224.0.0.1", |c| {
+                c.pool[0] = [224, 0, 0, 1].into()
+            }),
+            ("`block_ports` is 100", |c| c.block_ports = 100),
+            ("`block_ports` is 65472", |c| c.block_ports = 65_472),
+            ("`limits.flows_max` is 0", |c| c.limits.flows_max = 0),
+            ("`limits.blocks_per_subscriber_max` is 1025", |c| {
+                c.limits.blocks_per_subscriber_max = 1025;
+            }),
+            ("`timeouts.udp_ms` is 119999", |c| {
+                c.timeouts.udp_ms = 119_999
+            }),
+            ("`timeouts.fragment_ms` is 15001", |c| {
+                c.timeouts.fragment_ms = 15_001;
+            }),
+        ];
+        for (what, damage) in cases {
+            let mut bad = good.clone();
+            damage(&mut bad);
+            let error = bad.check().unwrap_err().to_string();
+            assert!(error.starts_with(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_its_addresses() {
+        let pool = prefix_addresses([192, 0, 2, 8].into(), 30).unwrap();
+        let ends = [8, 9, 10, 11].map(|last| Ipv4Addr::new(192, 0, 2, last));
+        assert_eq!(pool, ends);
+        for (first, bits) in [([192, 0, 2, 9], 30), ([10, 0, 0, 0], 8), ([0, 0, 0, 0], 33)] {
+            assert!(prefix_addresses(first.into(), bits).is_err(), "{bits}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! What makes a NAT carrier-grade (RFC 6888): limits, logs and fairness. Named by requirement.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::{HashMap, HashSet};
+
+use support::{POOL, SEED, World, inner, remote};
+use topnet_nat::Protocol::Udp;
+use topnet_nat::{BlockEvent, BlockEventKind, Config, Nat44, Refusal, Subscriber};
+
+fn events(world: &mut World) -> Vec<BlockEvent> {
+    std::iter::from_fn(|| world.nat.take_event()).collect()
+}
+
+/// Calls from inner ports 1, 2 …; how many got through.
+fn call_many(world: &mut World, subscriber: u32, ports: u16) -> usize {
+    (1..=ports)
+        .filter(|port| {
+            let from = inner(subscriber, *port);
+            world.call(Udp, subscriber, from, remote(1, 9)).is_ok()
+        })
+        .count()
+}
+
+#[test]
+fn req_4_a_subscriber_s_ports_are_limited_and_others_keep_theirs() {
+    let mut world = World::new(|config| {
+        config.block_ports = 64;
+        config.limits.blocks_per_subscriber_max = 3;
+    });
+    assert_eq!(call_many(&mut world, 1, 300), 192);
+    assert_eq!(call_many(&mut world, 2, 10), 10);
+    assert_eq!(world.nat.subscribers().count(), 2);
+}
+
+#[test]
+fn req_4_an_address_without_blocks_refuses() {
+    // One block is all of an address.
+    let mut world = World::new(|config| config.block_ports = 64_512);
+    assert!(world.call(Udp, 1, inner(1, 1), remote(1, 9)).is_ok());
+    assert!(world.call(Udp, 2, inner(2, 1), remote(1, 9)).is_ok());
+    let third = world.call(Udp, 3, inner(3, 1), remote(1, 9));
+    assert_eq!(third, Err(Refusal::PoolExhausted));
+    world.nat.remove(world.now_ms, Subscriber(1));
+    let third = world.call(Udp, 3, inner(3, 1), remote(1, 9));
+    assert_eq!(third, Err(Refusal::PoolExhausted), "it rests");
+    world.wait(120);
+    assert!(world.call(Udp, 3, inner(3, 1), remote(1, 9)).is_ok());
+}
+
+/// A port is not another's before it has rested for two minutes.
+#[test]
+fn req_8_blocks_rest() {
+    let mut world = World::new(|_| ());
+    world.call(Udp, 1, inner(1, 1), remote(1, 53)).unwrap();
+    assert_eq!(events(&mut world).len(), 1);
+    world.wait(30);
+    assert_eq!(world.nat.counters().mappings, 0);
+    world.wait(119);
+    assert_eq!(world.nat.counters().blocks_lent, 1);
+    assert_eq!(events(&mut world), []);
+    world.wait(1);
+    let counters = world.nat.counters();
+    assert_eq!((counters.blocks_lent, counters.subscribers), (0, 0));
+    assert_eq!(events(&mut world).len(), 1);
+}
+
+/// One that is used again in between is looked at again.
+#[test]
+fn req_8_a_block_in_use_again_stays() {
+    let mut world = World::new(|_| ());
+    world.call(Udp, 1, inner(1, 1), remote(1, 53)).unwrap();
+    world.wait(100);
+    world.call(Udp, 1, inner(1, 1), remote(1, 53)).unwrap();
+    world.wait(119);
+    assert_eq!(world.nat.counters().blocks_lent, 1);
+    world.wait(300);
+    assert_eq!(world.nat.counters().blocks_lent, 0);
+    assert_eq!(events(&mut world).len(), 2);
+}
+
+#[test]
+fn req_12_each_block_is_recorded_once_when_lent_and_once_when_given_back() {
+    let mut world = World::new(|config| config.block_ports = 64);
+    call_many(&mut world, 1, 100);
+    let lent = events(&mut world);
+    assert_eq!(lent.len(), 2);
+    for event in &lent {
+        assert_eq!(event.kind, BlockEventKind::Allocated);
+        assert_eq!(event.subscriber, Subscriber(1));
+        assert_eq!(event.time_ms, world.now_ms);
+        assert_eq!(event.port_count, 64);
+    }
+    let range = |event: &BlockEvent| event.first_port..event.first_port + event.port_count;
+    for mapping in world.mappings(1) {
+        let external = mapping.external;
+        let in_one = lent
+            .iter()
+            .filter(|event| range(event).contains(&external.port()))
+            .filter(|event| event.external == *external.ip());
+        assert_eq!(in_one.count(), 1, "{external}");
+    }
+    world.wait(5);
+    world.nat.remove(world.now_ms, Subscriber(1));
+    let given_back = events(&mut world);
+    let key = |event: &BlockEvent| (event.external, event.first_port, event.port_count);
+    let both: [HashSet<_>; 2] = [lent, given_back.clone()].map(|e| e.iter().map(key).collect());
+    assert_eq!(both[0], both[1]);
+    assert!(
+        given_back.iter().all(|event| {
+            event.kind == BlockEventKind::Released && event.time_ms == world.now_ms
+        })
+    );
+    let counters = world.nat.counters();
+    assert_eq!(
+        (counters.mappings, counters.flows, counters.subscribers),
+        (0, 0, 0)
+    );
+    world.nat.remove(world.now_ms, Subscriber(1));
+    assert_eq!(events(&mut world), [], "nothing to remove");
+}
+
+/// A caller that takes no records gets no blocks after a while, and loses none.
+#[test]
+fn req_12_no_record_is_lost() {
+    let mut world = World::new(|config| {
+        config.block_ports = 32_256;
+        config.timeouts.block_rest_ms = 0;
+    });
+    let blocks = world.nat.counters().blocks;
+    assert_eq!(blocks, 4);
+    let mut lent = 0;
+    let mut refused = false;
+    for subscriber in 0..40 {
+        match world.call(Udp, subscriber, inner(subscriber, 1), remote(1, 9)) {
+            Ok(_) => lent += 1,
+            Err(refusal) => {
+                assert_eq!(refusal, Refusal::EventsFull);
+                refused = true;
+            }
+        }
+        world.nat.remove(world.now_ms, Subscriber(subscriber));
+    }
+    assert!(refused);
+    assert_eq!(events(&mut world).len(), 2 * lent);
+    assert!(world.call(Udp, 1, inner(1, 1), remote(1, 9)).is_ok());
+}
+
+/// Another seed, other blocks and ports; the same one, the same.
+#[test]
+fn req_15_ports_cannot_be_foreseen() {
+    let ports = |seed: [u8; 32]| {
+        let mut world = World::new(|_| ());
+        world.nat = Nat44::new(Config::new(POOL.to_vec()), seed).unwrap();
+        (1..50_u16)
+            .map(|port| world.call(Udp, 1, inner(1, port), remote(1, 9)).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let mut other = SEED;
+    other[31] ^= 1;
+    assert_eq!(ports(SEED), ports(SEED));
+    assert_ne!(ports(SEED), ports(other));
+    let in_row = ports(SEED)
+        .windows(2)
+        .filter(|pair| pair[1].port().abs_diff(pair[0].port()) <= 2)
+        .count();
+    assert!(in_row < 5, "{in_row} of 48 are neighbours");
+}
+
+#[test]
+fn status_says_what_there_is() {
+    let mut world = World::new(|_| ());
+    let mut external = HashMap::new();
+    for subscriber in [3, 70_000] {
+        for port in [10, 11] {
+            let from = inner(subscriber, port);
+            let end = world.call(Udp, subscriber, from, remote(1, 9)).unwrap();
+            external.insert(from, end);
+        }
+        world
+            .call(Udp, subscriber, inner(subscriber, 10), remote(2, 9))
+            .unwrap();
+    }
+    for status in world.nat.subscribers() {
+        assert_eq!((status.blocks, status.mappings, status.flows), (1, 2, 3));
+        for mapping in world.nat.mappings(status.subscriber) {
+            assert_eq!(external[&mapping.inner], mapping.external);
+            assert_eq!(*mapping.external.ip(), status.external);
+            assert_eq!(
+                mapping.flows,
+                if mapping.inner.port() == 10 { 2 } else { 1 }
+            );
+        }
+    }
+    assert_eq!(world.mappings(5), []);
+    let counters = world.nat.counters();
+    assert_eq!(
+        (counters.subscribers, counters.mappings, counters.flows),
+        (2, 4, 6)
+    );
+    assert_eq!((counters.blocks, counters.blocks_lent), (2 * 126, 2));
+    assert_eq!(counters.events_waiting, 2);
+}
