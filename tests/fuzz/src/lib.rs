@@ -14,6 +14,7 @@
 mod files;
 mod headers;
 mod ledger;
+mod nat;
 mod offload;
 mod packet;
 mod payee;
@@ -34,6 +35,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("payee_message", wire::payee_message),
     ("packet", packet::packet),
     ("offload", offload::offload),
+    ("nat", nat::nat),
     ("ledger", ledger::ledger),
     ("proof", proof::proof),
     ("text", text::text),
