@@ -12,13 +12,17 @@
 #![allow(clippy::unwrap_used)]
 
 mod files;
+mod headers;
 mod ledger;
+mod nat;
+mod offload;
 mod packet;
 mod payee;
 mod payer;
 mod proof;
 mod shared;
 mod text;
+mod uapi;
 mod wire;
 
 /// Looks at bytes from anywhere, and panics if something is wrong.
@@ -30,9 +34,12 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("payer_message", wire::payer_message),
     ("payee_message", wire::payee_message),
     ("packet", packet::packet),
+    ("offload", offload::offload),
+    ("nat", nat::nat),
     ("ledger", ledger::ledger),
     ("proof", proof::proof),
     ("text", text::text),
+    ("uapi", uapi::uapi),
     // Bytes that come from a disk.
     ("payee_record", wire::payee_record),
     ("payer_record", wire::payer_record),
