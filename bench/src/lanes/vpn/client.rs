@@ -172,6 +172,8 @@ pub fn inner_packet(
     let udp_bytes = (bytes as u16 - 20).to_be_bytes();
     packet[..2].copy_from_slice(&[0x45, 0]);
     packet[2..4].copy_from_slice(&total);
+    // Not to be fragmented, as Linux sends datagrams unless told otherwise.
+    packet[6] = 0x40;
     packet[8..10].copy_from_slice(&[64, 17]);
     packet[12..16].copy_from_slice(&source.ip().octets());
     packet[16..20].copy_from_slice(&destination.ip().octets());
