@@ -30,6 +30,8 @@ pub const CLIENT_INNER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd77, 1, 0, 0, 0, 0, 0, 1);
 pub const ORIGIN6: Ipv6Addr = Ipv6Addr::new(0xfd77, 2, 0, 0, 0, 0, 0, 2);
 pub const CLIENT_INNER6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 2);
+/// How often the client is started before a test gives up.
+const STARTS_MAX: u32 = 3;
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The three namespaces and their links.
@@ -367,21 +369,30 @@ impl WireGuard {
     fn start_towards(gateway: &Gateway, interface: &str, endpoint: IpAddr) -> Self {
         let namespace = &gateway.topology.client;
         let endpoint = SocketAddr::new(endpoint, 51_820).to_string();
-        let mut command = Command::new("wireguard-go");
-        command
-            .args(["-f", interface])
-            .env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1")
-            .env("LOG_LEVEL", "error")
-            .stdout(Stdio::null());
-        let mut process = namespace.spawn(command).unwrap();
+        let spawn = || {
+            let mut command = Command::new("wireguard-go");
+            command
+                .args(["-f", interface])
+                .env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1")
+                .env("LOG_LEVEL", "error")
+                .stdout(Stdio::null());
+            namespace.spawn(command).unwrap()
+        };
+        let mut process = spawn();
+        let mut starts_left = STARTS_MAX - 1;
         let private = run(Command::new("wg").arg("genkey"));
         let key_file = gateway.home.path("client.key");
         fs::write(&key_file, &private).unwrap();
         let public = key_bytes(&pipe("wg", &["pubkey"], &private));
         let server = base64(&gateway.status().wireguard_public_key);
         eventually("wireguard-go is up", || {
-            let ended = process.try_wait().unwrap();
-            assert!(ended.is_none(), "wireguard-go ended: {ended:?}");
+            // It was seen to end at once beside heavy builds. What it says is on standard error;
+            // its start is not what is tested.
+            if let Some(ended) = process.try_wait().unwrap() {
+                assert!(starts_left > 0, "wireguard-go ended: {ended:?}");
+                starts_left -= 1;
+                process = spawn();
+            }
             let mut set = Command::new("wg");
             set.args(["set", interface, "private-key"]).arg(&key_file);
             set.args(["peer", &server, "endpoint", &endpoint]);
