@@ -226,9 +226,7 @@ impl AnswerReader {
                 self.line_number = 0;
                 return Some(std::mem::take(&mut self.answer).finish());
             }
-            let full = self.line_number >= self.limits.lines_max
-                || self.answer.device.peers.len() > self.limits.peers_max;
-            if full {
+            if self.line_number >= self.limits.lines_max {
                 return Some(Err(AnswerError::TooMuch(self.limits)));
             }
             if let Err(Wrong { key, expected }) = self.answer.handle_line(line) {
@@ -237,6 +235,9 @@ impl AnswerReader {
                     key,
                     expected,
                 }));
+            }
+            if self.answer.device.peers.len() > self.limits.peers_max {
+                return Some(Err(AnswerError::TooMuch(self.limits)));
             }
         }
     }
@@ -422,6 +423,8 @@ mod tests {
             (format!("{peer}tx_bytes=1\nerrno=0\n\n"), true),
             (format!("{peer}tx_bytes=1\nrx_bytes=1\nerrno=0\n\n"), false),
             (format!("{peer}{peer}errno=0\n\n"), false),
+            // The last line before the end is the one too many.
+            (format!("errno=0\n{peer}{peer}\n"), false),
             ("x".repeat(81), false),
         ];
         for (text, fits) in cases {
