@@ -3,7 +3,7 @@
 //!
 //! A flow without a SYN is not begun: the external port would be another than the one that the
 //! remote knows, so nothing but a reset could come of it, while each such packet would cost a
-//! port. A restart keeps its flows with a snapshot.
+//! port. Whoever wants flows to outlive a restart keeps a snapshot.
 //!
 //! Sequence numbers are not followed. So nothing that the outside says ends a flow by itself: a
 //! reset from there only starts the transitory timeout, and the subscriber's next packet calls
