@@ -54,7 +54,7 @@ fn require(key: &str) -> Result<(), RunError> {
     match value.as_str() {
         "1" => Ok(()),
         _ => Err(RunError::NotForwarding {
-            key: key.replace('/', "."),
+            key: key.to_owned(),
             value,
         }),
     }

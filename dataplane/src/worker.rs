@@ -97,7 +97,7 @@ impl<I: Backend, G: Gate> Worker<I, G> {
     pub fn run(mut self) -> std::io::Result<()> {
         let mut idle = 0;
         while !self.queues.stop.load(Ordering::Relaxed) {
-            let received = self.io.receive(&mut self.plane);
+            let received = self.io.receive(&mut self.plane)?;
             self.take_commands();
             let now = Instant::now();
             if now >= self.next_tick {

@@ -151,6 +151,65 @@ fn the_limit_stops_exactly() {
 }
 
 #[test]
+fn a_narrow_path_gets_trains_in_pieces() {
+    if !root_tests() {
+        return;
+    }
+    for (test, endpoint) in [("knarrow4", GATEWAY.into()), ("knarrow6", GATEWAY6.into())] {
+        let mut gateway = Gateway::start_on_kernel(test);
+        let client = WireGuard::start_dual(&gateway, &format!("tn{test}"), endpoint);
+        connect(&mut gateway, &client);
+        let echo = Echo::new(&gateway.topology);
+        eventually("the tunnel is up", || echo.round_trip(1));
+        // The provider has learnt that the way to its peer is narrow.
+        let provider = &gateway.topology.provider;
+        ip(provider, "route replace 10.77.1.2 dev clients mtu 1400");
+        ip(provider, "route replace fd77:1::2 dev clients mtu 1400");
+        echo.drain();
+        for payload_bytes in [1_392, 1_392, 100] {
+            assert!(
+                echo.round_trip(payload_bytes),
+                "{payload_bytes} to {endpoint}"
+            );
+        }
+        let (mut near, mut far) = tcp_to(&gateway.topology, ORIGIN.into());
+        let content = vec![7; 1 << 20];
+        let mut received = vec![0; content.len()];
+        far.set_write_timeout(Some(support::PATIENCE)).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| far.write_all(&content).unwrap());
+            near.set_read_timeout(Some(support::PATIENCE)).unwrap();
+            near.read_exact(&mut received).unwrap();
+        });
+        assert!(received == content);
+    }
+}
+
+#[test]
+fn a_device_that_is_down_ends_the_process_and_nobody_is_billed_for_nothing() {
+    if !root_tests() {
+        return;
+    }
+    let mut gateway = Gateway::start_on_kernel("kdown");
+    let client = WireGuard::start_dual(&gateway, "tnkdown", GATEWAY.into());
+    let slot = connect(&mut gateway, &client);
+    let metering = gateway.attach();
+    let echo = Echo::new(&gateway.topology);
+    eventually("the tunnel is up", || echo.round_trip(1));
+    ip(&gateway.topology.provider, "link set topnet0 down");
+    let before = metering.usage.totals(slot.index).bytes;
+    eventually("the process has ended", || {
+        let _ = echo.socket.send(&[0; 1000]);
+        gateway.process.try_wait().unwrap().is_some()
+    });
+    let billed = metering.usage.totals(slot.index).bytes - before;
+    assert!(
+        billed <= 64 * (1000 + HEADERS4),
+        "{billed}: more than one burst"
+    );
+}
+
+#[test]
 fn peers_come_over_ipv6_and_roam() {
     if !root_tests() {
         return;
@@ -274,9 +333,11 @@ fn what_cannot_work_is_refused_with_the_mend_and_chosen_with_the_reason() {
     let home = Home::new();
     home.configure("clients", "uplink", "io = \"kernel\"");
     let said = home.refusal(provider, CAPABILITIES);
-    let key = "net.ipv4.conf.uplink.forwarding";
+    let key = "net/ipv4/conf/uplink/forwarding";
     assert!(said.contains(&format!("sysctl -w {key}=1")), "{said}");
-    provider.sysctl(key, "1").unwrap();
+    provider
+        .sysctl("net.ipv4.conf.uplink.forwarding", "1")
+        .unwrap();
     let said = home.refusal(provider, "-all");
     assert!(said.contains("CAP_NET_ADMIN"), "{said}");
     ip(provider, "tuntap add dev topnet0 mode tun");

@@ -63,13 +63,13 @@ impl<F: FrameIo> Ethernet<F> {
 impl<F: FrameIo> Backend for Ethernet<F> {
     const SPINS_MAX: u32 = 64;
 
-    fn receive<G: Gate>(&mut self, plane: &mut Plane<G>) -> usize {
+    fn receive<G: Gate>(&mut self, plane: &mut Plane<G>) -> io::Result<usize> {
         let burst_began_ns = monotonic_ns();
         plane.begin(burst_began_ns);
         let path = &mut self.path;
         let received = self.frames.receive(&mut Framed { plane, path });
         plane.settle(burst_began_ns);
-        received
+        Ok(received)
     }
 
     fn tick<G: Gate>(&mut self, plane: &mut Plane<G>, place: usize) {

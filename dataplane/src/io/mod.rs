@@ -31,7 +31,8 @@ pub trait Backend {
     const SPINS_MAX: u32;
 
     /// Receives a burst, lets `plane` decide about it, and returns how many packets there were.
-    fn receive<G: Gate>(&mut self, plane: &mut Plane<G>) -> usize;
+    /// An error says that packets which are counted would not leave any more.
+    fn receive<G: Gate>(&mut self, plane: &mut Plane<G>) -> io::Result<usize>;
 
     /// Lets the session at `place` of the plane do what its timers say.
     fn tick<G: Gate>(&mut self, plane: &mut Plane<G>, place: usize);

@@ -7,26 +7,27 @@
 //! none is left or a packet is too large, and finds neighbours; what clients may reach is
 //! decided here by the same tables as for frames.
 //!
-//! It works with any interface, and where a card has no XDP, or only a copying one, it carries
+//! It needs no XDP, and where a card has no XDP, or only a copying one, it carries
 //! bulk TCP faster. With this process the device goes, and with it the route to the clients:
 //! nothing is forwarded unpaid.
 
 mod trains;
 mod tun;
+mod udp;
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use quinn_udp::{BATCH_SIZE, RecvMeta};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt;
 use topnet_offload::{HEADER_BYTES, JoinLimits, Joiner, Offloaded, PARTS_MAX, VnetHeader, take};
 
-use self::trains::{Train, Trains};
+use self::trains::Trains;
 use self::tun::Tun;
+use self::udp::{Socket, send};
 use super::{BURST_PACKETS, Backend, monotonic_ns};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
@@ -46,14 +47,6 @@ const JOINED_PACKETS_MAX: usize = 512;
 const JOINED_FLOWS_MAX: usize = 32;
 /// Reads of the TUN device between two looks at the sockets.
 const TUN_READS_MAX: usize = 32;
-/// Bytes of packets that the kernel keeps for us while we are busy, each way.
-const SOCKET_BYTES: usize = 4 << 20;
-/// How long a full socket is waited for before its train is given up.
-const SEND_PATIENCE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 2_000_000,
-};
-
 /// Sockets or a device that could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -90,13 +83,6 @@ pub struct KernelPlan {
     pub uplink: PortIndex,
 }
 
-struct Socket {
-    socket: UdpSocket,
-    state: UdpSocketState,
-    /// Where messages arrived if the kernel does not say.
-    bound: IpAddr,
-}
-
 /// UDP sockets and a TUN device.
 pub struct Kernel {
     path: KernelPath,
@@ -112,6 +98,9 @@ pub struct Kernel {
     read: Box<[u8]>,
     /// One of its packets.
     segment: Box<[u8]>,
+    /// Why the device does not work any more. Packets that it does not take are counted before,
+    /// so the worker must end.
+    fault: Option<io::Error>,
 }
 
 /// The side towards peers.
@@ -164,7 +153,7 @@ impl Kernel {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
             Err(error) => return Err(failed(error)),
         }
-        let messages_max = sockets.iter().map(|socket| socket.state.max_gso_segments());
+        let messages_max = sockets.iter().map(Socket::messages_max);
         let trains = Trains::new(messages_max.min().unwrap_or(1).max(1));
         Ok(Self {
             path: KernelPath {
@@ -188,6 +177,7 @@ impl Kernel {
             arena_used: 0,
             read: vec![0; HEADER_BYTES + TRAIN_BYTES + PADDING_BYTES].into(),
             segment: vec![0; PACKET_BYTES].into(),
+            fault: None,
         })
     }
 
@@ -195,17 +185,13 @@ impl Kernel {
     fn take_messages<G: Gate>(&mut self, plane: &mut Plane<G>, index: usize) -> usize {
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
         let socket = &self.ends.sockets[index];
+        let bound = socket.bound;
         let mut received = std::mem::take(&mut self.received);
         let mut chunks = received.chunks_exact_mut(TRAIN_BYTES);
         let mut buffers: [IoSliceMut<'_>; BATCH_SIZE] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-        let reference = UdpSockRef::from(&socket.socket);
         // Whatever the fault is, the next look or wait meets it again.
-        let trains = socket
-            .state
-            .recv(reference, &mut buffers, &mut metas)
-            .unwrap_or(0);
-        let bound = socket.bound;
+        let trains = socket.receive(&mut buffers, &mut metas).unwrap_or(0);
         let mut messages = Burst::default();
         for (meta, train) in metas
             .iter()
@@ -266,7 +252,7 @@ impl Kernel {
         if self.joiner.is_empty() {
             return;
         }
-        let tun = &self.tun;
+        let (tun, fault) = (&self.tun, &mut self.fault);
         self.joiner.drain(&mut self.arena, |header, parts, arena| {
             let header = header.to_bytes();
             let mut slices = [IoSlice::new(&[]); PARTS_MAX + 1];
@@ -277,6 +263,9 @@ impl Kernel {
             if let Err(error) = tun.write(&slices[..=parts.len()]) {
                 tracing::debug!(%error, parts = parts.len(), "the tunnel's device takes no packet");
                 plane.refuse(DropReason::NoBuffer, parts.len() as u64);
+                if tun::is_gone(&error) {
+                    *fault = Some(error);
+                }
             }
         });
     }
@@ -286,8 +275,13 @@ impl Kernel {
         let mut packets = Burst::default();
         for _ in 0..TUN_READS_MAX {
             let limit = HEADER_BYTES + TRAIN_BYTES;
-            let Ok(Some(bytes)) = self.tun.read(&mut self.read[..limit]) else {
-                break;
+            let bytes = match self.tun.read(&mut self.read[..limit]) {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => break,
+                Err(error) => {
+                    self.fault = Some(error);
+                    break;
+                }
             };
             let Self {
                 path,
@@ -310,8 +304,16 @@ impl Kernel {
                     packets.count(plane);
                 }
                 Ok(Offloaded::Super(mut segments)) => {
-                    while let Ok(Some(bytes)) = segments.next_into(segment) {
-                        ends.seal(plane, path, segment, bytes);
+                    loop {
+                        match segments.next_into(segment) {
+                            Ok(Some(bytes)) => ends.seal(plane, path, segment, bytes),
+                            Ok(None) => break,
+                            // All of a train's packets but the last have one length.
+                            Err(_) => {
+                                plane.refuse(DropReason::TooLarge, 1);
+                                break;
+                            }
+                        }
                         packets.count(plane);
                     }
                 }
@@ -325,7 +327,7 @@ impl Backend for Kernel {
     // A look costs three system calls.
     const SPINS_MAX: u32 = 1;
 
-    fn receive<G: Gate>(&mut self, plane: &mut Plane<G>) -> usize {
+    fn receive<G: Gate>(&mut self, plane: &mut Plane<G>) -> io::Result<usize> {
         plane.begin(monotonic_ns());
         let mut packets = 0;
         for index in 0..self.ends.sockets.len() {
@@ -337,7 +339,10 @@ impl Backend for Kernel {
         if lost_packets > 0 {
             plane.refuse(DropReason::NoBuffer, lost_packets);
         }
-        packets
+        match self.fault.take() {
+            Some(error) => Err(device_error(&error)),
+            None => Ok(packets),
+        }
     }
 
     fn tick<G: Gate>(&mut self, plane: &mut Plane<G>, place: usize) {
@@ -360,7 +365,7 @@ impl Backend for Kernel {
     }
 
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {
-        let sockets = self.ends.sockets.iter().map(|s| s.socket.as_fd());
+        let sockets = self.ends.sockets.iter().map(AsFd::as_fd);
         let [first, second] = {
             let mut sockets = sockets;
             [sockets.next(), sockets.next()].map(|fd| fd.unwrap_or(self.wake.as_fd()))
@@ -376,7 +381,7 @@ impl Backend for Kernel {
             Err(error) => return Err(error.into()),
         }
         if fds[1].revents().contains(PollFlags::ERR) {
-            return Err(io::Error::other("the tunnel's device is gone or down"));
+            return Err(device_error(&io::ErrorKind::NotFound.into()));
         }
         if !fds[0].revents().is_empty() {
             // Empties the counter; that it was empty already is no error.
@@ -384,6 +389,10 @@ impl Backend for Kernel {
         }
         Ok(())
     }
+}
+
+fn device_error(error: &io::Error) -> io::Error {
+    io::Error::other(format!("the tunnel's device is gone or down ({error})"))
 }
 
 impl Ends {
@@ -419,99 +428,6 @@ impl Ends {
         self.trains.send_all(|train| {
             *lost_packets += send(sockets, &train);
         });
-    }
-}
-
-/// Sends a train, and returns how many of its messages were lost.
-fn send(sockets: &[Socket], train: &Train<'_>) -> u64 {
-    let messages = train.bytes.chunks(train.message_bytes).len() as u64;
-    let same = |socket: &&Socket| socket.bound.is_ipv6() == train.endpoint.remote.is_ipv6();
-    let Some(Socket { socket, state, .. }) = sockets.iter().find(same) else {
-        return messages;
-    };
-    // Where a peer is greeted after a restart, the address it knows of ours may be of the other
-    // version: then the kernel chooses.
-    let may_send = |local: &IpAddr| {
-        !local.is_unspecified() && local.is_ipv6() == train.endpoint.remote.is_ipv6()
-    };
-    let transmit = Transmit {
-        destination: train.endpoint.remote,
-        ecn: None,
-        contents: train.bytes,
-        segment_size: (messages > 1).then_some(train.message_bytes),
-        src_ip: Some(train.endpoint.local).filter(may_send),
-    };
-    for last in [false, true] {
-        match state.try_send(UdpSockRef::from(socket), &transmit) {
-            Ok(()) => return 0,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !last => {
-                let mut fds = [PollFd::new(socket, PollFlags::OUT)];
-                // Ready, not yet ready or interrupted: the next try tells.
-                let _ = poll(&mut fds, Some(&SEND_PATIENCE));
-            }
-            Err(error) => {
-                tracing::debug!(%error, peer = %train.endpoint.remote, "a peer is not reached");
-                return messages;
-            }
-        }
-    }
-    messages
-}
-
-impl Socket {
-    fn bind(address: IpAddr, port: u16) -> io::Result<Self> {
-        let socket = bound_socket(address, port)?;
-        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        // The library forbids fragments, for path MTU discovery of its own. A tunnel's packets
-        // must arrive over narrow paths too.
-        match address {
-            IpAddr::V4(_) => may_fragment(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)?,
-            IpAddr::V6(_) => may_fragment(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)?,
-        }
-        // Beyond the system's limit for ordinary programs; less is slower, not wrong.
-        let _ = sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BYTES);
-        let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES);
-        Ok(Self {
-            socket,
-            state,
-            bound: address,
-        })
-    }
-}
-
-/// Both versions have a socket of their own, so the one for IPv6 takes IPv6 alone.
-fn bound_socket(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
-    let family = match address {
-        IpAddr::V4(_) => AddressFamily::INET,
-        IpAddr::V6(_) => AddressFamily::INET6,
-    };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
-    if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, true)?;
-    }
-    bind(&socket, &SocketAddr::new(address, port))?;
-    Ok(UdpSocket::from(socket))
-}
-
-/// Lets packets be fragmented on their way (`IP_PMTUDISC_DONT`).
-fn may_fragment(socket: &UdpSocket, level: i32, option: i32) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let value = libc::IP_PMTUDISC_DONT;
-    // SAFETY: the option takes a C integer, and `value` is one that outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            (&raw const value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

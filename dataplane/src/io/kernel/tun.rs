@@ -110,6 +110,14 @@ fn offload(file: &File, features: libc::c_ulong) -> io::Result<()> {
     }
 }
 
+/// True for what a device says that is down or removed.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EBADFD | libc::ENODEV)
+    )
+}
+
 fn mend(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EBUSY) => {
