@@ -38,6 +38,9 @@ drop_reasons! {
     NotSteered => "not_steered",
     /// Not a WireGuard message: wrong type or length.
     NotWireGuard => "not_wireguard",
+    /// A message that came from inside a tunnel, or to an inner address: what is sealed for such a
+    /// peer would come back to be sealed again, and be billed to whoever has the address.
+    EndpointInside => "endpoint_inside",
     /// A handshake whose MAC does not fit our key, or that does not decrypt.
     HandshakeInvalid => "handshake_invalid",
     /// A handshake from a peer that has no session here.

@@ -267,6 +267,12 @@ impl<G: Gate> Plane<G> {
         message: &[u8],
         out: &mut [u8],
     ) -> Result<Outcome<P::Hop>, DropReason> {
+        if [endpoint.remote.ip(), endpoint.local]
+            .into_iter()
+            .any(|address| self.config.inner.contains(address) || self.takes(address))
+        {
+            return Err(DropReason::EndpointInside);
+        }
         // boringtun panics when its output is short.
         let offset = path.message_offset(&endpoint).max(P::PACKET_OFFSET);
         if out.len() < offset + message.len().max(HANDSHAKE_BYTES_MAX) {

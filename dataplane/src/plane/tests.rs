@@ -457,6 +457,27 @@ fn clients_share_public_addresses_and_nobody_unasked_gets_through() {
 }
 
 #[test]
+fn a_peer_cannot_be_inside_the_tunnel() {
+    let mut bench = Bench::connected();
+    let mut buffer = [0; 2048];
+    let packet = udp(INNER, ORIGIN, 64, 8);
+    for source in [INNER, [10, 78, 0, 9]] {
+        let TunnResult::WriteToNetwork(message) = bench.client.encapsulate(&packet, &mut buffer)
+        else {
+            panic!("no keys");
+        };
+        let builder = PacketBuilder::ipv4(source, GATEWAY, 64).udp(40_000, 51_820);
+        let mut outer = Vec::new();
+        builder.write(&mut outer, message).unwrap();
+        assert_eq!(bench.frame(CLIENT_PORT, &ethernet(0, &outer)), None);
+    }
+    assert_eq!(bench.dropped(), [(DropReason::EndpointInside, 2)]);
+    assert_eq!(bench.usage(), 0);
+    let endpoint = bench.plane.sessions[3].as_ref().unwrap().endpoint.unwrap();
+    assert_eq!(endpoint.remote.ip(), IpAddr::from(CLIENT));
+}
+
+#[test]
 fn foreign_frames_and_replays_are_dropped() {
     let mut bench = Bench::connected();
     let mut foreign = outer(b"anything");
