@@ -22,7 +22,7 @@ use std::time::Instant;
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use topnet_config::InnerNetwork;
-use topnet_nat::BlockEvent;
+use topnet_nat::{BlockEvent, Subscriber};
 
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
@@ -216,6 +216,20 @@ impl<G: Gate> Plane<G> {
         if let Some(translation) = &mut self.translation {
             translation.sweep(self.now_ms);
         }
+    }
+
+    /// The subscriber that a session is to the translation.
+    #[must_use]
+    pub fn subscriber(&self, session: &Session) -> Option<Subscriber> {
+        let host = self.config.inner.host(session.plan.inner_address.into());
+        host.map(Subscriber)
+    }
+
+    /// The session of a subscriber, while there is one.
+    #[must_use]
+    pub fn holder(&self, subscriber: Subscriber) -> Option<&Session> {
+        let index = self.by_host.get(subscriber.0 as usize)?;
+        self.sessions.get(*index as usize)?.as_deref()
     }
 
     /// A block of public ports that was lent or given back, to be logged.

@@ -228,6 +228,7 @@ impl Registry {
         let plan = SessionPlan {
             index,
             public_key: session.wireguard_public_key,
+            channel: session.channel,
             inner_address: session.inner_address,
             slot,
         };
@@ -297,6 +298,7 @@ mod tests {
         let plan = SessionPlan {
             index: SessionIndex(index),
             public_key: [0; 32],
+            channel: ChannelId([1; 32]),
             inner_address: Ipv4Addr::UNSPECIFIED,
             slot,
         };

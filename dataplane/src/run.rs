@@ -111,6 +111,8 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
     shared.worker.queues.stop.store(true, Ordering::Relaxed);
     shared.worker.wake();
     let _ = worker.join();
+    // What it had to say last.
+    shared.reap(&mut *shared.registry.lock().await);
     monitor.release().await;
     for path in [&dataplane_path, &tables_path] {
         let _ = fs::remove_file(path);
@@ -212,7 +214,6 @@ impl Running {
                 &config.runtime_dir,
                 section.sessions_max as usize,
             )),
-            inner: section.inner_network(),
             nat_log: std::sync::Mutex::new(nat_log(section)?),
             gateway_address: gateway_address.into(),
         });
@@ -325,7 +326,7 @@ fn nat_log(section: &Dataplane) -> Result<Option<NatLog>, RunError> {
     let Some(nat) = &section.nat else {
         return Ok(None);
     };
-    let opened = NatLog::open(&nat.log_file);
+    let opened = NatLog::open(&nat.log_file, section.inner_subnet.network());
     opened.map(Some).map_err(|source| RunError::NatLog {
         path: nat.log_file.clone(),
         source,

@@ -1,6 +1,6 @@
 //! Answers control and metering: sessions, slots, status.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use topnet_api::{
     ApiError, Assignment, Assignments, Dataplane, DataplaneStatus, DesiredSessions, DropCount,
     InstallReport, InstalledSession, IoStatus, SessionStatus, SlotState,
 };
-use topnet_config::InnerNetwork;
 use topnet_nat::BlockEvent;
 use topnet_unit::{BootId, CreditTable, UsageTable};
 
 use crate::drops::{DropCounters, DropReason};
 use crate::endpoints::{self, Endpoints};
 use crate::forwarding::Forwarding;
+use crate::io::monotonic_ns;
 use crate::nat_log::{Holder, NatLog};
 use crate::registry::{Order, Registry, Standing};
 use crate::session::{Endpoint, Identity, Session};
@@ -73,8 +73,6 @@ pub struct Shared {
     pub registry: Mutex<Registry>,
     /// Where peers were heard last.
     pub endpoints: std::sync::Mutex<Endpoints>,
-    /// Inner addresses.
-    pub inner: InnerNetwork,
     /// Who had which public ports when, if they are shared.
     pub nat_log: std::sync::Mutex<Option<NatLog>>,
     /// The gateway's address towards clients.
@@ -144,30 +142,23 @@ impl Shared {
         self.worker.wake();
     }
 
-    fn reap(&self, registry: &mut Registry) {
+    /// Takes back what the worker is done with.
+    pub(crate) fn reap(&self, registry: &mut Registry) {
         while let Some(returned) = self.worker.queues.returned.pop() {
             match returned {
                 Returned::Session(session) => registry.returned(&session),
                 Returned::Forwarding(forwarding) => drop(forwarding),
-                Returned::Block(event) => self.note_block(&event, registry),
+                Returned::Block(event, holder) => self.note_block(&event, holder),
             }
         }
     }
 
-    fn note_block(&self, event: &BlockEvent, registry: &Registry) {
-        let network = self.inner.v4().network().to_bits();
-        let inner_address = Ipv4Addr::from_bits(network + event.subscriber.0);
-        let standing = registry
-            .standing()
-            .find(|standing| standing.desired.inner_address == inner_address);
-        let holder = Holder {
-            inner_address,
-            session: standing
-                .map(|Standing { desired, .. }| (desired.channel, desired.wireguard_public_key)),
-        };
+    fn note_block(&self, event: &BlockEvent, holder: Option<Holder>) {
+        let now_ms = monotonic_ns() / 1_000_000;
+        let ago = Duration::from_millis(now_ms.saturating_sub(event.time_ms));
         let mut log = self.nat_log.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(log) = log.as_mut() {
-            log.record(event, &holder);
+            log.record(event, holder, ago);
         }
     }
 

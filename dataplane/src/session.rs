@@ -8,6 +8,7 @@ use boringtun::noise::Tunn;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use crossbeam::atomic::AtomicCell;
+use topnet_account::ChannelId;
 use topnet_unit::Slot;
 
 /// Receiver indices of a session share their upper 24 bits (boringtun keeps eight key pairs).
@@ -82,6 +83,8 @@ pub struct SessionPlan {
     pub index: SessionIndex,
     /// The peer's public key.
     pub public_key: [u8; 32],
+    /// The channel that pays.
+    pub channel: ChannelId,
     /// The one inner IPv4 address that the peer may use, and with it the IPv6 address of the
     /// same host number.
     pub inner_address: Ipv4Addr,

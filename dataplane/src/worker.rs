@@ -15,6 +15,7 @@ use topnet_nat::BlockEvent;
 use crate::accounting::{Accounting, Gate};
 use crate::forwarding::Forwarding;
 use crate::io::Backend;
+use crate::nat_log::Holder;
 use crate::plane::Plane;
 use crate::session::{Identity, Session, SessionIndex};
 
@@ -45,8 +46,8 @@ pub enum Returned {
     Session(Box<Session>),
     /// An old snapshot.
     Forwarding(Arc<Forwarding>),
-    /// A block of public ports that was lent or given back.
-    Block(BlockEvent),
+    /// A block of public ports that was lent or given back, and whose session it is about.
+    Block(BlockEvent, Option<Holder>),
 }
 
 /// The queues between control and worker.
@@ -116,6 +117,7 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                 std::hint::spin_loop();
             }
         }
+        self.report_blocks(None);
         Ok(())
     }
 
@@ -131,7 +133,7 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                     self.plane.install(session);
                     None
                 }
-                Some(Command::Remove(index)) => self.plane.remove(index).map(Returned::Session),
+                Some(Command::Remove(index)) => self.remove(index).map(Returned::Session),
                 Some(Command::Forwarding(forwarding)) => {
                     let old = self.io.replace_forwarding(&mut self.plane, forwarding);
                     Some(Returned::Forwarding(old))
@@ -157,11 +159,30 @@ impl<I: Backend, G: Gate> Worker<I, G> {
         }
         self.next_part = (self.next_part + 1) % TICK_PARTS;
         self.plane.sweep();
-        while !self.queues.returned.is_full()
+        self.report_blocks(None);
+    }
+
+    fn remove(&mut self, index: SessionIndex) -> Option<Box<Session>> {
+        // What is reported later would be about whoever has the address then.
+        self.report_blocks(None);
+        let session = self.plane.remove(index)?;
+        self.report_blocks(Some(&session));
+        Some(session)
+    }
+
+    /// Gives back what the log of public addresses is to say. `gone` was removed just now.
+    fn report_blocks(&mut self, gone: Option<&Session>) {
+        let gone = gone.map(|session| (self.plane.subscriber(session), Holder::of(session)));
+        // A removed session is given back after this, so room for it is left.
+        while self.queues.returned.len() + 1 < self.queues.returned.capacity()
             && let Some(event) = self.plane.take_block_event()
         {
+            let holder = match gone {
+                Some((subscriber, holder)) if subscriber == Some(event.subscriber) => Some(holder),
+                _ => self.plane.holder(event.subscriber).map(Holder::of),
+            };
             // Only this thread fills the queue, and there was room.
-            let pushed = self.queues.returned.push(Returned::Block(event));
+            let pushed = self.queues.returned.push(Returned::Block(event, holder));
             assert!(pushed.is_ok(), "room was checked and nobody else pushes");
         }
     }

@@ -13,6 +13,7 @@ use allocation_counter::{measure, opt_out};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
+use topnet_account::ChannelId;
 use topnet_config::InnerNetwork;
 use topnet_dataplane::accounting::Accounting;
 use topnet_dataplane::drops::{DropCounters, DropReason};
@@ -231,6 +232,7 @@ fn connected(identity: &Identity) -> (Box<Session>, Tunn) {
     let plan = SessionPlan {
         index: SessionIndex(3),
         public_key: PublicKey::from(&private).to_bytes(),
+        channel: ChannelId([1; 32]),
         inner_address: INNER,
         slot: SLOT,
     };

@@ -117,8 +117,9 @@ fn both_ways(test: &str, more: &str) {
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
     };
-    eventually("the block is logged", || lines().len() == 1);
-    let lent = &lines()[0];
+    eventually("the block is logged", || lines().len() == 2);
+    assert_eq!(lines()[0]["event"], "started");
+    let lent = &lines()[1];
     assert_eq!(lent["event"], "allocated");
     assert_eq!(lent["inner_address"], CLIENT_INNER.to_string());
     assert_eq!(lent["address"], public.to_string());
@@ -130,4 +131,8 @@ fn both_ways(test: &str, more: &str) {
             .last()
             .is_some_and(|line| line["event"] == "released")
     });
+    for line in &lines()[1..] {
+        let channel = client.session().channel.to_string();
+        assert_eq!(line["channel"], channel, "{line}");
+    }
 }

@@ -12,6 +12,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
+use topnet_account::ChannelId;
 use topnet_unit::{Attachment, BootId, CreditGrant, Handover, Header, Slot};
 
 const SLOT: Slot = Slot {
@@ -125,6 +126,7 @@ impl Bench {
         let plan = SessionPlan {
             index: SessionIndex(3),
             public_key: PublicKey::from(&private).to_bytes(),
+            channel: ChannelId([1; 32]),
             inner_address: INNER.into(),
             slot: SLOT,
         };

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use rustix::event::{EventfdFlags, eventfd};
+use topnet_account::ChannelId;
 use topnet_config::{InnerNetwork, Ipv4Subnet};
 use topnet_dataplane::accounting::{Accounting, Gate};
 use topnet_dataplane::drops::{DropCounters, DropReason};
@@ -276,6 +277,7 @@ fn session(identity: &Identity) -> Result<Box<Session>> {
     let plan = SessionPlan {
         index: SessionIndex(1),
         public_key: PublicKey::from(&private).to_bytes(),
+        channel: ChannelId([1; 32]),
         inner_address: INNER,
         slot: SLOT,
     };
