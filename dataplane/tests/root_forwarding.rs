@@ -3,10 +3,9 @@
 
 mod support;
 
-use std::io::{Read, Write};
 use std::time::Duration;
 
-use support::{Echo, Gateway, ORIGIN, WireGuard, eventually, ip, tcp, unlimited};
+use support::{Echo, Gateway, ORIGIN, WireGuard, eventually, ip, tcp, transfer, unlimited, up_to};
 use topnet_netns::root_tests;
 use topnet_unit::{CreditGrant, UNIT_BYTES};
 
@@ -79,13 +78,7 @@ fn a_transfer_arrives_whole_in_both_directions() {
             "down" => (&mut far, &mut near),
             _ => (&mut near, &mut far),
         };
-        let mut received = vec![0; BYTES];
-        std::thread::scope(|scope| {
-            scope.spawn(|| from.write_all(&content).unwrap());
-            to.set_read_timeout(Some(support::PATIENCE)).unwrap();
-            to.read_exact(&mut received).unwrap();
-        });
-        assert!(received == content, "{direction}");
+        transfer(from, to, &content);
     }
     drop((near, far));
     let mut records = 0;
@@ -133,18 +126,8 @@ fn the_limit_stops_exactly_and_a_raise_resumes() {
     for packets in [7, 20] {
         // Room for an odd number of packets and a little that must stay unused.
         limit_bytes += packets * PACKET + 500;
-        metering.credit.grant(
-            slot,
-            CreditGrant {
-                limit_bytes,
-                record_at_bytes: u64::MAX,
-            },
-        );
-        let mut trips = 0;
-        while echo.round_trip(1000) {
-            trips += 1;
-            assert!(trips < 100, "it does not stop");
-        }
+        metering.credit.grant(slot, up_to(limit_bytes));
+        echo.round_trips(1000);
         let usage = metering.usage.totals(slot.index).bytes;
         assert!(usage <= limit_bytes, "{usage} of {limit_bytes}");
         assert!(limit_bytes - usage < PACKET, "{usage} of {limit_bytes}");
@@ -251,11 +234,7 @@ fn a_client_may_only_use_its_own_address_and_only_the_routed_world() {
     let namespace = &gateway.topology.client;
     ip(namespace, "address add 10.78.0.99/32 dev tnallow");
     ip(namespace, "route add 10.99.0.0/16 dev tnallow");
-    let server = data_encoding::BASE64.encode(&gateway.status().wireguard_public_key);
-    let mut wg = std::process::Command::new("wg");
-    wg.args(["set", "tnallow", "peer", &server, "allowed-ips"]);
-    wg.arg("10.77.2.0/24,10.78.0.0/16,10.99.0.0/16");
-    namespace.run(wg).unwrap();
+    client.allow(&gateway, "10.77.2.0/24,10.78.0.0/16,10.99.0.0/16");
     let send = |from: &str, to: &str, ttl: u32| {
         let socket = namespace
             .enter(|| std::net::UdpSocket::bind((from, 0)).unwrap())

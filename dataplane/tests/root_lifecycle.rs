@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use support::{
-    Echo, Gateway, Home, PATIENCE, Topology, WireGuard, eventually, has_xdp, ip, unlimited,
+    Echo, Gateway, Home, PATIENCE, Topology, WireGuard, eventually, has_xdp, ip, unlimited, up_to,
 };
 use topnet_api::{SlotState, SocketName};
 use topnet_netns::{Namespace, root_tests};
@@ -162,15 +162,9 @@ fn metering_may_die_and_come_back() {
     eventually("the tunnel is up", || echo.round_trip(100));
     let used = first.usage.totals(slot.index).bytes;
     let limit_bytes = used + 10_000;
-    first.credit.grant(
-        slot,
-        topnet_unit::CreditGrant {
-            limit_bytes,
-            record_at_bytes: u64::MAX,
-        },
-    );
+    first.credit.grant(slot, up_to(limit_bytes));
     drop(first);
-    while echo.round_trip(1000) {}
+    echo.round_trips(1000);
     let second = gateway.attach();
     let used = second.usage.totals(slot.index).bytes;
     assert!(

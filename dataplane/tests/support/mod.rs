@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
@@ -353,11 +354,7 @@ impl WireGuard {
     pub fn start_dual(gateway: &Gateway, interface: &str, endpoint: IpAddr) -> Self {
         let client = Self::start_towards(gateway, interface, endpoint);
         let namespace = &gateway.topology.client;
-        let server = base64(&gateway.status().wireguard_public_key);
-        let mut set = Command::new("wg");
-        set.args(["set", interface, "peer", &server, "allowed-ips"]);
-        set.arg("10.77.2.0/24,fd77:2::/64");
-        namespace.run(set).unwrap();
+        client.allow(gateway, "10.77.2.0/24,fd77:2::/64");
         ip(
             namespace,
             &format!("address add {CLIENT_INNER6}/128 dev {interface} nodad"),
@@ -412,6 +409,15 @@ impl WireGuard {
             interface: interface.to_owned(),
             public_key: public,
         }
+    }
+
+    /// Has it send what is for these networks to the gateway, and no more.
+    pub fn allow(&self, gateway: &Gateway, networks: &str) {
+        let server = base64(&gateway.status().wireguard_public_key);
+        let mut set = Command::new("wg");
+        set.args(["set", &self.interface, "peer", &server, "allowed-ips"]);
+        set.arg(networks);
+        gateway.topology.client.run(set).unwrap();
     }
 
     pub fn session(&self) -> DesiredSession {
@@ -485,6 +491,15 @@ impl Echo {
         while self.socket.recv(&mut [0; 2048]).is_ok() {}
     }
 
+    /// Sends until nothing comes back.
+    pub fn round_trips(&self, payload_bytes: usize) {
+        let mut trips = 0;
+        while self.round_trip(payload_bytes) {
+            trips += 1;
+            assert!(trips < 100, "it does not stop");
+        }
+    }
+
     /// Sends a datagram and waits for its echo.
     pub fn round_trip(&self, payload_bytes: usize) -> bool {
         let sent = vec![0x5a; payload_bytes];
@@ -513,12 +528,29 @@ pub fn tcp_to(topology: &Topology, origin: IpAddr) -> (TcpStream, TcpStream) {
     (near, far)
 }
 
-/// Credit without end.
-pub fn unlimited() -> CreditGrant {
+/// Sends `content` from one end to the other, and checks what arrives.
+pub fn transfer(from: &mut TcpStream, to: &mut TcpStream, content: &[u8]) {
+    let mut received = vec![0; content.len()];
+    from.set_write_timeout(Some(PATIENCE)).unwrap();
+    to.set_read_timeout(Some(PATIENCE)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| from.write_all(content).unwrap());
+        to.read_exact(&mut received).unwrap();
+    });
+    assert!(received == content, "what was sent is not what arrived");
+}
+
+/// Credit up to a limit.
+pub fn up_to(limit_bytes: u64) -> CreditGrant {
     CreditGrant {
-        limit_bytes: u64::MAX / 2,
+        limit_bytes,
         record_at_bytes: u64::MAX,
     }
+}
+
+/// Credit without end.
+pub fn unlimited() -> CreditGrant {
+    up_to(u64::MAX / 2)
 }
 
 /// Waits until `holds`, or fails.
@@ -547,7 +579,6 @@ pub fn ip(namespace: &Namespace, arguments: &str) -> String {
 }
 
 fn pipe(program: &str, arguments: &[&str], input: &str) -> String {
-    use std::io::Write;
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
