@@ -1,5 +1,6 @@
 //! The lanes. Each is a module of its own.
 
+mod credit;
 mod forward;
 mod metering;
 mod settlement;

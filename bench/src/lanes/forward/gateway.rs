@@ -33,12 +33,12 @@ use topnet_lab::topology::{
 };
 use topnet_netns::Namespace;
 use topnet_unit::{
-    Access, Attachment, BootId, CreditGrant, CreditTable, Handover, Header, Producer, Slot,
-    UsageTable, bytes_paid_for, units_owed,
+    Access, Attachment, BootId, CreditTable, Handover, Header, Producer, Slot, UsageTable,
 };
 
 use super::{GATEWAY_CPU, INNER, SINK};
 use crate::cpus::pin;
+use crate::lanes::credit;
 
 /// As the data plane is configured by default.
 const WIREGUARD_PORT: u16 = 51820;
@@ -189,9 +189,9 @@ fn start<G: Gate + Send + 'static>(
         pin(GATEWAY_CPU)?;
         worker.run().context("the worker ended")
     })?);
-    gateway
-        .threads
-        .push(named("metering", move || meter(metering, &ended))?);
+    gateway.threads.push(named("metering", move || {
+        credit::pay(metering, SLOT, METERING_INTERVAL, &ended)
+    })?);
     Ok(gateway)
 }
 
@@ -218,32 +218,10 @@ fn tables(program: &Program) -> Result<(Accounting, Attachment)> {
     let (near, far) = UnixStream::pair()?;
     handover.send(&near)?;
     let metering = Attachment::receive(&far)?;
-    metering.credit.grant(SLOT, grant(0)?);
+    metering.credit.grant(SLOT, credit::unlimited(0)?);
     let ring: Producer<_> = rings.remove(0);
     let accounting = Accounting::new(Arc::new(usage), Arc::new(credit), ring, Arc::default());
     Ok((accounting, metering))
-}
-
-/// What metering does to the tables: a record for every unit, answered with the next boundary.
-fn meter(mut metering: Attachment, ended: &AtomicBool) -> Result<()> {
-    while !ended.load(Ordering::Relaxed) {
-        let mut used_bytes = None;
-        metering.rings[0].drain(|record| used_bytes = Some(record.bytes))?;
-        if let Some(used_bytes) = used_bytes {
-            metering.credit.grant(SLOT, grant(used_bytes)?);
-        }
-        thread::sleep(METERING_INTERVAL);
-    }
-    Ok(())
-}
-
-/// Credit without end, with a record at the first byte of the next unit.
-fn grant(used_bytes: u64) -> Result<CreditGrant> {
-    let boundary = bytes_paid_for(units_owed(used_bytes, 0).max(1), 0);
-    Ok(CreditGrant {
-        limit_bytes: u64::MAX / 2,
-        record_at_bytes: boundary.context("too many units")? + 1,
-    })
 }
 
 fn attach(program: &mut Program, forwarding: &Forwarding, sockets: &[SocketHandle]) -> Result<()> {

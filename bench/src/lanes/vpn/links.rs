@@ -51,8 +51,8 @@ const OFFLOADS: [&str; 9] = [
 pub enum Mode {
     /// One by one with their checksums, as over a network card without offloads.
     Wire,
-    /// Many at once, cut and checked by nobody, as veths have it and as a card with offloads
-    /// nearly does.
+    /// Many at once, cut and checked by nobody, as veths have it. A card brings trains of TCP,
+    /// which it joins (GRO); it brings datagrams one by one unless UDP GRO is switched on.
     Offload,
 }
 

@@ -17,11 +17,12 @@ use topnet_api::{
 };
 use topnet_config::Config;
 use topnet_lab::topology::INNER_SUBNET;
-use topnet_unit::{Attachment, CreditGrant, Slot, bytes_paid_for, units_owed};
+use topnet_unit::{Attachment, Slot};
 
 use super::gateway::{Backend, Peer};
 use super::links::{CLIENTS_INTERFACE, UPLINK_INTERFACE};
 use super::{GATEWAY_CPU, INNER_MTU, WIREGUARD_PORT};
+use crate::lanes::credit;
 
 /// How often metering looks at its ring.
 const METERING_INTERVAL: Duration = Duration::from_millis(1);
@@ -76,11 +77,11 @@ impl Product {
         let tables = UnixStream::connect(Product::tables_socket(home))?;
         tables.set_read_timeout(Some(ANSWER_WAIT))?;
         let metering = Attachment::receive(&tables)?;
-        metering.credit.grant(slot, grant(0)?);
+        metering.credit.grant(slot, credit::unlimited(0)?);
         let ended = Arc::clone(&product.ended);
         let thread = thread::Builder::new().name("metering".to_owned());
         product.metering = Some(thread.spawn(move || {
-            if let Err(error) = meter(metering, slot, &ended) {
+            if let Err(error) = credit::pay(metering, slot, METERING_INTERVAL, &ended) {
                 eprintln!("metering ended: {error:#}");
             }
         })?);
@@ -164,25 +165,4 @@ pub fn run_data_plane(config: &Path) -> Result<()> {
 
 fn runtime_dir(home: &Path) -> PathBuf {
     home.join("run")
-}
-
-fn meter(mut metering: Attachment, slot: Slot, ended: &AtomicBool) -> Result<()> {
-    while !ended.load(Ordering::Relaxed) {
-        let mut used_bytes = None;
-        metering.rings[0].drain(|record| used_bytes = Some(record.bytes))?;
-        if let Some(used_bytes) = used_bytes {
-            metering.credit.grant(slot, grant(used_bytes)?);
-        }
-        thread::sleep(METERING_INTERVAL);
-    }
-    Ok(())
-}
-
-/// Credit without end, with a record at the first byte of the next unit.
-fn grant(used_bytes: u64) -> Result<CreditGrant> {
-    let boundary = bytes_paid_for(units_owed(used_bytes, 0).max(1), 0);
-    Ok(CreditGrant {
-        limit_bytes: u64::MAX / 2,
-        record_at_bytes: boundary.context("too many units")? + 1,
-    })
 }
