@@ -26,6 +26,7 @@ pub mod forwarding;
 pub mod io;
 pub mod nat_log;
 pub mod netlink;
+pub mod owners;
 pub mod packet;
 pub mod plane;
 mod ports;

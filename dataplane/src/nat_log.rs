@@ -22,8 +22,8 @@ const FILE_MODE: u32 = 0o640;
 /// Who pays for the session that has a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// The channel.
-    pub channel: ChannelId,
+    /// The channel; `None` for the operator's own peers.
+    pub channel: Option<ChannelId>,
     /// The peer's key.
     pub wireguard_public_key: [u8; 32],
 }
@@ -33,7 +33,7 @@ impl Holder {
     #[must_use]
     pub fn of(session: &Session) -> Self {
         Self {
-            channel: session.plan.channel,
+            channel: session.plan.payer.map(|payer| payer.channel),
             wireguard_public_key: session.plan.public_key,
         }
     }
@@ -98,7 +98,7 @@ impl NatLog {
                 BlockEventKind::Released => "released",
             },
             "inner_address": inner_address,
-            "channel": holder.map(|holder| holder.channel.to_string()),
+            "channel": holder.and_then(|holder| holder.channel).map(|channel| channel.to_string()),
             "wireguard_public_key": holder.map(|holder| BASE64.encode(&holder.wireguard_public_key)),
             "address": event.external,
             "first_port": event.first_port,
@@ -126,7 +126,7 @@ mod tests {
             port_count: 512,
         };
         let holder = |number: u8| Holder {
-            channel: ChannelId([number; 32]),
+            channel: Some(ChannelId([number; 32])),
             wireguard_public_key: [number; 32],
         };
         let before = SystemTime::now() - Duration::from_secs(3601);

@@ -15,7 +15,7 @@
 mod handshake;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,11 +23,16 @@ use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use topnet_config::InnerNetwork;
 use topnet_nat::{BlockEvent, Subscriber};
+use topnet_uapi::IpNetwork;
+use topnet_unit::Slot;
 
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
+use crate::owners::Owners;
 use crate::packet::{Ip, Malformed, decrement_hops};
-use crate::session::{Endpoint, Identity, Session, SessionCounters, SessionIndex};
+use crate::session::{
+    Addresses, Endpoint, Identity, NetworkChange, Session, SessionCounters, SessionIndex, unspecified,
+};
 use crate::translation::Translation;
 
 /// Bytes that WireGuard adds to a packet: header and authentication tag.
@@ -41,8 +46,9 @@ pub const PADDING_BYTES: usize = 16;
 /// What the plane is told once.
 #[derive(Clone, Copy, Debug)]
 pub struct PlaneConfig {
-    /// Where inner addresses come from.
-    pub inner: InnerNetwork,
+    /// Where clients' inner addresses come from, and nobody reaches anybody else. `None` for a
+    /// plain WireGuard interface: there the kernel decides who reaches whom.
+    pub inner: Option<InnerNetwork>,
     /// Largest inner packet, either way.
     pub inner_mtu: usize,
     /// Room for sessions.
@@ -107,8 +113,7 @@ pub struct Plane<G = Accounting> {
     identity: Arc<Identity>,
     sessions: Vec<Option<Box<Session>>>,
     by_key: HashMap<[u8; 32], SessionIndex>,
-    /// By host number in the inner network; [`NOBODY`] where there is no session.
-    by_host: Box<[u32]>,
+    owners: Owners,
     gate: G,
     translation: Option<Translation>,
     /// When the burst began, by the monotonic clock.
@@ -116,8 +121,6 @@ pub struct Plane<G = Accounting> {
     drops: Arc<DropCounters>,
     started: Instant,
 }
-
-const NOBODY: u32 = u32::MAX;
 
 impl<G: Gate> Plane<G> {
     /// A plane without sessions.
@@ -133,7 +136,7 @@ impl<G: Gate> Plane<G> {
             identity,
             sessions: Vec::with_capacity(config.sessions_max),
             by_key: HashMap::with_capacity(config.sessions_max),
-            by_host: vec![NOBODY; config.inner.hosts_max() as usize].into(),
+            owners: Owners::new(config.inner),
             gate,
             translation: None,
             now_ms: 0,
@@ -162,9 +165,7 @@ impl<G: Gate> Plane<G> {
             "a session's index is free when it is installed"
         );
         self.by_key.insert(session.plan.public_key, index);
-        if let Some(host) = self.host(session.plan.inner_address.into()) {
-            self.by_host[host] = index.0;
-        }
+        self.owners.add(&session);
         self.sessions[place] = Some(session);
     }
 
@@ -174,15 +175,56 @@ impl<G: Gate> Plane<G> {
         if self.by_key.get(&session.plan.public_key) == Some(&index) {
             self.by_key.remove(&session.plan.public_key);
         }
-        if let Some(host) = self.host(session.plan.inner_address.into())
-            && self.by_host[host] == index.0
-        {
-            self.by_host[host] = NOBODY;
-            if let Some(translation) = &mut self.translation {
-                translation.remove(self.now_ms, host as u32);
+        self.owners.remove(&session);
+        match &session.plan.addresses {
+            Addresses::Client(address) => {
+                self.end_flows(&IpNetwork::host((*address).into()));
+            }
+            Addresses::Networks(networks) => {
+                for network in networks {
+                    self.end_flows(network);
+                }
             }
         }
         Some(session)
+    }
+
+    /// Changes the networks of an unmetered peer; no key is lost by it.
+    pub fn change_networks(&mut self, index: SessionIndex, change: &NetworkChange) {
+        let Ok(session) = session(&mut self.sessions, index) else {
+            return;
+        };
+        let Addresses::Networks(networks) = &mut session.plan.addresses else {
+            return;
+        };
+        networks.retain(|network| !change.removed.contains(network));
+        networks.extend(&change.added);
+        for network in &change.removed {
+            self.owners.remove_network(network, index);
+            self.end_flows(network);
+        }
+        for network in &change.added {
+            self.owners.add_network(network, index);
+        }
+    }
+
+    /// Sends to the peer there, until it is heard from elsewhere.
+    pub fn change_endpoint(&mut self, index: SessionIndex, remote: SocketAddr) {
+        if let Ok(session) = session(&mut self.sessions, index) {
+            session.heard_from(Endpoint {
+                remote,
+                local: unspecified(remote),
+            });
+        }
+    }
+
+    /// What an address had under public addresses is not the next owner's.
+    fn end_flows(&mut self, network: &IpNetwork) {
+        if let Some(translation) = &mut self.translation {
+            for host in self.owners.hosts(network) {
+                translation.remove(self.now_ms, host);
+            }
+        }
     }
 
     /// A burst begins. To be called before every burst.
@@ -205,9 +247,11 @@ impl<G: Gate> Plane<G> {
     /// share, or else their own.
     #[must_use]
     pub fn takes(&self, address: IpAddr) -> bool {
-        match (&self.translation, address) {
-            (Some(translation), IpAddr::V4(address)) => translation.pool().contains(address),
-            _ => self.config.inner.contains(address),
+        match &self.translation {
+            // Nobody outside knows inner addresses.
+            Some(_) if address.is_ipv4() && self.owners.is_inner(address) => false,
+            Some(translation) if translation.shares(address) => true,
+            _ => self.owners.is_inside(address),
         }
     }
 
@@ -218,18 +262,21 @@ impl<G: Gate> Plane<G> {
         }
     }
 
-    /// The subscriber that a session is to the translation.
+    /// True if a session was this subscriber to the translation.
     #[must_use]
-    pub fn subscriber(&self, session: &Session) -> Option<Subscriber> {
-        let host = self.config.inner.host(session.plan.inner_address.into());
-        host.map(Subscriber)
+    pub fn is_subscriber(&self, session: &Session, subscriber: Subscriber) -> bool {
+        let has = |network: &IpNetwork| self.owners.hosts(network).contains(&subscriber.0);
+        match &session.plan.addresses {
+            Addresses::Client(address) => has(&IpNetwork::host((*address).into())),
+            Addresses::Networks(networks) => networks.iter().any(has),
+        }
     }
 
     /// The session of a subscriber, while there is one.
     #[must_use]
     pub fn holder(&self, subscriber: Subscriber) -> Option<&Session> {
-        let index = self.by_host.get(subscriber.0 as usize)?;
-        self.sessions.get(*index as usize)?.as_deref()
+        let index = self.owners.of_host(subscriber.0)?;
+        self.sessions.get(index.0 as usize)?.as_deref()
     }
 
     /// A block of public ports that was lent or given back, to be logged.
@@ -281,9 +328,10 @@ impl<G: Gate> Plane<G> {
         message: &[u8],
         out: &mut [u8],
     ) -> Result<Outcome<P::Hop>, DropReason> {
-        if [endpoint.remote.ip(), endpoint.local]
-            .into_iter()
-            .any(|address| self.config.inner.contains(address) || self.takes(address))
+        if self.config.inner.is_some()
+            && [endpoint.remote.ip(), endpoint.local]
+                .into_iter()
+                .any(|address| self.owners.is_inside(address) || self.takes(address))
         {
             return Err(DropReason::EndpointInside);
         }
@@ -318,7 +366,6 @@ impl<G: Gate> Plane<G> {
         message: &[u8],
         out: &mut [u8],
     ) -> Result<Outcome<P::Hop>, DropReason> {
-        let host_of = |address| self.config.inner.host(address);
         let session = session(&mut self.sessions, index)?;
         let room = &mut out[P::PACKET_OFFSET..];
         let inner_bytes = match session.tunnel.decapsulate(None, message, room) {
@@ -334,15 +381,13 @@ impl<G: Gate> Plane<G> {
         let Some(inner_bytes) = inner_bytes else {
             return Ok(Outcome::Nothing);
         };
-        let slot = session.plan.slot;
+        let slot = session.plan.slot();
         let packet = &mut out[P::PACKET_OFFSET..P::PACKET_OFFSET + inner_bytes];
         let ip = Ip::parse(packet).map_err(|Malformed| DropReason::InnerMalformed)?;
-        if host_of(ip.source) != host_of(session.plan.inner_address.into())
-            || !self.config.inner.contains(ip.source)
-        {
+        if self.owners.of(ip.source) != Some(index) {
             return Err(DropReason::SourceNotAllowed);
         }
-        if self.config.inner.contains(ip.destination) {
+        if self.config.inner.is_some() && self.owners.is_inside(ip.destination) {
             return Err(DropReason::BetweenClients);
         }
         if ip.hops <= 1 && !P::KERNEL_ROUTES {
@@ -352,10 +397,10 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::TooLarge);
         }
         let hop = path.to_world(ip.destination)?;
-        self.gate.admit(slot, ip.total_bytes)?;
+        admit(&mut self.gate, slot, ip.total_bytes)?;
         if let (Some(translation), Some(host), true) = (
             &mut self.translation,
-            host_of(ip.source),
+            self.owners.host(ip.source),
             ip.source.is_ipv4(),
         ) {
             translation.out(self.now_ms, host, &mut packet[..ip.total_bytes])?;
@@ -363,7 +408,7 @@ impl<G: Gate> Plane<G> {
         if !P::KERNEL_ROUTES {
             decrement_hops(packet);
         }
-        self.gate.count(slot, ip.total_bytes);
+        count(&mut self.gate, slot, ip.total_bytes);
         SessionCounters::add(&session.counters.up_bytes, ip.total_bytes);
         let bytes = ip.total_bytes;
         Ok(Outcome::ToWorld { hop, bytes })
@@ -381,13 +426,12 @@ impl<G: Gate> Plane<G> {
             .get(..arrived_bytes)
             .ok_or(DropReason::OuterMalformed)?;
         let ip = Ip::parse(arrived).map_err(|Malformed| DropReason::OuterMalformed)?;
-        let host = self.receiver(&ip, P::KERNEL_ROUTES, &mut packet[..ip.total_bytes])?;
-        let index = SessionIndex(self.by_host[host]);
+        let index = self.receiver(&ip, P::KERNEL_ROUTES, &mut packet[..ip.total_bytes])?;
         let session = session(&mut self.sessions, index).map_err(|_| DropReason::NoSession)?;
         // A client's packets do not come from outside. The gateway's do: the kernel answers for
         // it when a packet cannot be forwarded.
-        let from_gateway = P::KERNEL_ROUTES && self.config.inner.is_gateway(ip.source);
-        if self.config.inner.contains(ip.source) && !from_gateway {
+        let from_gateway = P::KERNEL_ROUTES && self.owners.is_gateway(ip.source);
+        if self.config.inner.is_some() && self.owners.is_inside(ip.source) && !from_gateway {
             return Err(DropReason::BetweenClients);
         }
         if ip.hops <= 1 && !P::KERNEL_ROUTES {
@@ -412,9 +456,9 @@ impl<G: Gate> Plane<G> {
             self.drops.add(DropReason::NoTunnel, 1);
             return Ok(Outcome::Control { endpoint, bytes });
         }
-        let slot = session.plan.slot;
+        let slot = session.plan.slot();
         let hop = path.to_peer(&endpoint)?;
-        self.gate.admit(slot, ip.total_bytes)?;
+        admit(&mut self.gate, slot, ip.total_bytes)?;
         if !P::KERNEL_ROUTES {
             decrement_hops(packet);
         }
@@ -424,7 +468,7 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::NoTunnel);
         };
         let bytes = message.len();
-        self.gate.count(slot, ip.total_bytes);
+        count(&mut self.gate, slot, ip.total_bytes);
         SessionCounters::add(&session.counters.down_bytes, ip.total_bytes);
         Ok(Outcome::ToPeer {
             endpoint,
@@ -433,31 +477,43 @@ impl<G: Gate> Plane<G> {
         })
     }
 
-    /// The host number of the client that a packet from outside is for. If its address is shared,
-    /// the packet has the client's own afterwards.
+    /// The session that a packet from outside is for. If its address is shared, the packet has the
+    /// client's own afterwards.
     fn receiver(
         &mut self,
         ip: &Ip,
         kernel_routes: bool,
         packet: &mut [u8],
-    ) -> Result<usize, DropReason> {
+    ) -> Result<SessionIndex, DropReason> {
         // The kernel's own words to a client are not translated.
-        let from_gateway = kernel_routes && self.config.inner.is_gateway(ip.source);
-        let shared = ip.destination.is_ipv4() && self.takes(ip.destination);
-        match &mut self.translation {
-            Some(translation) if shared => {
+        let from_gateway = kernel_routes && self.owners.is_gateway(ip.source);
+        let index = match &mut self.translation {
+            Some(translation) if translation.shares(ip.destination) => {
                 let host = translation.back(self.now_ms, packet)?;
-                Ok(host as usize)
+                self.owners.of_host(host)
             }
-            // Nobody outside knows clients' own addresses.
-            Some(_) if ip.destination.is_ipv4() && !from_gateway => Err(DropReason::NoSession),
-            _ => self.host(ip.destination).ok_or(DropReason::NoSession),
-        }
+            // Nobody outside knows inner addresses.
+            Some(_)
+                if ip.destination.is_ipv4()
+                    && self.owners.is_inner(ip.destination)
+                    && !from_gateway =>
+            {
+                None
+            }
+            _ => self.owners.of(ip.destination),
+        };
+        index.ok_or(DropReason::NoSession)
     }
+}
 
-    /// Place of an address in the inner network.
-    fn host(&self, address: IpAddr) -> Option<usize> {
-        self.config.inner.host(address).map(|host| host as usize)
+/// True for a session that nobody pays for, and for one whose payer may send as much more.
+fn admit(gate: &mut impl Gate, slot: Option<Slot>, bytes: usize) -> Result<(), DropReason> {
+    slot.map_or(Ok(()), |slot| gate.admit(slot, bytes))
+}
+
+fn count(gate: &mut impl Gate, slot: Option<Slot>, bytes: usize) {
+    if let Some(slot) = slot {
+        gate.count(slot, bytes);
     }
 }
 

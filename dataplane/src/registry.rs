@@ -13,7 +13,7 @@ use topnet_api::{ApiError, DesiredSession, DesiredSessions};
 use topnet_config::Ipv4Subnet;
 use topnet_unit::Slot;
 
-use crate::session::{INDEX_BITS, Session, SessionCounters, SessionIndex, SessionPlan};
+use crate::session::{INDEX_BITS, Payer, Session, SessionCounters, SessionIndex, SessionPlan};
 use crate::slots::{AcknowledgeError, Slots, Use};
 
 /// Bounds that a desired set must keep to.
@@ -136,7 +136,9 @@ impl Registry {
 
     /// A session came back from the worker.
     pub fn returned(&mut self, session: &Session) {
-        self.slots.leave(session.plan.slot);
+        if let Some(slot) = session.plan.slot() {
+            self.slots.leave(slot);
+        }
         self.free_indices.push(session.plan.index.0);
     }
 
@@ -225,13 +227,13 @@ impl Registry {
         };
         let index = SessionIndex(index);
         let counters = Arc::<SessionCounters>::default();
-        let plan = SessionPlan {
+        let channel = session.channel;
+        let plan = SessionPlan::of_client(
             index,
-            public_key: session.wireguard_public_key,
-            channel: session.channel,
-            inner_address: session.inner_address,
-            slot,
-        };
+            session.wireguard_public_key,
+            Payer { channel, slot },
+            session.inner_address,
+        );
         installation
             .orders
             .push(Order::Install(plan, Arc::clone(&counters)));
@@ -295,13 +297,9 @@ mod tests {
     }
 
     fn give_back(registry: &mut Registry, index: u32, slot: Slot) {
-        let plan = SessionPlan {
-            index: SessionIndex(index),
-            public_key: [0; 32],
-            channel: ChannelId([1; 32]),
-            inner_address: Ipv4Addr::UNSPECIFIED,
-            slot,
-        };
+        let channel = ChannelId([1; 32]);
+        let (index, payer) = (SessionIndex(index), Payer { channel, slot });
+        let plan = SessionPlan::of_client(index, [0; 32], payer, Ipv4Addr::UNSPECIFIED);
         registry.returned(&Session::new(&Identity::new([7; 32]), plan));
     }
 

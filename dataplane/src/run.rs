@@ -180,7 +180,7 @@ impl Running {
         let started = Instant::now();
         let plane = Plane::new(
             PlaneConfig {
-                inner: section.inner_network(),
+                inner: Some(section.inner_network()),
                 inner_mtu: usize::from(section.inner_mtu),
                 sessions_max: section.sessions_max as usize,
             },

@@ -1,6 +1,6 @@
 //! A session: one WireGuard peer, its tunnel and the slot that it counts into.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,6 +9,7 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use crossbeam::atomic::AtomicCell;
 use topnet_account::ChannelId;
+use topnet_uapi::IpNetwork;
 use topnet_unit::Slot;
 
 /// Receiver indices of a session share their upper 24 bits (boringtun keeps eight key pairs).
@@ -76,6 +77,15 @@ pub struct Endpoint {
     pub local: IpAddr,
 }
 
+/// Where our address is left to the kernel.
+#[must_use]
+pub const fn unspecified(remote: SocketAddr) -> IpAddr {
+    match remote {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
 /// What a session is made from.
 #[derive(Clone, Debug)]
 pub struct SessionPlan {
@@ -83,13 +93,68 @@ pub struct SessionPlan {
     pub index: SessionIndex,
     /// The peer's public key.
     pub public_key: [u8; 32],
-    /// The channel that pays.
+    /// Who pays; `None` for the operator's own peers.
+    pub payer: Option<Payer>,
+    /// What the peer may send from, and what is sent to it.
+    pub addresses: Addresses,
+    /// What both ends know besides their keys.
+    pub preshared_key: Option<[u8; 32]>,
+    /// Seconds between keepalives; 0 is off.
+    pub persistent_keepalive_s: u16,
+}
+
+impl SessionPlan {
+    /// The plan of a client that pays.
+    #[must_use]
+    pub fn of_client(
+        index: SessionIndex,
+        public_key: [u8; 32],
+        payer: Payer,
+        inner_address: Ipv4Addr,
+    ) -> Self {
+        Self {
+            index,
+            public_key,
+            payer: Some(payer),
+            addresses: Addresses::Client(inner_address),
+            preshared_key: None,
+            persistent_keepalive_s: 0,
+        }
+    }
+
+    /// Where its packets count, if they do.
+    #[must_use]
+    pub fn slot(&self) -> Option<Slot> {
+        self.payer.map(|payer| payer.slot)
+    }
+}
+
+/// Who pays for a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payer {
+    /// The channel.
     pub channel: ChannelId,
-    /// The one inner IPv4 address that the peer may use, and with it the IPv6 address of the
-    /// same host number.
-    pub inner_address: Ipv4Addr,
     /// Where its packets count.
     pub slot: Slot,
+}
+
+/// Inner addresses of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// One IPv4 address of the inner network, and with it the IPv6 address of the same host
+    /// number.
+    Client(Ipv4Addr),
+    /// Networks, of either version. They may change while the session stands.
+    Networks(Vec<IpNetwork>),
+}
+
+/// What is different about a peer's networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkChange {
+    /// It has these no more.
+    pub removed: Vec<IpNetwork>,
+    /// It has these now. Whoever had one has lost it before.
+    pub added: Vec<IpNetwork>,
 }
 
 /// A session as the worker has it.
@@ -146,8 +211,8 @@ impl Session {
         let tunnel = Tunn::new(
             identity.private.clone(),
             PublicKey::from(plan.public_key),
-            None,
-            None,
+            plan.preshared_key,
+            Some(plan.persistent_keepalive_s).filter(|seconds| *seconds > 0),
             plan.index.0,
             Some(Arc::clone(&identity.limiter)),
         );

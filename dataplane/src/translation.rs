@@ -1,5 +1,7 @@
 //! Address translation, as the plane uses it: a client is a subscriber by its host number.
 
+use std::net::IpAddr;
+
 use topnet_config::{Ipv4Subnet, Nat};
 use topnet_nat::config::prefix_addresses;
 use topnet_nat::{BlockEvent, Config, ConfigError, Nat44, Outward, Subscriber};
@@ -34,6 +36,12 @@ impl Translation {
     #[must_use]
     pub fn pool(&self) -> Ipv4Subnet {
         self.pool
+    }
+
+    /// True for the addresses that clients share.
+    #[must_use]
+    pub fn shares(&self, address: IpAddr) -> bool {
+        matches!(address, IpAddr::V4(address) if self.pool.contains(address))
     }
 
     /// Gives a client's packet an address and a port of the pool.

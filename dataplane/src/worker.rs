@@ -172,13 +172,14 @@ impl<I: Backend, G: Gate> Worker<I, G> {
 
     /// Gives back what the log of public addresses is to say. `gone` was removed just now.
     fn report_blocks(&mut self, gone: Option<&Session>) {
-        let gone = gone.map(|session| (self.plane.subscriber(session), Holder::of(session)));
         // A removed session is given back after this, so room for it is left.
         while self.queues.returned.len() + 1 < self.queues.returned.capacity()
             && let Some(event) = self.plane.take_block_event()
         {
             let holder = match gone {
-                Some((subscriber, holder)) if subscriber == Some(event.subscriber) => Some(holder),
+                Some(gone) if self.plane.is_subscriber(gone, event.subscriber) => {
+                    Some(Holder::of(gone))
+                }
                 _ => self.plane.holder(event.subscriber).map(Holder::of),
             };
             // Only this thread fills the queue, and there was room.

@@ -25,7 +25,7 @@ use topnet_dataplane::io::{
 };
 use topnet_dataplane::packet::MacAddress;
 use topnet_dataplane::plane::{Plane, PlaneConfig};
-use topnet_dataplane::session::{Endpoint, Identity, Session, SessionIndex, SessionPlan};
+use topnet_dataplane::session::{Endpoint, Identity, Payer, Session, SessionIndex, SessionPlan};
 use topnet_dataplane::worker::{Command, Queues, Worker};
 use topnet_unit::{Attachment, BootId, CreditGrant, Handover, Header, Slot};
 
@@ -131,11 +131,11 @@ fn the_fast_path_allocates_nothing() {
     let identity = Arc::new(Identity::new([9; 32]));
     let drops = Arc::<DropCounters>::default();
     let config = PlaneConfig {
-        inner: InnerNetwork::new(
+        inner: Some(InnerNetwork::new(
             "10.78.0.0/16".parse().unwrap(),
             None,
             Ipv4Addr::new(10, 78, 0, 1),
-        ),
+        )),
         inner_mtu: 1420,
         sessions_max: 8,
     };
@@ -229,13 +229,12 @@ fn forwarding() -> Forwarding {
 /// A session and its client after their handshake.
 fn connected(identity: &Identity) -> (Box<Session>, Tunn) {
     let private = StaticSecret::from([5; 32]);
-    let plan = SessionPlan {
-        index: SessionIndex(3),
-        public_key: PublicKey::from(&private).to_bytes(),
+    let payer = Payer {
         channel: ChannelId([1; 32]),
-        inner_address: INNER,
         slot: SLOT,
     };
+    let public_key = PublicKey::from(&private).to_bytes();
+    let plan = SessionPlan::of_client(SessionIndex(3), public_key, payer, INNER);
     let mut session = Box::new(Session::new(identity, plan));
     let mut client = Tunn::new(private, identity.public, None, None, 1, None);
     let [mut near, mut far] = [[0; 2048]; 2];

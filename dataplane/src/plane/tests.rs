@@ -4,7 +4,7 @@ use super::*;
 use crate::forwarding::{Forwarding, Neighbour, Port, PortIndex, Route, RouteTable, RouteTarget};
 use crate::io::EthernetPath;
 use crate::packet::{ETHERNET_BYTES, IPV4_BYTES, Ipv4, MacAddress, OUTER_BYTES, checksum};
-use crate::session::SessionPlan;
+use crate::session::{Payer, SessionPlan};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
@@ -104,11 +104,11 @@ impl Bench {
         let identity = Arc::new(Identity::new([9; 32]));
         let (ask, asked) = mpsc::channel();
         let config = PlaneConfig {
-            inner: InnerNetwork::new(
+            inner: Some(InnerNetwork::new(
                 "10.78.0.0/16".parse().unwrap(),
                 Some("fd78::/64".parse().unwrap()),
                 Ipv4Addr::new(10, 78, 0, 1),
-            ),
+            )),
             inner_mtu: 1420,
             sessions_max: 8,
         };
@@ -123,13 +123,12 @@ impl Bench {
         let mut path = EthernetPath::new(GATEWAY.into(), 51820, resolve);
         path.replace_forwarding(Arc::new(forwarding()));
         let private = StaticSecret::from([5; 32]);
-        let plan = SessionPlan {
-            index: SessionIndex(3),
-            public_key: PublicKey::from(&private).to_bytes(),
+        let payer = Payer {
             channel: ChannelId([1; 32]),
-            inner_address: INNER.into(),
             slot: SLOT,
         };
+        let public_key = PublicKey::from(&private).to_bytes();
+        let plan = SessionPlan::of_client(SessionIndex(3), public_key, payer, INNER.into());
         plane.install(Box::new(Session::new(&identity, plan)));
         let client = Tunn::new(private, identity.public, None, None, 1, None);
         Self {

@@ -24,7 +24,7 @@ use topnet_dataplane::forwarding::{
 use topnet_dataplane::io::{AfXdp, Bind, Binding, Ethernet, EthernetPath, SocketHandle};
 use topnet_dataplane::packet::MacAddress;
 use topnet_dataplane::plane::{Plane, PlaneConfig};
-use topnet_dataplane::session::{Endpoint, Identity, Session, SessionIndex, SessionPlan};
+use topnet_dataplane::session::{Endpoint, Identity, Payer, Session, SessionIndex, SessionPlan};
 use topnet_dataplane::worker::{Command as WorkerCommand, Queues, Worker};
 use topnet_dataplane::xdp::{Mode, Program};
 use topnet_ebpf_abi::Steering;
@@ -154,7 +154,11 @@ fn start<G: Gate + Send + 'static>(
     let drops = Arc::<DropCounters>::default();
     let plane = Plane::new(
         PlaneConfig {
-            inner: InnerNetwork::new(INNER_SUBNET.parse()?, None, INNER_GATEWAY),
+            inner: Some(InnerNetwork::new(
+                INNER_SUBNET.parse()?,
+                None,
+                INNER_GATEWAY,
+            )),
             inner_mtu: INNER_MTU,
             sessions_max: SESSIONS,
         },
@@ -252,13 +256,12 @@ fn attach(program: &mut Program, forwarding: &Forwarding, sockets: &[SocketHandl
 /// A session whose client shook hands with it in this process.
 fn session(identity: &Identity) -> Result<Box<Session>> {
     let private = StaticSecret::from([5; 32]);
-    let plan = SessionPlan {
-        index: SessionIndex(1),
-        public_key: PublicKey::from(&private).to_bytes(),
+    let payer = Payer {
         channel: ChannelId([1; 32]),
-        inner_address: INNER,
         slot: SLOT,
     };
+    let public_key = PublicKey::from(&private).to_bytes();
+    let plan = SessionPlan::of_client(SessionIndex(1), public_key, payer, INNER);
     let mut session = Box::new(Session::new(identity, plan));
     let mut client = Tunn::new(private, identity.public, None, None, 1, None);
     let [mut near, mut far] = [[0; 2048]; 2];
