@@ -74,10 +74,22 @@ pub struct Bounds {
     pub inner_subnet: Ipv4Subnet,
     /// The gateway's own.
     pub gateway_address: Ipv4Addr,
+    /// Those that are kept for the operator's own peers.
+    pub reserved: Option<Ipv4Subnet>,
     /// Sessions in all.
     pub sessions_max: usize,
     /// Sessions of one channel.
     pub sessions_per_channel_max: usize,
+}
+
+impl Bounds {
+    /// True for an address that a client may have.
+    fn is_clients(&self, address: Ipv4Addr) -> bool {
+        let reserved = |reserved: Ipv4Subnet| reserved.contains(address);
+        self.inner_subnet.contains(address)
+            && address != self.gateway_address
+            && !self.reserved.is_some_and(reserved)
+    }
 }
 
 /// Why a request changes nothing.
@@ -252,10 +264,7 @@ impl SessionBook {
     /// Drops what the configuration no longer has room for: sessions whose address is not a
     /// client's. Says which.
     pub fn fit(&mut self, bounds: &Bounds) -> Vec<SessionId> {
-        let fits = |session: &Session| {
-            bounds.inner_subnet.contains(session.inner_address)
-                && session.inner_address != bounds.gateway_address
-        };
+        let fits = |session: &Session| bounds.is_clients(session.inner_address);
         let dropped: Vec<SessionId> = self
             .sessions
             .iter()
@@ -319,7 +328,7 @@ impl SessionBook {
         bounds
             .inner_subnet
             .hosts()
-            .find(|host| *host != bounds.gateway_address && !used.contains(host))
+            .find(|host| bounds.is_clients(*host) && !used.contains(host))
             .ok_or(Refusal::Full)
     }
 }
@@ -334,6 +343,7 @@ mod tests {
         Bounds {
             inner_subnet: "10.78.0.0/29".parse().unwrap(),
             gateway_address: Ipv4Addr::new(10, 78, 0, 1),
+            reserved: None,
             sessions_max: 4,
             sessions_per_channel_max: 2,
         }

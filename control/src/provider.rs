@@ -90,6 +90,7 @@ impl Provider {
         let bounds = Bounds {
             inner_subnet: dataplane.inner_subnet,
             gateway_address: dataplane.gateway_address(),
+            reserved: dataplane.unmetered.as_ref().map(|own| own.subnet),
             sessions_max: dataplane.sessions_max as usize,
             sessions_per_channel_max: control.sessions_per_channel_max as usize,
         };

@@ -126,6 +126,7 @@ mod tests {
         let bounds = Bounds {
             inner_subnet: "10.78.0.0/16".parse().unwrap(),
             gateway_address: Ipv4Addr::new(10, 78, 0, 1),
+            reserved: None,
             sessions_max: 4,
             sessions_per_channel_max: 2,
         };

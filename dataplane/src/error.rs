@@ -79,6 +79,16 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+    /// The operator's own peers.
+    #[error(
+        "unmetered peers {path} (dataplane.unmetered.file): {reason}; mend the file, or move it away to begin without peers"
+    )]
+    Unmetered {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The WireGuard port is taken.
     #[error(
         "UDP port {port} (dataplane.wireguard_port) at {address}: {source}; stop who has it (`ss -lunp`) or choose another"

@@ -24,8 +24,11 @@ mod error;
 pub mod forwarding;
 #[allow(unsafe_code)]
 pub mod io;
+pub mod link;
 pub mod nat_log;
 pub mod netlink;
+pub mod operators;
+pub mod orders;
 pub mod owners;
 pub mod packet;
 pub mod plane;
@@ -39,6 +42,7 @@ pub mod slots;
 mod tables;
 pub mod translation;
 mod ways;
+pub mod wireguard;
 pub mod worker;
 #[allow(unsafe_code)]
 pub mod xdp;

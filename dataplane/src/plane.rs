@@ -31,7 +31,8 @@ use crate::drops::{DropCounters, DropReason};
 use crate::owners::Owners;
 use crate::packet::{Ip, Malformed, decrement_hops};
 use crate::session::{
-    Addresses, Endpoint, Identity, NetworkChange, Session, SessionCounters, SessionIndex, unspecified,
+    Addresses, Endpoint, Identity, NetworkChange, Session, SessionCounters, SessionIndex,
+    unspecified,
 };
 use crate::translation::Translation;
 
@@ -216,6 +217,11 @@ impl<G: Gate> Plane<G> {
                 local: unspecified(remote),
             });
         }
+    }
+
+    /// The interface has another key; sessions of the old one are to be removed.
+    pub fn replace_identity(&mut self, identity: Arc<Identity>) {
+        self.identity = identity;
     }
 
     /// What an address had under public addresses is not the next owner's.

@@ -11,9 +11,12 @@ use std::sync::Arc;
 use topnet_account::ChannelId;
 use topnet_api::{ApiError, DesiredSession, DesiredSessions};
 use topnet_config::Ipv4Subnet;
+use topnet_uapi::{DeviceFull, PublicKey, Set};
 use topnet_unit::Slot;
 
-use crate::session::{INDEX_BITS, Payer, Session, SessionCounters, SessionIndex, SessionPlan};
+use crate::operators::Operators;
+use crate::orders::{Indices, Order};
+use crate::session::{Payer, Session, SessionCounters, SessionIndex, SessionPlan};
 use crate::slots::{AcknowledgeError, Slots, Use};
 
 /// Bounds that a desired set must keep to.
@@ -27,6 +30,8 @@ pub struct Bounds {
     pub inner_subnet: Ipv4Subnet,
     /// The one that is the gateway's.
     pub gateway_inner_address: Ipv4Addr,
+    /// The part of them that is for the operator's own peers, if he has any.
+    pub unmetered: Option<Ipv4Subnet>,
 }
 
 /// One standing session.
@@ -42,22 +47,28 @@ pub struct Standing {
     pub counters: Arc<SessionCounters>,
 }
 
-/// What the worker shall do.
-#[derive(Debug)]
-pub enum Order {
-    /// Install what this plan says, with these counters.
-    Install(SessionPlan, Arc<SessionCounters>),
-    /// Give this session back.
-    Remove(SessionIndex),
-}
-
 /// The sessions and slots of one data plane.
 pub struct Registry {
     bounds: Bounds,
     revision: u64,
     slots: Slots,
     standing: HashMap<[u8; 32], Standing>,
-    free_indices: Vec<u32>,
+    indices: Indices,
+    operators: Option<Operators>,
+}
+
+/// Why a request about the operator's own peers was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeersRefused {
+    /// There are none.
+    #[error("there is no section [dataplane.unmetered]")]
+    NotConfigured,
+    /// A client's key.
+    #[error("{0} is the key of a session that a channel pays for; give the peer its own key")]
+    Pays(PublicKey),
+    /// No room.
+    #[error(transparent)]
+    Full(#[from] DeviceFull),
 }
 
 /// What an installation came to.
@@ -73,13 +84,14 @@ impl Registry {
     /// A registry without sessions.
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
-        let sessions_max = bounds.sessions_max.min((1 << INDEX_BITS) - 1);
+        let indices = Indices::new(bounds.sessions_max);
         Self {
-            bounds,
             revision: 0,
             slots: Slots::new(bounds.slots_max),
             standing: HashMap::new(),
-            free_indices: (0..sessions_max).rev().collect(),
+            operators: bounds.unmetered.map(|_| Operators::new(indices.free())),
+            indices,
+            bounds,
         }
     }
 
@@ -102,6 +114,28 @@ impl Registry {
     /// Metering has journalled a generation's last totals.
     pub fn acknowledge(&mut self, index: u32, generation: u32) -> Result<(), AcknowledgeError> {
         self.slots.acknowledge(index, generation)
+    }
+
+    /// The operator's own peers, if they are configured.
+    #[must_use]
+    pub const fn operators(&self) -> Option<&Operators> {
+        self.operators.as_ref()
+    }
+
+    /// Applies what WireGuard's tools ask about the operator's own peers.
+    pub fn apply(&mut self, set: &Set) -> Result<Vec<Order>, PeersRefused> {
+        let operators = self.operators.as_mut().ok_or(PeersRefused::NotConfigured)?;
+        for peer in &set.peers {
+            if !peer.remove && self.standing.contains_key(&peer.public_key.0) {
+                return Err(PeersRefused::Pays(peer.public_key));
+            }
+        }
+        Ok(operators.apply(set, &mut self.indices)?.orders)
+    }
+
+    fn is_operators(&self, key: &[u8; 32]) -> bool {
+        let operators = self.operators.as_ref();
+        operators.is_some_and(|operators| operators.standing(&PublicKey(*key)).is_some())
     }
 
     /// Makes `desired` the set that stands. `usage_bytes` tells a slot's usage.
@@ -139,7 +173,7 @@ impl Registry {
         if let Some(slot) = session.plan.slot() {
             self.slots.leave(slot);
         }
-        self.free_indices.push(session.plan.index.0);
+        self.indices.give_back(session.plan.index);
     }
 
     /// The sessions that may stand, by key; the others are refused with a reason.
@@ -154,12 +188,21 @@ impl Registry {
             let key = session.wireguard_public_key;
             let address = session.inner_address;
             let subnet = self.bounds.inner_subnet;
-            let error = if !subnet.contains(address) || address == self.bounds.gateway_inner_address
+            let reserved = self.bounds.unmetered;
+            let error = if !subnet.contains(address)
+                || address == self.bounds.gateway_inner_address
+                || reserved.is_some_and(|reserved| reserved.contains(address))
             {
                 Some(ApiError::new(
                     "address_not_usable",
                     format!("inner address {address} is not a client's address of {subnet}"),
                     "choose another address",
+                ))
+            } else if self.is_operators(&key) {
+                Some(ApiError::new(
+                    "peer_unmetered",
+                    "the peer's key is an unmetered peer's",
+                    "give the session its own key, or remove the peer: `topnet vpn remove`",
                 ))
             } else if wanted.contains_key(&key) {
                 Some(ApiError::new(
@@ -216,16 +259,15 @@ impl Registry {
         installation: &mut Installation,
     ) -> Result<(), ApiError> {
         let later = "it is tried again with the next installation";
-        let Some(index) = self.free_indices.pop() else {
+        let Some(index) = self.indices.take() else {
             let what = format!("all {} sessions are taken", self.bounds.sessions_max);
             return Err(ApiError::new("no_free_session", what, later));
         };
         let Some(slot) = self.slots.enter(session.channel, usage_bytes) else {
-            self.free_indices.push(index);
+            self.indices.give_back(index);
             let what = format!("all {} slots are taken", self.bounds.slots_max - 1);
             return Err(ApiError::new("no_free_slot", what, later));
         };
-        let index = SessionIndex(index);
         let counters = Arc::<SessionCounters>::default();
         let channel = session.channel;
         let plan = SessionPlan::of_client(
@@ -260,6 +302,7 @@ mod tests {
             slots_max: 3,
             inner_subnet: "10.78.0.0/16".parse().unwrap(),
             gateway_inner_address: Ipv4Addr::new(10, 78, 0, 1),
+            unmetered: None,
         })
     }
 
@@ -286,6 +329,7 @@ mod tests {
             orders.push(match order {
                 Order::Install(plan, _) => format!("+{}", plan.public_key[0]),
                 Order::Remove(index) => format!("-{}", index.0),
+                other => panic!("{other:?}"),
             });
         }
         let refused = installation

@@ -24,16 +24,19 @@ use crate::endpoints::Endpoints;
 use crate::error::{INNER_PREFIX_BITS_MIN, RunError, system};
 use crate::forwarding::Neighbour;
 use crate::io::{Backend, Ethernet, EthernetPath};
+use crate::link::WorkerLink;
 use crate::nat_log::NatLog;
 use crate::netlink::{Connection, Interface, Monitor};
 use crate::plane::{Plane, PlaneConfig};
 use crate::ports::{data_ports, gateway_address};
 use crate::registry::{Bounds, Registry};
-use crate::service::{Service, Shared, WorkerLink};
+use crate::service::{Service, Shared};
 use crate::session::Identity;
 use crate::tables::{hand_over, listen_for_tables};
 use crate::translation::Translation;
 use crate::ways::{Chooser, Way};
+use crate::wireguard::gateway::{Gateway, GatewayRules};
+use crate::wireguard::socket::ConfigurationSocket;
 use crate::worker::{Queues, Worker};
 use crate::xdp::Program;
 
@@ -56,6 +59,7 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("watch for signals"))?;
 
     let running = Running::start(section, config).await?;
+    let rules = GatewayRules::of(section, running.program.is_none());
     let Running {
         shared,
         mut monitor,
@@ -88,6 +92,23 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
         "forwarding"
     );
 
+    let tools = match (section.unmetered.as_ref(), rules) {
+        (Some(unmetered), Some(rules)) => {
+            let gateway = Arc::new(Gateway::open(Arc::clone(&shared), rules).await?);
+            let directory = &unmetered.socket_dir;
+            let interface = &section.tunnel_interface;
+            let socket = ConfigurationSocket::listen(directory, interface);
+            Some((socket.map_err(socket_error(directory))?, gateway))
+        }
+        _ => None,
+    };
+    let serve_tools = async {
+        match &tools {
+            Some((socket, gateway)) => socket.serve(Arc::clone(gateway)).await,
+            None => std::future::pending().await,
+        }
+    };
+
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -98,6 +119,7 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
         () = shared.reap_for_ever() => Ok(()),
         () = shared.remember_for_ever() => Ok(()),
         () = hand_over(&tables, &handover) => Ok(()),
+        () = serve_tools => Ok(()),
         () = serve_connections(requests, Service(Arc::clone(&shared)).serve()) => Ok(()),
     };
 
@@ -209,6 +231,7 @@ impl Running {
                 slots_max: section.slots_max,
                 inner_subnet: section.inner_subnet,
                 gateway_inner_address: section.gateway_address(),
+                unmetered: section.unmetered.as_ref().map(|own| own.subnet),
             })),
             endpoints: std::sync::Mutex::new(Endpoints::load(
                 &config.runtime_dir,

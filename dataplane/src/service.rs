@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fd::OwnedFd;
 use tarpc::context::Context;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
@@ -20,34 +19,18 @@ use crate::drops::{DropCounters, DropReason};
 use crate::endpoints::{self, Endpoints};
 use crate::forwarding::Forwarding;
 use crate::io::monotonic_ns;
+use crate::link::WorkerLink;
 use crate::nat_log::{Holder, NatLog};
-use crate::registry::{Order, Registry, Standing};
+use crate::orders::Order;
+use crate::registry::{Registry, Standing};
 use crate::session::{Endpoint, Identity, Session};
 use crate::slots::Phase;
-use crate::worker::{Command, Queues, Returned};
+use crate::worker::{Command, Returned};
 
-/// How long a full command queue is left to the worker.
-const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 /// How often the file of endpoints is brought up to date.
 const REMEMBER_PERIOD: Duration = Duration::from_secs(1);
 /// How often what the worker gave back is looked at when nobody asks.
 const REAP_PERIOD: Duration = Duration::from_millis(50);
-
-/// The control side's way to the worker.
-pub struct WorkerLink {
-    /// The queues.
-    pub queues: Queues,
-    /// Wakes the worker from its sleep.
-    pub wake: OwnedFd,
-}
-
-impl WorkerLink {
-    /// Wakes the worker.
-    pub fn wake(&self) {
-        // A full counter means that it is about to wake anyway.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-    }
-}
 
 /// What all requests share.
 pub struct Shared {
@@ -116,9 +99,14 @@ impl Shared {
 
     fn note_endpoints(&self, registry: &Registry) {
         let mut endpoints = self.endpoints();
-        for standing in registry.standing() {
-            if let Some(endpoint) = standing.counters.endpoint() {
-                endpoints.note(standing.desired.wireguard_public_key, endpoint);
+        let clients = registry
+            .standing()
+            .map(|client| (client.desired.wireguard_public_key, &client.counters));
+        let own = registry.operators().into_iter();
+        let own = own.flat_map(|own| own.peers().map(|(key, peer)| (key.0, &peer.counters)));
+        for (key, counters) in clients.chain(own) {
+            if let Some(endpoint) = counters.endpoint() {
+                endpoints.note(key, endpoint);
             }
         }
     }
@@ -131,25 +119,23 @@ impl Shared {
     }
 
     /// Delivers a command. Holding the registry's lock keeps commands in order.
-    async fn send(&self, registry: &mut Registry, mut command: Command) {
-        while let Err(refused) = self.worker.queues.commands.push(command) {
-            command = refused;
-            // The worker may wait for room to give something back.
-            self.reap(registry);
-            self.worker.wake();
-            tokio::time::sleep(QUEUE_PAUSE).await;
-        }
-        self.worker.wake();
+    async fn send(&self, registry: &mut Registry, command: Command) {
+        let take = |returned| self.take_back(registry, returned);
+        self.worker.send(command, take).await;
     }
 
     /// Takes back what the worker is done with.
     pub(crate) fn reap(&self, registry: &mut Registry) {
-        while let Some(returned) = self.worker.queues.returned.pop() {
-            match returned {
-                Returned::Session(session) => registry.returned(&session),
-                Returned::Forwarding(forwarding) => drop(forwarding),
-                Returned::Block(event, holder) => self.note_block(&event, holder),
-            }
+        self.worker
+            .reap(|returned| self.take_back(registry, returned));
+    }
+
+    fn take_back(&self, registry: &mut Registry, returned: Returned) {
+        match returned {
+            Returned::Session(session) => registry.returned(&session),
+            Returned::Forwarding(forwarding) => drop(forwarding),
+            Returned::Sockets(sockets) => drop(sockets),
+            Returned::Block(event, holder) => self.note_block(&event, holder),
         }
     }
 
@@ -167,25 +153,7 @@ impl Shared {
         self.reap(&mut registry);
         self.note_endpoints(&registry);
         let installation = registry.install(&desired, |slot| self.usage.totals(slot).bytes)?;
-        for order in installation.orders {
-            let command = match order {
-                Order::Remove(index) => Command::Remove(index),
-                Order::Install(plan, counters) => {
-                    let mut session = Session::new(&self.identity, plan);
-                    session.counters = counters;
-                    if let Some(remote) = self.endpoints().of(&session.plan.public_key) {
-                        session.resume_at(Endpoint {
-                            remote,
-                            local: self.gateway_address,
-                        });
-                    }
-                    // A Curve25519 operation each: let others have a turn.
-                    tokio::task::yield_now().await;
-                    Command::Install(Box::new(session))
-                }
-            };
-            self.send(&mut registry, command).await;
-        }
+        self.deliver(&mut registry, installation.orders).await;
         let installed = |standing: &Standing| InstalledSession {
             wireguard_public_key: standing.desired.wireguard_public_key,
             slot: standing.slot.index,
@@ -200,6 +168,31 @@ impl Shared {
                 .map(|(key, error)| (key.to_vec(), error))
                 .collect(),
         })
+    }
+
+    /// Has the worker do what the registry noted.
+    pub(crate) async fn deliver(&self, registry: &mut Registry, orders: Vec<Order>) {
+        for order in orders {
+            let command = match order {
+                Order::Remove(index) => Command::Remove(index),
+                Order::Networks(index, change) => Command::Networks(index, change),
+                Order::Endpoint(index, remote) => Command::Endpoint(index, remote),
+                Order::Install(plan, counters) => {
+                    let mut session = Session::new(&self.identity, plan);
+                    session.counters = counters;
+                    if let Some(remote) = self.endpoints().of(&session.plan.public_key) {
+                        session.resume_at(Endpoint {
+                            remote,
+                            local: self.gateway_address,
+                        });
+                    }
+                    // A Curve25519 operation each: let others have a turn.
+                    tokio::task::yield_now().await;
+                    Command::Install(Box::new(session))
+                }
+            };
+            self.send(registry, command).await;
+        }
     }
 
     fn session_status(&self, standing: &Standing) -> SessionStatus {

@@ -101,6 +101,8 @@ pub struct SessionPlan {
     pub preshared_key: Option<[u8; 32]>,
     /// Seconds between keepalives; 0 is off.
     pub persistent_keepalive_s: u16,
+    /// Where the peer is expected until it is heard.
+    pub endpoint: Option<SocketAddr>,
 }
 
 impl SessionPlan {
@@ -119,6 +121,7 @@ impl SessionPlan {
             addresses: Addresses::Client(inner_address),
             preshared_key: None,
             persistent_keepalive_s: 0,
+            endpoint: None,
         }
     }
 
@@ -216,11 +219,15 @@ impl Session {
             plan.index.0,
             Some(Arc::clone(&identity.limiter)),
         );
+        let expected = |remote| Endpoint {
+            remote,
+            local: unspecified(remote),
+        };
         Self {
+            endpoint: plan.endpoint.map(expected),
             plan,
             tunnel,
             established: false,
-            endpoint: None,
             resume: false,
             counters: Arc::default(),
         }

@@ -13,7 +13,7 @@ use topnet_config::{Dataplane, Io};
 
 use crate::error::{RunError, system};
 use crate::forwarding::PortIndex;
-use crate::io::{AfXdp, Kernel, KernelPlan, SocketHandle};
+use crate::io::{AfXdp, Kernel, KernelPlan, Reach, SocketHandle};
 use crate::netlink::{Connection, Interface};
 use crate::ports::{
     CONFIGURED, DataPort, attach, bind_of, bindings, copying_reason, frames_status, kernel_status,
@@ -108,7 +108,7 @@ impl Chooser<'_> {
         let plan = KernelPlan {
             tunnel_interface: self.section.tunnel_interface.clone(),
             wireguard_port: self.section.wireguard_port,
-            uplink: PortIndex(uplink.unwrap_or_default() as u8),
+            reach: Reach::Uplink(PortIndex(uplink.unwrap_or_default() as u8)),
         };
         let kernel = Kernel::new(&plan, self.wake()?)?;
         routing::set_up(self.section, self.connection).await?;

@@ -5,6 +5,7 @@
 //! memory is somebody else's work and receiving it back proves that the worker is past the
 //! burst in which it was used.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,10 +15,10 @@ use topnet_nat::BlockEvent;
 
 use crate::accounting::{Accounting, Gate};
 use crate::forwarding::Forwarding;
-use crate::io::Backend;
+use crate::io::{Backend, Sockets};
 use crate::nat_log::Holder;
 use crate::plane::Plane;
-use crate::session::{Identity, Session, SessionIndex};
+use crate::session::{Identity, NetworkChange, Session, SessionIndex};
 
 /// Commands and returned things that may wait.
 pub const QUEUE_MAX: usize = 4096;
@@ -36,6 +37,14 @@ pub enum Command {
     Install(Box<Session>),
     /// A session to give back.
     Remove(SessionIndex),
+    /// Other networks for an unmetered peer.
+    Networks(SessionIndex, NetworkChange),
+    /// Where a peer is to be expected.
+    Endpoint(SessionIndex, SocketAddr),
+    /// Another key of the interface. Sessions are made anew for it.
+    Identity(Arc<Identity>),
+    /// Other sockets to listen on, where the kernel's are the way.
+    Sockets(Sockets),
     /// New routes and neighbours.
     Forwarding(Arc<Forwarding>),
 }
@@ -46,6 +55,8 @@ pub enum Returned {
     Session(Box<Session>),
     /// An old snapshot.
     Forwarding(Arc<Forwarding>),
+    /// Sockets that nothing is received from any more.
+    Sockets(Sockets),
     /// A block of public ports that was lent or given back, and whose session it is about.
     Block(BlockEvent, Option<Holder>),
 }
@@ -134,6 +145,23 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                     None
                 }
                 Some(Command::Remove(index)) => self.remove(index).map(Returned::Session),
+                Some(Command::Networks(index, change)) => {
+                    self.report_blocks(None);
+                    self.plane.change_networks(index, &change);
+                    None
+                }
+                Some(Command::Endpoint(index, remote)) => {
+                    self.plane.change_endpoint(index, remote);
+                    None
+                }
+                Some(Command::Identity(identity)) => {
+                    self.plane.replace_identity(Arc::clone(&identity));
+                    self.identity = identity;
+                    None
+                }
+                Some(Command::Sockets(sockets)) => {
+                    Some(Returned::Sockets(self.io.replace_sockets(sockets)))
+                }
                 Some(Command::Forwarding(forwarding)) => {
                     let old = self.io.replace_forwarding(&mut self.plane, forwarding);
                     Some(Returned::Forwarding(old))

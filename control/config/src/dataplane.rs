@@ -8,7 +8,8 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    Base, InnerNetwork, Ipv4Subnet, Ipv6Subnet, Nat, Problem, Section, default, error::Problems,
+    Base, InnerNetwork, Ipv4Subnet, Ipv6Subnet, Nat, Problem, Section, Unmetered, default,
+    error::Problems,
 };
 
 /// Linux's `IFNAMSIZ` less the closing zero.
@@ -47,6 +48,8 @@ pub struct Dataplane {
     pub tunnel_interface: String,
     /// Public addresses that clients share; without it their own addresses leave.
     pub nat: Option<Nat>,
+    /// The operator's own peers; without it every peer is a paying client.
+    pub unmetered: Option<Unmetered>,
     /// CPU that the worker is pinned to; not pinned if left out.
     pub cpu: Option<u16>,
     /// Channels that the shared tables have room for, slot 0 (never used) included.
@@ -149,6 +152,9 @@ impl Section for Dataplane {
         if let Some(nat) = &mut self.nat {
             nat.resolve(base);
         }
+        if let Some(unmetered) = &mut self.unmetered {
+            unmetered.resolve(base);
+        }
     }
 
     fn check(&self, problems: &mut Problems<'_>) {
@@ -201,6 +207,16 @@ impl Section for Dataplane {
         }
         if let Some(nat) = &self.nat {
             nat.check(self.inner_subnet, problems);
+        }
+        if let Some(unmetered) = &self.unmetered {
+            unmetered.check(self.inner_subnet, problems);
+            if unmetered.subnet.contains(self.gateway_address()) {
+                problems.add(
+                    "unmetered.subnet",
+                    format!("{} has the gateway's own address", unmetered.subnet),
+                    "choose another part of inner_subnet",
+                );
+            }
         }
         if let Some(subnet6) = self.inner_subnet6 {
             self.check_inner_subnet6(subnet6, problems);

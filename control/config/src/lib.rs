@@ -21,6 +21,7 @@ mod process;
 mod settlement;
 mod subnet;
 mod tower;
+mod unmetered;
 mod wallet;
 
 use std::{
@@ -42,6 +43,7 @@ pub use process::Process;
 pub use settlement::Settlement;
 pub use subnet::{Ipv4Subnet, Ipv6Subnet, SubnetError};
 pub use tower::Tower;
+pub use unmetered::Unmetered;
 pub use wallet::Wallet;
 
 use error::Problems;

@@ -257,6 +257,11 @@ impl EthernetPath {
         let (IpAddr::V4(local), SocketAddr::V4(remote)) = (endpoint.local, endpoint.remote) else {
             return None;
         };
+        let local = match local {
+            // A peer that was not heard yet.
+            Ipv4Addr::UNSPECIFIED => self.gateway_address,
+            known => known,
+        };
         self.identification = self.identification.wrapping_add(1);
         let outer = Outer {
             source: SocketAddrV4::new(local, self.wireguard_port),

@@ -10,7 +10,7 @@ mod kernel;
 
 pub use af_xdp::{AfXdp, AfXdpError, Bind, Binding, FRAME_DATA_BYTES, SocketHandle};
 pub use ethernet::{Ethernet, EthernetPath, Resolver};
-pub use kernel::{Kernel, KernelError, KernelPlan};
+pub use kernel::{Kernel, KernelError, KernelPlan, Marks, Reach, Sockets};
 
 use std::io;
 use std::sync::Arc;
@@ -43,6 +43,11 @@ pub trait Backend {
         plane: &mut Plane<G>,
         forwarding: Arc<Forwarding>,
     ) -> Arc<Forwarding>;
+
+    /// Takes other sockets and returns the old ones; where there are none, those that it was given.
+    fn replace_sockets(&mut self, sockets: Sockets) -> Sockets {
+        sockets
+    }
 
     /// Passes everything that was handed over to the kernel.
     fn flush(&mut self);

@@ -463,7 +463,7 @@ impl Echo {
         Self::between(topology, CLIENT_INNER6.into(), ORIGIN6.into())
     }
 
-    fn between(topology: &Topology, client: IpAddr, origin: IpAddr) -> Self {
+    pub fn between(topology: &Topology, client: IpAddr, origin: IpAddr) -> Self {
         let server = topology
             .origin
             .enter(|| UdpSocket::bind((origin, 7)).unwrap())
@@ -597,7 +597,7 @@ fn pipe(program: &str, arguments: &[&str], input: &str) -> String {
         .to_owned()
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub fn base64(bytes: &[u8]) -> String {
     data_encoding::BASE64.encode(bytes)
 }
 

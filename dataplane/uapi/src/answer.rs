@@ -16,10 +16,14 @@ pub struct Errno(i32);
 impl Errno {
     /// It is done.
     pub const NONE: Self = Self(0);
+    /// `EPERM`: not for this interface.
+    pub const NOT_PERMITTED: Self = Self(1);
     /// `EIO`: the data plane could not do it.
     pub const IO: Self = Self(5);
     /// `E2BIG`: more than is read.
     pub const TOO_BIG: Self = Self(7);
+    /// `EEXIST`: somebody else's.
+    pub const EXISTS: Self = Self(17);
     /// `EINVAL`: a key or a value that cannot be.
     pub const INVALID: Self = Self(22);
     /// `ENOSPC`: more than a device holds.

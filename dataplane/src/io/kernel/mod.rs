@@ -16,7 +16,7 @@ mod tun;
 mod udp;
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,8 +79,17 @@ pub struct KernelPlan {
     pub tunnel_interface: String,
     /// UDP port of WireGuard, at every address of this machine.
     pub wireguard_port: u16,
-    /// The data interface through which clients may reach the world.
-    pub uplink: PortIndex,
+    /// What peers may reach.
+    pub reach: Reach,
+}
+
+/// What peers may reach through the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// What lies behind this data interface.
+    Uplink(PortIndex),
+    /// Whatever the kernel lets them: the device is a plain WireGuard interface.
+    Everything,
 }
 
 /// UDP sockets and a TUN device.
@@ -98,14 +107,74 @@ pub struct Kernel {
     read: Box<[u8]>,
     /// One of its packets.
     segment: Box<[u8]>,
+    /// True if a device that is down ends the worker. A plain interface may be set down and up.
+    down_is_fault: bool,
     /// Why the device does not work any more. Packets that it does not take are counted before,
     /// so the worker must end.
     fault: Option<io::Error>,
 }
 
+/// UDP sockets that are bound, one for each version of IP.
+#[derive(Debug)]
+pub struct Sockets {
+    sockets: Vec<Socket>,
+    port: u16,
+}
+
+impl Sockets {
+    /// Binds `port` at every address of this machine; 0 is any port that is free. The tunnel's own
+    /// packets have `mark`, by which the system tells them from what is to go into the tunnel.
+    pub fn bind(port: u16, mark: u32) -> io::Result<Self> {
+        let first = Socket::bind(Ipv4Addr::UNSPECIFIED.into(), port)?;
+        let port = first.port()?;
+        let mut sockets = vec![first];
+        match Socket::bind(Ipv6Addr::UNSPECIFIED.into(), port) {
+            Ok(socket) => sockets.push(socket),
+            // A kernel without IPv6.
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+            Err(error) => return Err(error),
+        }
+        let sockets = Self { sockets, port };
+        if mark != 0 {
+            sockets.marks()?.set(mark)?;
+        }
+        Ok(sockets)
+    }
+
+    /// What changes the mark while a worker has the sockets.
+    pub fn marks(&self) -> io::Result<Marks> {
+        let handles = self.sockets.iter().map(Socket::handle);
+        Ok(Marks(handles.collect::<io::Result<_>>()?))
+    }
+
+    /// Where they listen.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn messages_max(&self) -> usize {
+        let messages_max = self.sockets.iter().map(Socket::messages_max);
+        messages_max.min().unwrap_or(1).max(1)
+    }
+}
+
+/// The marks of sockets. They stay bound as long as this is kept.
+#[derive(Debug)]
+pub struct Marks(Vec<UdpSocket>);
+
+impl Marks {
+    /// Marks what the sockets send from now on; 0 is no mark.
+    pub fn set(&self, mark: u32) -> io::Result<()> {
+        self.0
+            .iter()
+            .try_for_each(|socket| udp::set_mark(socket, mark))
+    }
+}
+
 /// The side towards peers.
 struct Ends {
-    sockets: Vec<Socket>,
+    sockets: Sockets,
     trains: Trains,
     /// Trains that no socket took.
     lost_packets: u64,
@@ -114,7 +183,7 @@ struct Ends {
 /// What clients may reach.
 struct KernelPath {
     exits: RouteCache<(PortIndex, Neighbour)>,
-    uplink: PortIndex,
+    reach: Reach,
 }
 
 impl Path for KernelPath {
@@ -127,8 +196,11 @@ impl Path for KernelPath {
     }
 
     fn to_world(&mut self, destination: IpAddr) -> Result<(), DropReason> {
+        let Reach::Uplink(uplink) = self.reach else {
+            return Ok(());
+        };
         let (port, _) = self.exits.look(destination).hop?;
-        if port == self.uplink {
+        if port == uplink {
             Ok(())
         } else {
             Err(DropReason::NotOurInterface)
@@ -146,20 +218,14 @@ impl Kernel {
         let tun = Tun::open(&plan.tunnel_interface)?;
         let port = plan.wireguard_port;
         let failed = |source| KernelError::Socket { port, source };
-        let mut sockets = vec![Socket::bind(Ipv4Addr::UNSPECIFIED.into(), port).map_err(failed)?];
-        match Socket::bind(Ipv6Addr::UNSPECIFIED.into(), port) {
-            Ok(socket) => sockets.push(socket),
-            // A kernel without IPv6.
-            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
-            Err(error) => return Err(failed(error)),
-        }
-        let messages_max = sockets.iter().map(Socket::messages_max);
-        let trains = Trains::new(messages_max.min().unwrap_or(1).max(1));
+        let sockets = Sockets::bind(port, 0).map_err(failed)?;
+        let trains = Trains::new(sockets.messages_max());
         Ok(Self {
             path: KernelPath {
                 exits: RouteCache::new(Arc::default(), Forwarding::exit),
-                uplink: plan.uplink,
+                reach: plan.reach,
             },
+            down_is_fault: matches!(plan.reach, Reach::Uplink(_)),
             joiner: Joiner::new(JoinLimits {
                 packets_max: JOINED_PACKETS_MAX,
                 flows_max: JOINED_FLOWS_MAX,
@@ -184,7 +250,7 @@ impl Kernel {
     /// Takes what one socket has, and returns how many messages that were.
     fn take_messages<G: Gate>(&mut self, plane: &mut Plane<G>, index: usize) -> usize {
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
-        let socket = &self.ends.sockets[index];
+        let socket = &self.ends.sockets.sockets[index];
         let bound = socket.bound;
         let mut received = std::mem::take(&mut self.received);
         let mut chunks = received.chunks_exact_mut(TRAIN_BYTES);
@@ -252,7 +318,7 @@ impl Kernel {
         if self.joiner.is_empty() {
             return;
         }
-        let (tun, fault) = (&self.tun, &mut self.fault);
+        let (tun, fault, down_is_fault) = (&self.tun, &mut self.fault, self.down_is_fault);
         self.joiner.drain(&mut self.arena, |header, parts, arena| {
             let header = header.to_bytes();
             let mut slices = [IoSlice::new(&[]); PARTS_MAX + 1];
@@ -263,7 +329,7 @@ impl Kernel {
             if let Err(error) = tun.write(&slices[..=parts.len()]) {
                 tracing::debug!(%error, parts = parts.len(), "the tunnel's device takes no packet");
                 plane.refuse(DropReason::NoBuffer, parts.len() as u64);
-                if tun::is_gone(&error) {
+                if tun::is_gone(&error) || (down_is_fault && tun::is_down(&error)) {
                     *fault = Some(error);
                 }
             }
@@ -330,7 +396,7 @@ impl Backend for Kernel {
     fn receive<G: Gate>(&mut self, plane: &mut Plane<G>) -> io::Result<usize> {
         plane.begin(monotonic_ns());
         let mut packets = 0;
-        for index in 0..self.ends.sockets.len() {
+        for index in 0..self.ends.sockets.sockets.len() {
             packets += self.take_messages(plane, index);
         }
         packets += self.take_packets(plane);
@@ -360,12 +426,19 @@ impl Backend for Kernel {
         self.path.exits.replace(forwarding)
     }
 
+    fn replace_sockets(&mut self, sockets: Sockets) -> Sockets {
+        // What is on its way leaves from where it was to leave from.
+        self.ends.flush();
+        self.ends.trains = Trains::new(sockets.messages_max());
+        std::mem::replace(&mut self.ends.sockets, sockets)
+    }
+
     fn flush(&mut self) {
         self.ends.flush();
     }
 
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {
-        let sockets = self.ends.sockets.iter().map(AsFd::as_fd);
+        let sockets = self.ends.sockets.sockets.iter().map(AsFd::as_fd);
         let [first, second] = {
             let mut sockets = sockets;
             [sockets.next(), sockets.next()].map(|fd| fd.unwrap_or(self.wake.as_fd()))
@@ -417,14 +490,14 @@ impl Ends {
     }
 
     fn add(&mut self, endpoint: Endpoint, bytes: usize) {
-        let (sockets, lost_packets) = (&self.sockets, &mut self.lost_packets);
+        let (sockets, lost_packets) = (&self.sockets.sockets, &mut self.lost_packets);
         self.trains.add(endpoint, bytes, |train| {
             *lost_packets += send(sockets, &train);
         });
     }
 
     fn flush(&mut self) {
-        let (sockets, lost_packets) = (&self.sockets, &mut self.lost_packets);
+        let (sockets, lost_packets) = (&self.sockets.sockets, &mut self.lost_packets);
         self.trains.send_all(|train| {
             *lost_packets += send(sockets, &train);
         });

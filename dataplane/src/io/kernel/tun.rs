@@ -110,12 +110,14 @@ fn offload(file: &File, features: libc::c_ulong) -> io::Result<()> {
     }
 }
 
-/// True for what a device says that is down or removed.
+/// True for what a device says that is removed.
 pub(super) fn is_gone(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EIO | libc::EBADFD | libc::ENODEV)
-    )
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV))
+}
+
+/// True for what a device says that is down.
+pub(super) fn is_down(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EIO)
 }
 
 fn mend(error: &io::Error) -> &'static str {

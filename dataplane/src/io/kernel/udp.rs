@@ -19,6 +19,7 @@ const SEND_PATIENCE: Timespec = Timespec {
 };
 
 /// The socket for one version of IP.
+#[derive(Debug)]
 pub(super) struct Socket {
     socket: UdpSocket,
     state: UdpSocketState,
@@ -53,6 +54,16 @@ impl Socket {
             state,
             bound: address,
         })
+    }
+
+    /// Where it is bound.
+    pub(super) fn port(&self) -> io::Result<u16> {
+        Ok(self.socket.local_addr()?.port())
+    }
+
+    /// Another handle of the same socket.
+    pub(super) fn handle(&self) -> io::Result<UdpSocket> {
+        self.socket.try_clone()
     }
 
     /// Messages of a train, at most.
@@ -144,6 +155,12 @@ fn bound_socket(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
     }
     bind(&socket, &SocketAddr::new(address, port))?;
     Ok(UdpSocket::from(socket))
+}
+
+/// Marks what a socket sends.
+pub(super) fn set_mark(socket: &UdpSocket, mark: u32) -> io::Result<()> {
+    // The kernel reads the bits, not a number with a sign.
+    set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
 }
 
 fn set_option(socket: &UdpSocket, level: i32, option: i32, value: i32) -> io::Result<()> {

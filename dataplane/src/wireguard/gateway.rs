@@ -1,0 +1,387 @@
+//! The paid gateway, as WireGuard's tools see it.
+//!
+//! They see every peer and configure the operator's own ones, which are kept in a file of
+//! WireGuard's format. What is not theirs is refused, with the reason in the log, because the
+//! protocol answers with a number alone: clients that pay, the gateway's key and its port.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use topnet_config::{Dataplane, InnerNetwork, Ipv4Subnet};
+use topnet_uapi::{
+    AllowedIpChange, CONF_BYTES_MAX, Conf, ConfInterface, ConfPeer, DeviceStatus, EndpointName,
+    Errno, IpNetwork, KeyUpdate, PeerSet, PeerStatus, PrivateKey, PublicKey, Set, Traffic,
+};
+
+use super::socket::Interface;
+use crate::error::RunError;
+use crate::registry::{PeersRefused, Registry};
+use crate::service::Shared;
+use crate::session::SessionCounters;
+
+/// What is not for WireGuard's tools to do here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Refused {
+    #[error("the interface's key is the gateway's (dataplane.key_file); leave PrivateKey out")]
+    Key,
+    #[error(
+        "the interface listens at {0} (dataplane.wireguard_port); leave ListenPort out, or write that"
+    )]
+    Port(u16),
+    #[error("the gateway's own packets have no mark; leave FwMark out")]
+    Mark,
+    #[error("allowed IP {network} of peer {peer}: {reason}")]
+    Network {
+        network: IpNetwork,
+        peer: PublicKey,
+        reason: &'static str,
+    },
+    #[error(transparent)]
+    Peers(#[from] PeersRefused),
+}
+
+impl Refused {
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Key | Self::Port(_) | Self::Mark => Errno::NOT_PERMITTED,
+            Self::Network { .. } | Self::Peers(PeersRefused::NotConfigured) => Errno::INVALID,
+            Self::Peers(PeersRefused::Pays(_)) => Errno::EXISTS,
+            Self::Peers(PeersRefused::Full(full)) => full.errno(),
+        }
+    }
+}
+
+/// What is fixed about the interface.
+#[derive(Clone, Debug)]
+pub struct GatewayRules {
+    inner: InnerNetwork,
+    subnet: Ipv4Subnet,
+    pool: Option<Ipv4Subnet>,
+    listen_port: u16,
+    /// False where only inner addresses are steered into the tunnel.
+    kernel_routes: bool,
+    file: PathBuf,
+}
+
+impl GatewayRules {
+    /// As configured; `None` if there are no unmetered peers.
+    #[must_use]
+    pub fn of(section: &Dataplane, kernel_routes: bool) -> Option<Self> {
+        let unmetered = section.unmetered.as_ref()?;
+        Some(Self {
+            inner: section.inner_network(),
+            subnet: unmetered.subnet,
+            pool: section.nat.as_ref().map(|nat| nat.addresses),
+            listen_port: section.wireguard_port,
+            kernel_routes,
+            file: unmetered.file.clone(),
+        })
+    }
+
+    /// Says why a peer cannot have a network.
+    fn check(&self, network: &IpNetwork) -> Result<(), &'static str> {
+        let address = network.address();
+        if self.inner.contains(address) {
+            return if self.is_unmetered(network) {
+                Ok(())
+            } else {
+                Err("it is a client's or nobody's; choose addresses of dataplane.unmetered.subnet")
+            };
+        }
+        let covers = |other: IpAddr| network.contains(other);
+        let inner6 = self.inner.v6().map(|v6| v6.network());
+        if covers(self.inner.v4().network().into()) || inner6.is_some_and(|v6| covers(v6.into())) {
+            return Err("clients' addresses are in it; choose a network beside inner_subnet");
+        }
+        if self.pool.is_some_and(|pool| {
+            covers(pool.network().into())
+                || matches!(address, IpAddr::V4(address) if pool.contains(address))
+        }) {
+            return Err("public addresses that clients share are in it (dataplane.nat.addresses)");
+        }
+        if self.kernel_routes {
+            Ok(())
+        } else {
+            Err(
+                "frames come for inner addresses alone; set dataplane.io = \"kernel\" for networks beside",
+            )
+        }
+    }
+
+    /// True for a part of the subnet, and for the IPv6 address beside one of its addresses.
+    fn is_unmetered(&self, network: &IpNetwork) -> bool {
+        match network.address() {
+            IpAddr::V4(address) => {
+                network.prefix_bits() >= self.subnet.prefix_bits() && self.subnet.contains(address)
+            }
+            IpAddr::V6(_) => {
+                let host = self.inner.host(network.address());
+                let first = self.inner.host(self.subnet.network().into());
+                let last = self.inner.host(self.subnet.broadcast().into());
+                network.prefix_bits() == 128 && first <= host && host <= last && host.is_some()
+            }
+        }
+    }
+}
+
+/// The gateway's interface.
+pub struct Gateway {
+    shared: Arc<Shared>,
+    rules: GatewayRules,
+    private_key: Option<PrivateKey>,
+}
+
+impl Gateway {
+    /// The interface of the gateway behind `shared`, with the peers of the last run.
+    pub async fn open(shared: Arc<Shared>, rules: GatewayRules) -> Result<Self, RunError> {
+        let private_key = PrivateKey::new(shared.identity.private.to_bytes());
+        let gateway = Self {
+            shared,
+            rules,
+            private_key,
+        };
+        let path = gateway.rules.file.clone();
+        let failed = |reason: String| RunError::Unmetered {
+            path: path.clone(),
+            reason,
+        };
+        let Some(conf) = read(&path).map_err(failed)? else {
+            return Ok(gateway);
+        };
+        // Names are resolved where the file is written; what is kept has addresses.
+        let set = conf.to_set(EndpointName::socket_address);
+        let mut registry = gateway.shared.registry.lock().await;
+        let orders = gateway
+            .admit(&mut registry, set)
+            .map_err(|refused| failed(refused.to_string()))?;
+        gateway.shared.deliver(&mut registry, orders).await;
+        drop(registry);
+        Ok(gateway)
+    }
+
+    fn admit(
+        &self,
+        registry: &mut Registry,
+        mut set: Set,
+    ) -> Result<Vec<crate::orders::Order>, Refused> {
+        self.check_interface(&mut set)?;
+        for peer in &set.peers {
+            self.check_networks(peer)?;
+        }
+        Ok(registry.apply(&set)?)
+    }
+
+    /// What only repeats how things are, or says nothing, is no harm.
+    fn check_interface(&self, set: &mut Set) -> Result<(), Refused> {
+        match std::mem::take(&mut set.private_key) {
+            KeyUpdate::Replace(key) if Some(&key) != self.private_key.as_ref() => {
+                return Err(Refused::Key);
+            }
+            _ => {}
+        }
+        let port = self.rules.listen_port;
+        match set.listen_port.take() {
+            Some(other) if other != 0 && other != port => return Err(Refused::Port(port)),
+            _ => {}
+        }
+        match set.fwmark.take() {
+            Some(mark) if mark != 0 => Err(Refused::Mark),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_networks(&self, peer: &PeerSet) -> Result<(), Refused> {
+        for change in &peer.allowed_ips {
+            let AllowedIpChange::Add(network) = change else {
+                continue;
+            };
+            let refused = |reason| Refused::Network {
+                network: *network,
+                peer: peer.public_key,
+                reason,
+            };
+            self.rules.check(network).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    fn traffic(&self, counters: &SessionCounters) -> Traffic {
+        let started = SystemTime::now().checked_sub(self.shared.started.elapsed());
+        let since_1970 = started.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let handshake = counters.handshake_ms().map(Duration::from_millis);
+        Traffic {
+            last_handshake: since_1970
+                .zip(handshake)
+                .map(|(start, after)| start + after),
+            tx_bytes: counters.down_bytes.load(Ordering::Relaxed),
+            rx_bytes: counters.up_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Paying clients, whom the tools see and do not configure.
+    fn clients(&self, registry: &Registry) -> Vec<PeerStatus> {
+        let clients = registry.standing().map(|standing| {
+            let traffic = self.traffic(&standing.counters);
+            let address = standing.desired.inner_address;
+            let addresses = [
+                Some(IpAddr::from(address)),
+                self.rules.inner.address6(address).map(IpAddr::from),
+            ];
+            PeerStatus {
+                endpoint: standing.counters.endpoint(),
+                last_handshake: traffic.last_handshake,
+                tx_bytes: traffic.tx_bytes,
+                rx_bytes: traffic.rx_bytes,
+                allowed_ips: addresses
+                    .into_iter()
+                    .flatten()
+                    .map(IpNetwork::host)
+                    .collect(),
+                ..PeerStatus::new(PublicKey(standing.desired.wireguard_public_key))
+            }
+        });
+        clients.collect()
+    }
+
+    fn keep(&self, registry: &Registry) {
+        let Some(operators) = registry.operators() else {
+            return;
+        };
+        let peers = operators
+            .device()
+            .peers()
+            .map(|(public_key, peer)| ConfPeer {
+                preshared_key: peer.preshared_key.clone(),
+                allowed_ips: peer.allowed_ips.iter().copied().collect(),
+                endpoint: peer
+                    .endpoint
+                    .and_then(|at| EndpointName::new(&at.ip().to_string(), at.port())),
+                persistent_keepalive_s: Some(peer.persistent_keepalive_s).filter(|s| *s > 0),
+                ..ConfPeer::new(*public_key)
+            });
+        let conf = Conf {
+            interface: ConfInterface::default(),
+            peers: peers.collect(),
+        };
+        if let Err(error) = write(&self.rules.file, conf.to_text().as_bytes()) {
+            let path = self.rules.file.display();
+            tracing::error!(%error, %path, "unmetered peers are not kept over a restart");
+        }
+    }
+}
+
+impl Interface for Gateway {
+    async fn status(&self) -> DeviceStatus {
+        let mut registry = self.shared.registry.lock().await;
+        self.shared.reap(&mut registry);
+        let mut status = registry
+            .operators()
+            .map(|operators| operators.status(|standing| self.traffic(&standing.counters)))
+            .unwrap_or_default();
+        status.private_key.clone_from(&self.private_key);
+        status.listen_port = self.rules.listen_port;
+        status.peers.extend(self.clients(&registry));
+        status
+    }
+
+    async fn apply(&self, set: Set) -> Errno {
+        let mut registry = self.shared.registry.lock().await;
+        self.shared.reap(&mut registry);
+        match self.admit(&mut registry, set) {
+            Ok(orders) => {
+                self.shared.deliver(&mut registry, orders).await;
+                self.keep(&registry);
+                Errno::NONE
+            }
+            Err(refused) => {
+                tracing::warn!(%refused, "a change of peers is refused");
+                refused.errno()
+            }
+        }
+    }
+}
+
+/// The kept peers; `None` if there is no file yet.
+fn read(path: &Path) -> Result<Option<Conf>, String> {
+    match fs::metadata(path) {
+        Ok(found) if found.len() > CONF_BYTES_MAX as u64 => {
+            return Err(format!("it has more than {CONF_BYTES_MAX} bytes"));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Ok(_) | Err(_) => {}
+    }
+    let bytes = zeroize::Zeroizing::new(fs::read(path).map_err(|error| error.to_string())?);
+    Conf::parse(&bytes)
+        .map(Some)
+        .map_err(|error| error.to_string())
+}
+
+/// Replaces the file as a whole and for good. It has preshared keys, so nobody else may read it.
+fn write(path: &Path, text: &[u8]) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let fresh = path.with_extension("new");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&fresh)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_get_their_own_part_and_never_what_clients_have() {
+        let rules = GatewayRules {
+            inner: InnerNetwork::new(
+                "10.78.0.0/16".parse().unwrap(),
+                Some("fd78::/64".parse().unwrap()),
+                "10.78.0.1".parse().unwrap(),
+            ),
+            subnet: "10.78.255.0/24".parse().unwrap(),
+            pool: Some("198.51.100.0/28".parse().unwrap()),
+            listen_port: 51_820,
+            kernel_routes: true,
+            file: PathBuf::new(),
+        };
+        let frames = GatewayRules {
+            kernel_routes: false,
+            ..rules.clone()
+        };
+        let cases = [
+            ("10.78.255.7/32", true, true),
+            ("10.78.255.0/25", true, true),
+            ("fd78::ff07/128", true, true),
+            ("192.168.5.0/24", true, false),
+            ("fd99::/64", true, false),
+            ("10.78.0.2/32", false, false),
+            ("10.78.254.0/23", false, false),
+            ("10.0.0.0/8", false, false),
+            ("0.0.0.0/0", false, false),
+            ("::/0", false, false),
+            ("fd78::2/128", false, false),
+            ("fd78::ff00/120", false, false),
+            ("fd78::1:0:0:ff07/128", false, false),
+            ("198.51.100.3/32", false, false),
+            ("198.51.0.0/16", false, false),
+        ];
+        for (text, routed, framed) in cases {
+            let network = text.parse().unwrap();
+            assert_eq!(rules.check(&network).is_ok(), routed, "{text}");
+            assert_eq!(frames.check(&network).is_ok(), framed, "{text} with frames");
+        }
+    }
+}
