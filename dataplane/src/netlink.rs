@@ -209,6 +209,16 @@ impl Connection {
         Ok(())
     }
 
+    /// Gives a device its MTU.
+    pub async fn set_mtu(&self, name: &str, mtu_bytes: u32) -> Result<(), NetlinkError> {
+        let Some(Interface { index, .. }) = self.interface(name).await? else {
+            return Err(NetlinkError::Vanished(name.to_owned()));
+        };
+        let link = LinkUnspec::new_with_index(index).mtu(mtu_bytes).build();
+        let set = self.handle.link().set(link).execute();
+        set.await.map_err(set_up("interfaces"))
+    }
+
     /// Routes a network to a device.
     pub async fn route_to(&self, name: &str, network: Ipv4Subnet) -> Result<(), NetlinkError> {
         let Some(Interface { index, .. }) = self.interface(name).await? else {

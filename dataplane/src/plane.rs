@@ -224,6 +224,11 @@ impl<G: Gate> Plane<G> {
         self.identity = identity;
     }
 
+    /// The interface's largest packet is another.
+    pub fn change_inner_mtu(&mut self, bytes: usize) {
+        self.config.inner_mtu = bytes;
+    }
+
     /// What an address had under public addresses is not the next owner's.
     fn end_flows(&mut self, network: &IpNetwork) {
         if let Some(translation) = &mut self.translation {

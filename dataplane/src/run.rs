@@ -18,7 +18,7 @@ use topnet_api::{Dataplane as _, SocketName, listen, serve_connections};
 use topnet_config::{Config, Dataplane};
 use topnet_unit::{Access, BootId, CreditTable, Handover, Header, Mapping, Producer, UsageTable};
 
-use crate::accounting::Accounting;
+use crate::accounting::{Accounting, Gate};
 use crate::drops::DropCounters;
 use crate::endpoints::Endpoints;
 use crate::error::{INNER_PREFIX_BITS_MIN, RunError, system};
@@ -304,8 +304,8 @@ impl Shares {
 }
 
 /// Starts the worker on its CPU. What it is to keep lives as long as it.
-fn spawn<B: Backend + Send + 'static>(
-    worker: Worker<B>,
+pub(crate) fn spawn<B: Backend + Send + 'static, G: Gate + Send + 'static>(
+    worker: Worker<B, G>,
     cpu: Option<u16>,
     kept: impl Send + 'static,
 ) -> Result<(JoinHandle<()>, oneshot::Receiver<String>), RunError> {

@@ -43,6 +43,8 @@ pub enum Command {
     Endpoint(SessionIndex, SocketAddr),
     /// Another key of the interface. Sessions are made anew for it.
     Identity(Arc<Identity>),
+    /// Another size of the largest inner packet.
+    InnerMtu(usize),
     /// Other sockets to listen on, where the kernel's are the way.
     Sockets(Sockets),
     /// New routes and neighbours.
@@ -157,6 +159,10 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                 Some(Command::Identity(identity)) => {
                     self.plane.replace_identity(Arc::clone(&identity));
                     self.identity = identity;
+                    None
+                }
+                Some(Command::InnerMtu(bytes)) => {
+                    self.plane.change_inner_mtu(bytes);
                     None
                 }
                 Some(Command::Sockets(sockets)) => {

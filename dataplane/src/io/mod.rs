@@ -10,7 +10,7 @@ mod kernel;
 
 pub use af_xdp::{AfXdp, AfXdpError, Bind, Binding, FRAME_DATA_BYTES, SocketHandle};
 pub use ethernet::{Ethernet, EthernetPath, Resolver};
-pub use kernel::{Kernel, KernelError, KernelPlan, Marks, Reach, Sockets};
+pub use kernel::{INNER_BYTES_MAX, Kernel, KernelError, KernelPlan, Marks, Reach, Sockets};
 
 use std::io;
 use std::sync::Arc;

@@ -578,7 +578,7 @@ pub fn ip(namespace: &Namespace, arguments: &str) -> String {
     String::from_utf8(namespace.run(command).unwrap().stdout).unwrap()
 }
 
-fn pipe(program: &str, arguments: &[&str], input: &str) -> String {
+pub fn pipe(program: &str, arguments: &[&str], input: &str) -> String {
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())

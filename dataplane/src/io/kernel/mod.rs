@@ -25,20 +25,22 @@ use quinn_udp::{BATCH_SIZE, RecvMeta};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use topnet_offload::{HEADER_BYTES, JoinLimits, Joiner, Offloaded, PARTS_MAX, VnetHeader, take};
 
-use self::trains::Trains;
+use self::trains::{MESSAGE_BYTES_MAX, Trains};
 use self::tun::Tun;
 use self::udp::{Socket, send};
 use super::{BURST_PACKETS, Backend, monotonic_ns};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
 use crate::forwarding::{Forwarding, Neighbour, PortIndex, RouteCache};
-use crate::plane::{Outcome, PADDING_BYTES, Path, Plane};
+use crate::plane::{Outcome, PADDING_BYTES, Path, Plane, WIREGUARD_BYTES};
 use crate::session::Endpoint;
 
 /// Bytes of the longest train or super-packet.
 const TRAIN_BYTES: usize = 65_536;
-/// Bytes of one packet with room for its padding; the tunnel's MTU is well below.
-const PACKET_BYTES: usize = 2_048;
+/// Bytes of one packet with room for its padding.
+const PACKET_BYTES: usize = MESSAGE_BYTES_MAX;
+/// Bytes of the largest inner packet that there is room for, sealed and padded.
+pub const INNER_BYTES_MAX: usize = MESSAGE_BYTES_MAX - WIREGUARD_BYTES - PADDING_BYTES;
 /// Bytes of opened packets that are kept until they are joined.
 const ARENA_BYTES: usize = 1 << 20;
 /// Opened packets that are kept until they are joined.
@@ -245,6 +247,17 @@ impl Kernel {
             segment: vec![0; PACKET_BYTES].into(),
             fault: None,
         })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.ends.sockets.port()
+    }
+
+    /// What changes the mark of its own packets while a worker has it.
+    pub fn marks(&self) -> io::Result<Marks> {
+        self.ends.sockets.marks()
     }
 
     /// Takes what one socket has, and returns how many messages that were.

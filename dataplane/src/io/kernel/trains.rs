@@ -11,8 +11,8 @@ use crate::session::Endpoint;
 const TRAINS_MAX: usize = 16;
 /// Bytes of a train, at most: what a UDP datagram can hold, over IPv4 and IPv6.
 const TRAIN_BYTES_MAX: usize = 65_507;
-/// Room that is left for the next message; more than any has.
-const MESSAGE_BYTES_MAX: usize = 2_048;
+/// Room that is left for the next message: one with a packet of a jumbo frame.
+pub(super) const MESSAGE_BYTES_MAX: usize = 9_216;
 
 /// A full or finished train.
 pub(super) struct Train<'a> {

@@ -123,8 +123,8 @@ pub(super) fn is_down(error: &io::Error) -> bool {
 fn mend(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EBUSY) => {
-            "there is a device of that name; choose another name (dataplane.tunnel_interface) or \
-             stop who has it"
+            "there is a device of that name; choose another name (for a gateway: \
+             dataplane.tunnel_interface) or stop who has it"
         }
         Some(libc::EPERM | libc::EACCES) => "allow the process CAP_NET_ADMIN",
         Some(libc::ENOENT | libc::ENODEV) => "load the driver: `modprobe tun`",

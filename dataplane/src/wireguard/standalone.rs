@@ -1,0 +1,338 @@
+//! A WireGuard interface by itself, without a provider: what `wg-quick` starts in place of
+//! wireguard-go (`WG_QUICK_USERSPACE_IMPLEMENTATION`), and what a paying client runs.
+//!
+//! The kernel's UDP sockets and a TUN device carry the packets; key, port, mark and peers are what
+//! WireGuard's tools say. The kernel decides who reaches whom, as it does for any interface.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use ring::rand::{SecureRandom, SystemRandom};
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, oneshot};
+use topnet_uapi::{DeviceStatus, Errno, PrivateKey, Set, Traffic};
+
+use super::socket::{ConfigurationSocket, Interface};
+use crate::accounting::Gate;
+use crate::drops::DropCounters;
+use crate::error::{RunError, system};
+use crate::io::{INNER_BYTES_MAX, Kernel, KernelPlan, Marks, Reach, Sockets};
+use crate::link::WorkerLink;
+use crate::netlink::Connection;
+use crate::operators::{InterfaceChange, Operators, StandingPeer};
+use crate::orders::{Indices, Order};
+use crate::plane::{Plane, PlaneConfig};
+use crate::run::spawn;
+use crate::session::{Identity, Session};
+use crate::worker::{Command, Queues, Returned, Worker};
+
+/// Peers of one interface, as many as wireguard-go takes.
+const PEERS_MAX: usize = 1 << 16;
+/// Places for sessions: when all are made anew, the old ones still have theirs for a moment.
+const SESSIONS_MAX: u32 = 4 << 16;
+/// Sessions that room is made for at once.
+const SESSIONS_EXPECTED: usize = 16;
+/// What fits into a path of 1,500 bytes over IPv6.
+const MTU_BYTES: u32 = 1_420;
+/// How often the interface is looked at for what `ip link` changed.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+const KEY_BYTES: usize = 32;
+
+/// An interface that stands.
+pub struct Standalone {
+    name: String,
+    started: Instant,
+    link: WorkerLink,
+    state: Mutex<State>,
+    worker: Option<JoinHandle<()>>,
+}
+
+struct State {
+    operators: Operators,
+    indices: Indices,
+    identity: Arc<Identity>,
+    marks: Marks,
+    mtu_bytes: usize,
+}
+
+impl Standalone {
+    /// Makes the device and starts its worker, which lets packets pass that `gate` admits. It has
+    /// no key, no peers, and a port that was free. What comes second tells that the worker ended,
+    /// which it does when the device is removed.
+    pub async fn start<G: Gate + Send + 'static>(
+        name: &str,
+        gate: G,
+    ) -> Result<(Self, oneshot::Receiver<String>), RunError> {
+        let connection = Connection::open()?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(system("make an event counter"))?;
+        let plan = KernelPlan {
+            tunnel_interface: name.to_owned(),
+            wireguard_port: 0,
+            reach: Reach::Everything,
+        };
+        let waker = wake
+            .try_clone()
+            .map_err(system::<io::Error>("make an event counter"))?;
+        let kernel = Kernel::new(&plan, waker)?;
+        let marks = kernel.marks().map_err(system("share a socket"))?;
+        let port = kernel.port();
+        connection.set_mtu(name, MTU_BYTES).await?;
+        let identity = Arc::new(nobody()?);
+        let started = Instant::now();
+        let plane = Plane::new(
+            PlaneConfig {
+                inner: None,
+                inner_mtu: MTU_BYTES as usize,
+                sessions_max: SESSIONS_EXPECTED,
+            },
+            Arc::clone(&identity),
+            gate,
+            Arc::<DropCounters>::default(),
+            started,
+        );
+        let queues = Queues::default();
+        let worker = Worker::new(kernel, plane, queues.clone(), Arc::clone(&identity));
+        let (worker, stopped) = spawn(worker, None, ())?;
+        let mut operators = Operators::new(PEERS_MAX);
+        operators.device_mut().handle_bound(port);
+        let interface = Self {
+            name: name.to_owned(),
+            started,
+            link: WorkerLink { queues, wake },
+            state: Mutex::new(State {
+                operators,
+                indices: Indices::new(SESSIONS_MAX),
+                identity,
+                marks,
+                mtu_bytes: MTU_BYTES as usize,
+            }),
+            worker: Some(worker),
+        };
+        Ok((interface, stopped))
+    }
+
+    /// Follows what is changed about the device from outside, for ever.
+    pub async fn follow(&self) -> Result<(), RunError> {
+        let connection = Connection::open()?;
+        loop {
+            tokio::time::sleep(LOOK_PERIOD).await;
+            let mut state = self.state.lock().await;
+            self.reap(&mut state);
+            let Some(interface) = connection.interface(&self.name).await? else {
+                // The worker notices as well.
+                continue;
+            };
+            let mtu_bytes = interface.mtu_bytes as usize;
+            if mtu_bytes != state.mtu_bytes {
+                if mtu_bytes > INNER_BYTES_MAX {
+                    tracing::warn!(
+                        interface = self.name,
+                        mtu_bytes,
+                        "packets of more than {INNER_BYTES_MAX} bytes are dropped; lower the MTU"
+                    );
+                }
+                state.mtu_bytes = mtu_bytes;
+                let mtu = Command::InnerMtu(mtu_bytes.min(INNER_BYTES_MAX));
+                self.send(&mut state, mtu).await;
+            }
+        }
+    }
+
+    async fn change(&self, set: Set) -> Result<(), Errno> {
+        let mut state = self.state.lock().await;
+        self.reap(&mut state);
+        let device = state.operators.device();
+        let had_peers = device.peers().next().is_some();
+        let (port, mark) = (device.listen_port(), device.fwmark());
+        // What can fail comes first: nothing of a refused request is done.
+        let sockets = match set.listen_port {
+            Some(other) if other != port => {
+                let mark = set.fwmark.unwrap_or(mark);
+                Some(Sockets::bind(other, mark).map_err(|error| refused(&error, "bind"))?)
+            }
+            _ => None,
+        };
+        let marks = sockets.as_ref().map(Sockets::marks).transpose();
+        let marks = marks.map_err(|error| refused(&error, "bind"))?;
+        if let (Some(mark), None) = (set.fwmark, &marks) {
+            state
+                .marks
+                .set(mark)
+                .map_err(|error| refused(&error, "mark"))?;
+        }
+        let State {
+            operators, indices, ..
+        } = &mut *state;
+        let applied = match operators.apply(&set, indices) {
+            Ok(applied) => applied,
+            Err(full) => {
+                tracing::warn!(%full, "a change is refused");
+                let _ = state.marks.set(mark);
+                return Err(full.errno());
+            }
+        };
+        if let (Some(sockets), Some(marks)) = (sockets, marks) {
+            state.operators.device_mut().handle_bound(sockets.port());
+            state.marks = marks;
+            self.send(&mut state, Command::Sockets(sockets)).await;
+        }
+        let mut again = false;
+        for change in applied.interface {
+            if let InterfaceChange::Key(key) = change {
+                let identity = match &key {
+                    Some(key) => Identity::new(*key.as_bytes()),
+                    None => nobody().map_err(|_| Errno::IO)?,
+                };
+                state.identity = Arc::new(identity);
+                let identity = Command::Identity(Arc::clone(&state.identity));
+                self.send(&mut state, identity).await;
+                again = had_peers;
+            }
+        }
+        self.deliver(&mut state, applied.orders).await;
+        if again {
+            let State {
+                operators, indices, ..
+            } = &mut *state;
+            let orders = operators.reinstall(indices);
+            self.deliver(&mut state, orders).await;
+        }
+        Ok(())
+    }
+
+    async fn deliver(&self, state: &mut State, orders: Vec<Order>) {
+        for order in orders {
+            let command = match order {
+                Order::Remove(index) => Command::Remove(index),
+                Order::Networks(index, change) => Command::Networks(index, change),
+                Order::Endpoint(index, remote) => Command::Endpoint(index, remote),
+                Order::Install(plan, counters) => {
+                    // Whoever was heard before may use keys that are gone.
+                    let was_heard = counters.handshake_ms().is_some();
+                    let mut session = Session::new(&state.identity, plan);
+                    session.counters = counters;
+                    session.resume = was_heard && session.endpoint.is_some();
+                    // A Curve25519 operation each: let others have a turn.
+                    tokio::task::yield_now().await;
+                    Command::Install(Box::new(session))
+                }
+            };
+            self.send(state, command).await;
+        }
+    }
+
+    async fn send(&self, state: &mut State, command: Command) {
+        let indices = &mut state.indices;
+        self.link
+            .send(command, |returned| take_back(indices, returned))
+            .await;
+    }
+
+    fn reap(&self, state: &mut State) {
+        let indices = &mut state.indices;
+        self.link.reap(|returned| take_back(indices, returned));
+    }
+
+    fn traffic(&self, peer: &StandingPeer) -> Traffic {
+        let counters = &peer.counters;
+        let started = SystemTime::now().checked_sub(self.started.elapsed());
+        let since_1970 = started.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let handshake = counters.handshake_ms().map(Duration::from_millis);
+        Traffic {
+            last_handshake: since_1970
+                .zip(handshake)
+                .map(|(start, after)| start + after),
+            tx_bytes: counters.down_bytes.load(Ordering::Relaxed),
+            rx_bytes: counters.up_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Interface for Standalone {
+    async fn status(&self) -> DeviceStatus {
+        let mut state = self.state.lock().await;
+        self.reap(&mut state);
+        state.operators.status(|peer| self.traffic(peer))
+    }
+
+    async fn apply(&self, set: Set) -> Errno {
+        match self.change(set).await {
+            Ok(()) => Errno::NONE,
+            Err(errno) => errno,
+        }
+    }
+}
+
+impl Drop for Standalone {
+    fn drop(&mut self) {
+        self.link.queues.stop.store(true, Ordering::Relaxed);
+        self.link.wake();
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Runs an interface until it is removed or a signal says to end. `ready` is called when `wg` finds
+/// it in `directory`.
+pub async fn run_interface<G: Gate + Send + 'static>(
+    name: &str,
+    directory: &Path,
+    gate: G,
+    ready: impl FnOnce(),
+) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("watch for signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("watch for signals"))?;
+    let (interface, stopped) = Standalone::start(name, gate).await?;
+    let interface = Arc::new(interface);
+    let socket = ConfigurationSocket::listen(directory, name);
+    let socket = socket.map_err(|source| RunError::Socket {
+        path: directory.join(format!("{name}.sock")),
+        source,
+    })?;
+    ready();
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        reason = stopped => {
+            let reason = reason.unwrap_or_else(|_| "it panicked".to_owned());
+            tracing::info!(interface = name, reason, "the interface is gone");
+        }
+        () = socket.serve(Arc::clone(&interface)) => {}
+        followed = interface.follow() => followed?,
+    }
+    Ok(())
+}
+
+fn take_back(indices: &mut Indices, returned: Returned) {
+    match returned {
+        Returned::Session(session) => indices.give_back(session.plan.index),
+        Returned::Sockets(sockets) => drop(sockets),
+        Returned::Forwarding(_) | Returned::Block(..) => {}
+    }
+}
+
+fn refused(error: &io::Error, what: &str) -> Errno {
+    tracing::warn!(%error, what, "the interface's sockets cannot be changed");
+    match error.kind() {
+        io::ErrorKind::AddrInUse => Errno::ADDRESS_IN_USE,
+        io::ErrorKind::PermissionDenied => Errno::NOT_PERMITTED,
+        _ => Errno::IO,
+    }
+}
+
+/// The identity of an interface that was given none: a key that nobody knows.
+fn nobody() -> Result<Identity, RunError> {
+    let mut bytes = [0; KEY_BYTES];
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| system("draw a key")(io::Error::other("no randomness")))?;
+    let key = PrivateKey::new(bytes);
+    let bytes = key.as_ref().map_or(bytes, |key| *key.as_bytes());
+    Ok(Identity::new(bytes))
+}
