@@ -8,9 +8,11 @@ mod arguments;
 mod chain;
 mod channel;
 mod client;
+mod connect;
 mod error;
 mod history;
 mod init;
+mod interface;
 mod log;
 mod market;
 mod output;
@@ -21,6 +23,7 @@ mod run;
 mod session;
 mod since;
 mod text;
+mod vpn;
 mod wallet;
 mod watch;
 
@@ -58,6 +61,7 @@ fn execute(arguments: Arguments, output: Output) -> Result<(), CliError> {
         Command::Run { process } => return run::run(&options, process),
         Command::Init(init) => return init::init(init, output),
         Command::CheckConfig => return run::check_config(&options, output),
+        Command::Vpn(command) => return vpn::execute(&options, command, output),
         command => command,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -73,7 +77,9 @@ fn execute(arguments: Arguments, output: Output) -> Result<(), CliError> {
         })?;
     runtime.block_on(async {
         match command {
-            Command::Run { .. } | Command::Init(_) | Command::CheckConfig => Ok(()),
+            Command::Run { .. } | Command::Init(_) | Command::CheckConfig | Command::Vpn(_) => {
+                Ok(())
+            }
             Command::Status => provider::status(&options, output).await,
             Command::Sessions(Watch { watch: None }) => provider::sessions(&options, output).await,
             Command::Sessions(Watch { watch: Some(s) }) => {
@@ -118,6 +124,7 @@ fn execute(arguments: Arguments, output: Output) -> Result<(), CliError> {
             }
             Command::Service { chain } => provider::service(&options, chain, output).await,
             Command::Session(command) => session::execute(&options, command, output).await,
+            Command::Connect(arguments) => connect::execute(&options, arguments, output).await,
             Command::Wallet(command) => wallet::execute(&options, command, output).await,
         }
     })

@@ -79,6 +79,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-ebpf-abi",
             "topnet-nat",
             "topnet-offload",
+            "topnet-uapi",
             "topnet-unit",
         ],
     ),
@@ -128,6 +129,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "topnet-light",
             "topnet-log",
             "topnet-metrics",
+            "topnet-uapi",
             "topnet-unit",
             // The command is also the payer's side.
             "topnet-wallet",

@@ -1,6 +1,8 @@
 //! The command's words.
 
+mod connect;
 mod log;
+mod vpn;
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -12,7 +14,9 @@ use topnet_ledger::genesis::Rules;
 
 use super::since::Since;
 
+pub(super) use connect::Connect;
 pub(super) use log::{LogCommand, SegmentName};
+pub(super) use vpn::{VpnAdd, VpnCommand};
 
 /// Sells and buys traffic, paid unit by unit.
 #[derive(Debug, Parser)]
@@ -171,6 +175,11 @@ pub(super) enum Command {
         #[arg(default_value = "vpn")]
         chain: ChainName,
     },
+    /// Connect to a provider and pay for it as long as this runs: offer, channel, session, tunnel.
+    Connect(Connect),
+    /// List, add and remove the operator's own WireGuard peers, for whom nobody pays.
+    #[command(subcommand)]
+    Vpn(VpnCommand),
     /// Start or stop a session with the provider.
     #[command(subcommand)]
     Session(SessionCommand),

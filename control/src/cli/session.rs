@@ -64,7 +64,7 @@ pub(super) async fn execute(
 }
 
 /// Higher than any before it, as long as the clock is not put back.
-fn nonce() -> Result<u64, CliError> {
+pub(super) fn nonce() -> Result<u64, CliError> {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .ok()
@@ -115,7 +115,8 @@ fn read_private_key(path: &Path) -> Result<Zeroizing<String>, CliError> {
     Ok(Zeroizing::new(text.trim().to_owned()))
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+/// Writes what nobody else may read.
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     OpenOptions::new()
         .write(true)
         .create(true)

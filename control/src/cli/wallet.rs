@@ -1,9 +1,9 @@
 //! `topnet wallet`: the payer.
 
 pub(super) mod keys;
-mod pay;
+pub(super) mod pay;
 mod recover;
-mod report;
+pub(super) mod report;
 mod statement;
 
 use std::{
@@ -93,7 +93,10 @@ pub(super) async fn execute(
             let id = wallet.owner(&key).transfer(&chain, to, amount).await?;
             wallet.finish(&chain.chain, id, patience, output).await
         }
-        WalletCommand::Open(open) => wallet.open_channel(open, output).await,
+        WalletCommand::Open(open) => {
+            output.print(&wallet.open_channel(open, output).await?);
+            Ok(())
+        }
         WalletCommand::TopUp {
             channel,
             amount,
@@ -124,16 +127,14 @@ pub(super) async fn execute(
         WalletCommand::VerifyReceipt { .. } => Ok(()),
         WalletCommand::Status { channel } => report::status(&wallet, channel, output).await,
         WalletCommand::Close { channel, patience } => {
-            let key = wallet.keys.account_key()?;
-            let service = wallet.chain_of(channel).await?;
-            let id = wallet.owner(&key).close(&service, channel).await?;
-            wallet.finish(&service.chain, id, patience, output).await
+            output.print(&wallet.close(channel, patience, output).await?);
+            Ok(())
         }
     }
 }
 
 /// Makes a directory that only its owner may enter, if it is not there.
-fn make_private(dir: &Path) -> Result<(), CliError> {
+pub(super) fn make_private(dir: &Path) -> Result<(), CliError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -151,8 +152,8 @@ fn another_payee(channel: ChannelId) -> CliError {
 
 /// A wallet and its provider.
 pub(super) struct OpenWallet {
-    config: Wallet,
-    keys: Keyring,
+    pub(super) config: Wallet,
+    pub(super) keys: Keyring,
     pub(super) rpc: Rpc,
 }
 
@@ -163,6 +164,12 @@ impl OpenWallet {
         let rpc = Rpc::new(options.rpc.as_ref().unwrap_or(&config.rpc_url))?;
         let keys = Keyring::of(&config);
         Ok(Self { config, keys, rpc })
+    }
+
+    /// The same wallet with another provider's RPC.
+    pub(super) fn at(mut self, url: &str) -> Result<Self, CliError> {
+        self.rpc = Rpc::new(url)?;
+        Ok(self)
     }
 
     fn owner<'a>(&'a self, secret: &'a SecretKey) -> Owner<'a> {
@@ -185,7 +192,7 @@ impl OpenWallet {
         })
     }
 
-    async fn offer(&self) -> Result<Offer, CliError> {
+    pub(super) async fn offer(&self) -> Result<Offer, CliError> {
         self.rpc.offers().await?.into_iter().next().ok_or_else(|| {
             CliError::new(
                 "no_offer",
@@ -259,7 +266,12 @@ impl OpenWallet {
         Ok(())
     }
 
-    async fn open_channel(&self, open: WalletOpen, output: Output) -> Result<(), CliError> {
+    /// Opens a channel to the provider.
+    pub(super) async fn open_channel(
+        &self,
+        open: WalletOpen,
+        output: Output,
+    ) -> Result<OpenedReport, CliError> {
         let account = self.keys.account_key()?;
         let offer = self.offer().await?;
         if offer.unit_price > self.config.unit_price_max() {
@@ -311,11 +323,24 @@ impl OpenWallet {
         let status = self
             .wait(&service.chain, opened.transaction, open.patience, output)
             .await?;
-        output.print(&OpenedReport {
+        Ok(OpenedReport {
             channel: opened.channel,
             transaction: TransactionReport::new(service.chain, opened.transaction, status),
-        });
-        Ok(())
+        })
+    }
+
+    /// Starts a channel's close window.
+    pub(super) async fn close(
+        &self,
+        channel: ChannelId,
+        patience: Patience,
+        output: Output,
+    ) -> Result<TransactionReport, CliError> {
+        let key = self.keys.account_key()?;
+        let service = self.chain_of(channel).await?;
+        let id = self.owner(&key).close(&service, channel).await?;
+        let status = self.wait(&service.chain, id, patience, output).await?;
+        Ok(TransactionReport::new(service.chain, id, status))
     }
 
     /// No money is bound to somebody who cannot prove to be who the offer says.

@@ -29,6 +29,12 @@ struct Arguments {
     /// Where the process in the background logs, or TOPNET_WIREGUARD_LOG; nowhere if neither says.
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
+    /// Where the interface can be found, instead of where `wg` looks.
+    #[arg(long, value_name = "DIRECTORY", default_value = WIREGUARD_DIR)]
+    socket_dir: PathBuf,
+    /// Stay in the foreground until standard input ends: whoever holds it is gone then.
+    #[arg(long)]
+    until_stdin_ends: bool,
     /// Tell standard output when the interface is there, and leave the terminal.
     #[arg(long, hide = true)]
     background: bool,
@@ -38,7 +44,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = if arguments.foreground || arguments.background {
+    let stays = arguments.foreground || arguments.until_stdin_ends || arguments.background;
+    let result = if stays {
         run(&arguments)
     } else {
         start_in_background(&arguments)
@@ -70,14 +77,25 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let directory = Path::new(WIREGUARD_DIR);
-    runtime.block_on(run_interface(
-        &arguments.interface,
-        directory,
-        OpenGate,
-        ready,
-    ))?;
-    Ok(())
+    let directory = &arguments.socket_dir;
+    let until_stdin_ends = arguments.until_stdin_ends;
+    runtime.block_on(async {
+        tokio::select! {
+            ended = run_interface(&arguments.interface, directory, OpenGate, ready) => Ok(ended?),
+            () = stdin_ends(), if until_stdin_ends => Ok(()),
+        }
+    })
+}
+
+/// Ready when nobody holds the other end of standard input any more.
+async fn stdin_ends() {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    // A thread of its own: it ends with the process, which does not wait for it.
+    std::thread::spawn(move || {
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        let _ = tell.send(());
+    });
+    let _ = told.await;
 }
 
 /// Starts this program again, and waits until the interface is there or cannot be.
@@ -88,6 +106,8 @@ fn start_in_background(arguments: &Arguments) -> anyhow::Result<()> {
         command.arg("--log-file").arg(std::path::absolute(path)?);
     }
     let mut child = command
+        .arg("--socket-dir")
+        .arg(std::path::absolute(&arguments.socket_dir)?)
         .args(["--background", &arguments.interface])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -14,9 +14,9 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
-    AccountView, ApiError, ChainName, ChainParameters, ChainReport, ChannelView, HexBytes, Offer,
-    RecoverySubject, ServiceView, SessionAction, SessionGrant, SessionRequest, SessionStopped,
-    SubmittedTransaction, TransactionStatus, WireguardPublicKey,
+    AccountView, ApiError, ChainName, ChainParameters, ChainReport, ChannelView, HexBytes,
+    MarketOffer, Offer, RecoverySubject, ServiceView, SessionAction, SessionGrant, SessionRequest,
+    SessionStopped, SubmittedTransaction, TransactionStatus, WireguardPublicKey,
 };
 use topnet_channel::SecretKey;
 use topnet_ledger::{
@@ -74,6 +74,16 @@ impl Rpc {
             url: url.to_owned(),
             client,
         })
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What providers offer on main for a service.
+    pub async fn market(&self, service: &ChainName) -> Result<Vec<MarketOffer>, RpcError> {
+        self.ask("market", rpc_params![service]).await
     }
 
     /// What the provider offers.

@@ -38,6 +38,8 @@ pub struct WireguardCounter {
     interface: String,
     asker: Asker,
     asked: Option<Arc<Answers>>,
+    /// The transfer is of inner packets, as they are billed: no other count is needed.
+    exact: bool,
     /// The transfer could not be read, and that was said.
     complained: bool,
 }
@@ -82,11 +84,21 @@ impl WireguardCounter {
         Self::with(asker)
     }
 
+    /// Counts at an interface of this project's, which answers at `socket` and whose transfer is
+    /// of inner packets: exactly what is billed for what arrives.
+    pub fn exact(interface: &str, peer: [u8; 32], socket: PathBuf) -> Self {
+        let mut counter = Self::new(interface, peer);
+        counter.asker.socket = socket;
+        counter.exact = true;
+        counter
+    }
+
     fn with(asker: Asker) -> Self {
         Self {
             interface: asker.interface.clone(),
             asker,
             asked: None,
+            exact: false,
             complained: false,
         }
     }
@@ -148,11 +160,12 @@ impl ByteCounter for WireguardCounter {
                 None
             }
         };
+        let interface = Some(Reading {
+            counted,
+            incarnation,
+        });
         Ok(Readings {
-            interface: Some(Reading {
-                counted,
-                incarnation,
-            }),
+            interface: if self.exact { transfer } else { interface },
             transfer,
         })
     }

@@ -192,6 +192,11 @@ impl Wallet {
         home.join("passphrase")
     }
 
+    /// Where it keeps what it promised.
+    pub fn state_dir(&self) -> PathBuf {
+        self.home.join("topnet/wallet")
+    }
+
     /// Where `pay` shows how it stands.
     pub fn status_file(&self) -> PathBuf {
         self.home.join("paying.json")
@@ -301,6 +306,14 @@ impl Provider {
     pub fn carry_by_kernel(&mut self, run_dir: &RunDir) -> Result<()> {
         self.tunnel_driver = Some(run_dir.private("driver", DATAPLANE.uid, DATAPLANE.gid)?);
         self.configure("dataplane", "io = \"kernel\"")
+    }
+
+    /// Adds a section at the end of the configuration.
+    pub fn add_section(&self, section: &str, lines: &str) -> Result<()> {
+        let config = self.topnet.config();
+        let text = fs::read_to_string(config)?;
+        fs::write(config, format!("{text}\n[{section}]\n{lines}\n"))
+            .with_context(|| format!("cannot write {}", config.display()))
     }
 
     /// Writes a line at the start of a section of the configuration.

@@ -193,7 +193,7 @@ pub(super) fn address(wallet: &Wallet, output: Output) -> Result<(), CliError> {
 }
 
 /// Opens a wallet's keys, each where it is used, and asks for their passphrase once.
-pub(super) struct Keyring {
+pub(in crate::cli) struct Keyring {
     account: Option<PathBuf>,
     session: Option<PathBuf>,
     passphrase_file: Option<PathBuf>,
@@ -216,7 +216,7 @@ impl Keyring {
     }
 
     /// The account, without a passphrase.
-    pub(super) fn account(&self) -> Result<Address, CliError> {
+    pub(in crate::cli) fn account(&self) -> Result<Address, CliError> {
         let key = key_file::read_public(self.account_file()?).map_err(key_error)?;
         Ok(Address::of(&key))
     }
@@ -235,7 +235,7 @@ impl Keyring {
     }
 
     /// The key of ours whose public half is `signer`: a channel says which key signs for it.
-    pub(super) fn key_of(&self, signer: PublicKey) -> Result<Option<SecretKey>, CliError> {
+    pub(in crate::cli) fn key_of(&self, signer: PublicKey) -> Result<Option<SecretKey>, CliError> {
         for file in [&self.session, &self.account].into_iter().flatten() {
             if key_file::read_public(file).map_err(key_error)? == signer {
                 return self.open(file).map(Some);

@@ -37,7 +37,7 @@ impl Text for Balance {
 
 /// What became of the wallet's transaction.
 #[derive(Debug, Serialize)]
-pub(super) struct TransactionReport {
+pub(in crate::cli) struct TransactionReport {
     id: Hash,
     chain: ChainName,
     /// The final block that it stands in; `None` if nobody waited.
@@ -86,8 +86,8 @@ impl Text for TransactionReport {
 
 /// A channel that was opened.
 #[derive(Debug, Serialize)]
-pub(super) struct OpenedReport {
-    pub(super) channel: ChannelId,
+pub(in crate::cli) struct OpenedReport {
+    pub(in crate::cli) channel: ChannelId,
     pub(super) transaction: TransactionReport,
 }
 

@@ -20,7 +20,7 @@ use crate::{
     watch::Watch,
 };
 
-use super::{Kept, Options, READY_WAIT, TRANSFER_WAIT};
+use super::{Kept, Options, READY_WAIT, TRANSFER_WAIT, vpn_own_peers};
 
 /// What the payer has on main.
 const BALANCE_NTOP: u64 = 1_000_000_000_000;
@@ -28,7 +28,7 @@ const BALANCE_NTOP: u64 = 1_000_000_000_000;
 /// they reserve.
 const SMALL_DISK_BYTES: u64 = 32 << 20;
 /// The network that is reached through the tunnel.
-const ORIGIN_NETWORK: &str = "10.77.2.0/24";
+pub(super) const ORIGIN_NETWORK: &str = "10.77.2.0/24";
 
 /// What a scenario needs beyond a client and a provider.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,6 +39,8 @@ pub(super) struct Needs {
     pub(super) small_disk: bool,
     /// A tower on another machine.
     pub(super) tower: bool,
+    /// Peers of the operator's own.
+    pub(super) own_peers: bool,
     /// Packets carried by the kernel's sockets, not by frames.
     pub(super) kernel_sockets: bool,
     /// Rules of the chains that are not as usual, as `topnet init` has them.
@@ -107,6 +109,9 @@ impl<'a> Lab<'a> {
         if needs.tower {
             provider.hand_over_to(&tower::url())?;
         }
+        if needs.own_peers {
+            provider.add_section("dataplane.unmetered", vpn_own_peers::UNMETERED)?;
+        }
         if needs.kernel_sockets {
             topology.route_in_kernel()?;
             provider.carry_by_kernel(&run_dir)?;
@@ -152,8 +157,8 @@ impl<'a> Lab<'a> {
     }
 
     /// Funds the service's account with exactly what opening takes, so that nothing stays there.
-    /// Gives the channel and what was spent on fees.
-    pub(super) fn open_channel(&self, wallet: &Wallet, units: u64) -> Result<(String, u64)> {
+    /// Gives the allocation of so many units and what is spent on fees.
+    pub(super) fn fund_channel(&self, wallet: &Wallet, units: u64) -> Result<(u64, u64)> {
         let offers = self.client_asks(&["offers"])?;
         let price: u64 = number(&offers[0]["unit_price"]).context("the offer has no price")?;
         let allocation = price * units;
@@ -161,23 +166,24 @@ impl<'a> Lab<'a> {
         let closing_fee = find_number(&vpn, "closing_fee").context("no closing fee")?;
         let fund_fee = self.fee("main", "fund")?;
         let open_fee = self.fee("vpn", "open")?;
-        let ask = |words: &[&str]| {
-            let interrupt = self.options.interrupt;
-            let client = &self.topology.client;
-            wallet.topnet.ask::<Value>(client, interrupt, words)
-        };
         let amount = (allocation + closing_fee + open_fee).to_string();
-        ask(&["wallet", "fund", &amount])?;
-        let window = CLOSE_WINDOW_BLOCKS.to_string();
-        let opened = ask(&[
-            "wallet",
-            "open",
-            &allocation.to_string(),
-            "--close-window",
-            &window,
-        ])?;
+        self.ask_as(wallet, &["wallet", "fund", &amount])?;
+        Ok((allocation, fund_fee + open_fee))
+    }
+
+    /// Funds and opens. Gives the channel and what was spent on fees.
+    pub(super) fn open_channel(&self, wallet: &Wallet, units: u64) -> Result<(String, u64)> {
+        let (allocation, fees) = self.fund_channel(wallet, units)?;
+        let (allocation, window) = (allocation.to_string(), CLOSE_WINDOW_BLOCKS.to_string());
+        let words = ["wallet", "open", &allocation, "--close-window", &window];
+        let opened = self.ask_as(wallet, &words)?;
         let channel = text(&opened["channel"]).context("no channel id")?;
-        Ok((channel, fund_fee + open_fee))
+        Ok((channel, fees))
+    }
+
+    fn ask_as(&self, wallet: &Wallet, words: &[&str]) -> Result<Value> {
+        let (client, interrupt) = (&self.topology.client, self.options.interrupt);
+        wallet.topnet.ask(client, interrupt, words)
     }
 
     /// What something costs, by a chain's rules.
@@ -315,7 +321,7 @@ impl<'a> Lab<'a> {
 }
 
 /// The client's interface.
-fn tunnel_name() -> String {
+pub(super) fn tunnel_name() -> String {
     format!("tn{}", std::process::id())
 }
 

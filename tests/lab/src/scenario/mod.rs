@@ -15,6 +15,8 @@ mod service_dead;
 mod settlement;
 mod tower;
 mod unpaid_stops;
+mod vpn_connect;
+mod vpn_own_peers;
 mod without_metering;
 
 use std::{
@@ -41,6 +43,10 @@ pub enum Scenario {
     PaidDownload,
     /// The same over the kernel's sockets.
     VpnKernel,
+    /// One command connects, pays and closes.
+    VpnConnect,
+    /// A peer of the operator's own, beside a client that pays.
+    VpnOwnPeers,
     /// The wallet is stopped in the middle of the download and returns.
     UnpaidStops,
     /// Every process is killed in the middle of a download.
@@ -59,9 +65,11 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario, in the order in which `all` runs them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::PaidDownload,
         Self::VpnKernel,
+        Self::VpnConnect,
+        Self::VpnOwnPeers,
         Self::UnpaidStops,
         Self::Crash,
         Self::Settlement,
@@ -76,6 +84,8 @@ impl Scenario {
         match self {
             Self::PaidDownload => "paid-download",
             Self::VpnKernel => "vpn-kernel",
+            Self::VpnConnect => "vpn-connect",
+            Self::VpnOwnPeers => "vpn-own-peers",
             Self::UnpaidStops => "unpaid-stops",
             Self::Crash => "crash",
             Self::Settlement => "settlement",
@@ -94,6 +104,12 @@ impl Scenario {
             }
             Self::VpnKernel => {
                 "paid-download with the kernel's UDP sockets and a TUN device in the place of AF_XDP"
+            }
+            Self::VpnConnect => {
+                "`topnet connect` opens a channel, brings the tunnel up, pays by its own exact count, and closes"
+            }
+            Self::VpnOwnPeers => {
+                "`topnet vpn add` and `wg-quick` beside a client that pays: nobody pays for the operator's own peer"
             }
             Self::UnpaidStops => {
                 "the wallet stops in mid-download: traffic stops within the window, and goes on when it returns"
@@ -129,6 +145,7 @@ impl Scenario {
             forger: self == Self::Cheats,
             small_disk: self == Self::Chaos,
             tower: self == Self::Tower,
+            own_peers: self == Self::VpnOwnPeers,
             kernel_sockets: self == Self::VpnKernel,
             rules: match self {
                 Self::ServiceDead => service_dead::RULES,
@@ -174,6 +191,8 @@ pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<
     let mut report = Report::default();
     let played = match scenario {
         Scenario::PaidDownload | Scenario::VpnKernel => lab.paid_download(&mut report),
+        Scenario::VpnConnect => lab.vpn_connect(&mut report),
+        Scenario::VpnOwnPeers => lab.vpn_own_peers(&mut report),
         Scenario::UnpaidStops => lab.unpaid_stops(&mut report),
         Scenario::Crash => lab.crash(&mut report),
         Scenario::Settlement => lab.settlement(&mut report),

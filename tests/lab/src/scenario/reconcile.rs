@@ -31,8 +31,8 @@ impl Lab<'_> {
         self.reconcile(channel, &close, report)
     }
 
-    /// Waits until the traffic is over, then takes the client's own counts.
-    pub(super) fn count_client(&self, channel: &str, report: &mut Report) -> Result<()> {
+    /// Waits until the traffic is over.
+    pub(super) fn wait_until_counts_rest(&self, channel: &str) -> Result<()> {
         let interrupt = self.options.interrupt;
         let mut last = (0, Instant::now());
         interrupt.wait("the counts rest", STILL_WAIT, || {
@@ -44,7 +44,13 @@ impl Lab<'_> {
             let rests = last.1.elapsed() >= Duration::from_millis(700);
             let journalled = number(&metering["metered_bytes"]) == Some(usage);
             Ok((rests && journalled).then_some(()))
-        })?;
+        })
+    }
+
+    /// The same, and the client's own counts then.
+    pub(super) fn count_client(&self, channel: &str, report: &mut Report) -> Result<()> {
+        self.wait_until_counts_rest(channel)?;
+        let interrupt = self.options.interrupt;
         // No handshake or keepalive of the last moment is billed: neither count needs the tunnel
         // to be down, but what comes after belongs to nobody.
         let tunnel = self.tunnel.as_ref().context("no tunnel")?;
@@ -62,6 +68,12 @@ impl Lab<'_> {
     fn count(&self, channel: &str, report: &mut Report) -> Result<()> {
         self.say("waiting until the last unit is paid");
         self.count_client(channel, report)?;
+        self.note_session(report)?;
+        self.note_window(report)
+    }
+
+    /// What the data plane counted of the one session.
+    pub(super) fn note_session(&self, report: &mut Report) -> Result<()> {
         let interrupt = self.options.interrupt;
         // While the session stands: its counters go with it.
         let sessions =
@@ -79,7 +91,7 @@ impl Lab<'_> {
             backend: text(&io["backend"]).unwrap_or_default(),
             mode: text(&io["mode"]).unwrap_or_default(),
         };
-        self.note_window(report)
+        Ok(())
     }
 
     /// How far ahead the wallet was. It counts from its own start: an end takes that along.

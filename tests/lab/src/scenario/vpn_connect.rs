@@ -1,0 +1,156 @@
+//! `topnet connect`: one command in the place of the wallet, `wg` and wireguard-go.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+use topnet_netns::with_tunnel_driver;
+
+use crate::{
+    process::{Process, User, output},
+    report::{Client, Report},
+    users,
+};
+
+use super::{
+    TRANSFER_WAIT,
+    lab::{Lab, Opened, number, text, tunnel_name},
+    paid_download::{ALLOCATION_UNITS, DOWNLOAD_BYTES},
+};
+
+/// From the payer's close until the payee's is on main: its deadline, an epoch, and some.
+const CLOSE_WAIT: Duration = Duration::from_secs(60);
+const COMMAND_WAIT: Duration = Duration::from_secs(10);
+
+impl Lab<'_> {
+    pub(super) fn vpn_connect(&mut self, report: &mut Report) -> Result<Opened> {
+        let interrupt = self.options.interrupt;
+        let before = (
+            self.main_balance(&self.wallet.address)?,
+            self.main_balance(&self.provider.payee)?,
+        );
+        self.say("funding the service chain");
+        let (allocation, fees) = self.fund_channel(&self.wallet, ALLOCATION_UNITS)?;
+        report.fees_ntop.payer = fees + self.fee("vpn", "close")?;
+        let rules = self.rules()?;
+        self.say("connecting");
+        self.run_dir.program("topnet-wireguard")?;
+        let mut connected = self.start_connect(allocation)?;
+        let log = self.run_dir.log("connect");
+        connected.wait_ready(interrupt, TRANSFER_WAIT, || {
+            looks(&log)
+                .last()
+                .is_some_and(|look| look["state"] == "paying")
+        })?;
+        let look = looks(&log).pop().context("nothing was shown")?;
+        let id = text(&look["channel"]).context("no channel")?;
+        let channel = Opened { id, before };
+
+        let download = self.begin_download(DOWNLOAD_BYTES)?;
+        self.finish_download(download, report)?;
+        self.upload(report)?;
+        self.provider.check()?;
+        self.wait_until_counts_rest(&channel.id)?;
+        self.note_session(report)?;
+
+        self.say("disconnecting, which closes the channel");
+        connected.signal(Signal::INT)?;
+        connected.wait_success(interrupt, TRANSFER_WAIT)?;
+        let spent = values(&log).pop().context("it said nothing at its end")?;
+        let of = |value: &Value, name: &str| {
+            number(&value[name]).with_context(|| format!("no {name} in {value}"))
+        };
+        let look = looks(&log).pop().context("nothing was shown")?;
+        let (sent_bytes, received_bytes) = (of(&look, "up_bytes")?, of(&look, "down_bytes")?);
+        report.client = Client {
+            interface_bytes: sent_bytes + received_bytes,
+            sent_bytes,
+            received_bytes,
+            transfer_bytes: of(&spent, "own_bytes")?,
+        };
+        let links = self.client_runs("ip", &["link"])?;
+        ensure!(
+            !links.contains(&tunnel_name()),
+            "the device is left:\n{links}"
+        );
+        let left = self.rules()?;
+        ensure!(left == rules, "rules are left:\n{left}");
+
+        self.say("waiting for the payee's claim on the main chain");
+        let began = Instant::now();
+        let close: Value = interrupt.wait("the payee's close is on main", CLOSE_WAIT, || {
+            let close = self.channel(&channel.id)?["close"].clone();
+            Ok(close["main_block"]["height"].is_u64().then_some(close))
+        })?;
+        self.say(&format!("settled {} s after", began.elapsed().as_secs()));
+        // Where reconciling looks for the wallet's own words.
+        let words = self.wallet.state_dir().join(format!("{}.json", channel.id));
+        fs::copy(&words, self.wallet.status_file())
+            .with_context(|| format!("cannot read {}", words.display()))?;
+        self.note_window(report)?;
+        self.reconcile(&channel, &close, report)?;
+        Ok(channel)
+    }
+
+    /// The client's command, with the right to make a device and routes and no other.
+    fn start_connect(&self, allocation: u64) -> Result<Process> {
+        let client = self.wallet.topnet.run_by(User {
+            capabilities: &["net_admin"],
+            ..users::CLIENT
+        });
+        let allocation = allocation.to_string();
+        let command = client.with(&[
+            "--json",
+            "connect",
+            "--interface",
+            &tunnel_name(),
+            "--allocation",
+            &allocation,
+        ]);
+        let driver = self
+            .run_dir
+            .private("client-driver", users::CLIENT.uid, users::CLIENT.gid)?;
+        let command = with_tunnel_driver(&driver, command)?;
+        let log = self.run_dir.log("connect");
+        Process::start(&self.topology.client, "connect", command, &log)
+    }
+
+    fn rules(&self) -> Result<String> {
+        self.client_runs("ip", &["rule"])
+    }
+
+    fn client_runs(&self, program: &str, words: &[&str]) -> Result<String> {
+        let mut command = Command::new(program);
+        command.args(words);
+        let interrupt = self.options.interrupt;
+        output(&self.topology.client, command, interrupt, COMMAND_WAIT)
+    }
+}
+
+/// What the command printed, value by value; what is no JSON was for people.
+fn values(log: &PathBuf) -> Vec<Value> {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    // What it prints at its end has several lines.
+    let mut values = Vec::new();
+    for part in text
+        .split("\n{")
+        .map(|part| format!("{{{}", part.trim_start_matches('{')))
+    {
+        let value = serde_json::Deserializer::from_str(&part).into_iter().next();
+        values.extend(value.and_then(Result::ok));
+    }
+    values
+}
+
+/// The looks among them.
+fn looks(log: &PathBuf) -> Vec<Value> {
+    let mut values = values(log);
+    values.retain(|value| value["interface"].is_string());
+    values
+}
