@@ -30,6 +30,7 @@ use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
 use crate::owners::Owners;
 use crate::packet::{Ip, Malformed, decrement_hops};
+use crate::segment_size;
 use crate::session::{
     Addresses, Endpoint, Identity, NetworkChange, Session, SessionCounters, SessionIndex,
     unspecified,
@@ -416,6 +417,10 @@ impl<G: Gate> Plane<G> {
         ) {
             translation.out(self.now_ms, host, &mut packet[..ip.total_bytes])?;
         }
+        if let (Some(solicited), IpAddr::V6(remote)) = (&mut session.solicited, ip.destination) {
+            solicited.note(remote, packet[6], self.now_ms);
+        }
+        segment_size::clamp(&mut packet[..ip.total_bytes], self.config.inner_mtu);
         if !P::KERNEL_ROUTES {
             decrement_hops(packet);
         }
@@ -448,6 +453,12 @@ impl<G: Gate> Plane<G> {
         if ip.hops <= 1 && !P::KERNEL_ROUTES {
             return Err(DropReason::TtlExceeded);
         }
+        if let (Some(solicited), IpAddr::V6(remote), IpAddr::V6(client), false) =
+            (&session.solicited, ip.source, ip.destination, from_gateway)
+            && !solicited.admits(&packet[..ip.total_bytes], remote, client, self.now_ms)
+        {
+            return Err(DropReason::Unsolicited);
+        }
         let endpoint = session.endpoint.ok_or(DropReason::NoTunnel)?;
         let offset = path.message_offset(&endpoint);
         let padded_bytes = padded(ip.total_bytes, self.config.inner_mtu).min(packet.len());
@@ -473,6 +484,7 @@ impl<G: Gate> Plane<G> {
         if !P::KERNEL_ROUTES {
             decrement_hops(packet);
         }
+        segment_size::clamp(&mut packet[..ip.total_bytes], self.config.inner_mtu);
         packet[ip.total_bytes..padded_bytes].fill(0);
         let sealed = session.tunnel.encapsulate(&packet[..padded_bytes], room);
         let TunnResult::WriteToNetwork(message) = sealed else {

@@ -239,6 +239,7 @@ impl Running {
             )),
             nat_log: std::sync::Mutex::new(nat_log(section)?),
             gateway_address: gateway_address.into(),
+            shields_ipv6: section.inner_subnet6.is_some(),
         });
         let mut monitor = connection.monitor(&interfaces);
         shared.publish(monitor.snapshot().await?).await;

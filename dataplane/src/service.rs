@@ -25,6 +25,7 @@ use crate::orders::Order;
 use crate::registry::{Registry, Standing};
 use crate::session::{Endpoint, Identity, Session};
 use crate::slots::Phase;
+use crate::solicited::Solicited;
 use crate::worker::{Command, Returned};
 
 /// How often the file of endpoints is brought up to date.
@@ -60,6 +61,14 @@ pub struct Shared {
     pub nat_log: std::sync::Mutex<Option<NatLog>>,
     /// The gateway's address towards clients.
     pub gateway_address: IpAddr,
+    /// True if clients have IPv6 addresses: nobody reaches them who was not asked.
+    pub shields_ipv6: bool,
+}
+
+/// Which of a client's remote addresses share a place is nobody's to know.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
 }
 
 /// The data plane's service on its Unix socket.
@@ -180,6 +189,9 @@ impl Shared {
                 Order::Install(plan, counters) => {
                     let mut session = Session::new(&self.identity, plan);
                     session.counters = counters;
+                    if self.shields_ipv6 && session.plan.payer.is_some() {
+                        session.solicited = Some(Box::new(Solicited::new(random_seed())));
+                    }
                     if let Some(remote) = self.endpoints().of(&session.plan.public_key) {
                         session.resume_at(Endpoint {
                             remote,

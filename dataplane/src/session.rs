@@ -12,6 +12,8 @@ use topnet_account::ChannelId;
 use topnet_uapi::IpNetwork;
 use topnet_unit::Slot;
 
+use crate::solicited::Solicited;
+
 /// Receiver indices of a session share their upper 24 bits (boringtun keeps eight key pairs).
 pub const INDEX_BITS: u32 = 24;
 
@@ -176,6 +178,8 @@ pub struct Session {
     pub resume: bool,
     /// For others to read.
     pub counters: Arc<SessionCounters>,
+    /// Whom a client has sent to over IPv6; `None` where nobody is kept from it.
+    pub solicited: Option<Box<Solicited>>,
 }
 
 /// The gateway's WireGuard identity.
@@ -230,6 +234,7 @@ impl Session {
             established: false,
             resume: false,
             counters: Arc::default(),
+            solicited: None,
         }
     }
 

@@ -55,6 +55,26 @@ fn inner_bytes_are_counted_exactly() {
 }
 
 #[test]
+fn tcp_fits_even_if_both_ends_believe_in_more() {
+    if !root_tests() {
+        return;
+    }
+    let mut gateway = Gateway::start("mss");
+    let client = WireGuard::start(&gateway, "tnmss");
+    let slot = gateway.admit(&client);
+    gateway.attach().credit.grant(slot, unlimited());
+    let echo = Echo::new(&gateway.topology);
+    eventually("the tunnel is up", || echo.round_trip(1));
+    // Nobody but the gateway knows how narrow the tunnel is, and frames get no answer from it.
+    ip(&gateway.topology.client, "link set tnmss mtu 1500");
+    let (mut near, mut far) = tcp(&gateway.topology);
+    let content = vec![7; 1 << 20];
+    transfer(&mut far, &mut near, &content);
+    transfer(&mut near, &mut far, &content);
+    assert_eq!(gateway.drops("too_large"), 0);
+}
+
+#[test]
 fn a_transfer_arrives_whole_in_both_directions() {
     if !root_tests() {
         return;

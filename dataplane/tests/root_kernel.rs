@@ -269,6 +269,42 @@ fn the_kernel_answers_where_a_packet_cannot_go_on() {
 }
 
 #[test]
+fn nobody_pays_for_ipv6_that_was_not_asked_for() {
+    if !root_tests() {
+        return;
+    }
+    let mut gateway = Gateway::start_on_kernel("kask");
+    let client = WireGuard::start_dual(&gateway, "tnkask", GATEWAY.into());
+    let slot = connect(&mut gateway, &client);
+    let echo = Echo::new(&gateway.topology);
+    eventually("the tunnel is up", || echo.round_trip(1));
+    let bind = |namespace: &topnet_netns::Namespace, address: std::net::Ipv6Addr| {
+        let socket = namespace.enter(|| UdpSocket::bind((address, 0)).unwrap());
+        let socket = socket.unwrap();
+        let patience = Some(std::time::Duration::from_millis(500));
+        socket.set_read_timeout(patience).unwrap();
+        socket
+    };
+    let near = bind(&gateway.topology.client, support::CLIENT_INNER6);
+    let far = bind(&gateway.topology.origin, ORIGIN6);
+    let (at, from) = (near.local_addr().unwrap(), far.local_addr().unwrap());
+    // IPv4 cannot be asked about here: its clients are behind shared addresses where they matter.
+    let usage = || gateway.attach().usage.totals(slot.index).bytes;
+    let before = usage();
+    let mut buffer = [0; 64];
+    for _ in 0..3 {
+        far.send_to(b"buy this", at).unwrap();
+    }
+    assert!(near.recv(&mut buffer).is_err());
+    assert!(gateway.drops("unsolicited") >= 3);
+    assert_eq!(usage(), before);
+    near.send_to(b"yes?", from).unwrap();
+    assert!(far.recv(&mut buffer).is_ok());
+    far.send_to(b"an answer", at).unwrap();
+    assert_eq!(near.recv(&mut buffer).unwrap(), 9);
+}
+
+#[test]
 fn nothing_is_left_and_nothing_is_forwarded_without_the_process() {
     if !root_tests() {
         return;
