@@ -15,7 +15,7 @@ use topnet_api::{
     NewOffer, Offer, OfferTerms, PaymentEndpoint, SessionAction, SessionGrant, SessionId,
     SessionRequest, SessionStopped, WireguardConfig, WireguardPublicKey,
 };
-use topnet_config::{Config, ConfigError};
+use topnet_config::{Config, ConfigError, Dataplane, Ipv4Subnet};
 use topnet_unit::UNIT_BYTES;
 
 use crate::{
@@ -199,12 +199,8 @@ impl Provider {
                 server_public_key,
                 endpoint: control.offer.wireguard_endpoint,
                 address: session.inner_address,
-                allowed_ips: control
-                    .offer
-                    .allowed_ips
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect(),
+                address6: dataplane.inner_network().address6(session.inner_address),
+                allowed_ips: allowed_ips(&control.offer.allowed_ips, dataplane),
                 dns: control.offer.dns.clone(),
                 mtu: dataplane.inner_mtu,
                 persistent_keepalive_s: PERSISTENT_KEEPALIVE_S,
@@ -444,4 +440,14 @@ fn not_configured() -> ApiError {
         "a section of the configuration is missing",
         "run `topnet check-config`",
     )
+}
+
+/// What goes through the tunnel. Who offers all of the world offers the IPv6 part of it too, if
+/// clients have IPv6 addresses.
+fn allowed_ips(offered: &[Ipv4Subnet], dataplane: &Dataplane) -> Vec<String> {
+    let world6 = dataplane
+        .inner_subnet6
+        .filter(|_| offered.contains(&Ipv4Subnet::ALL));
+    let six = world6.map(|_| "::/0".to_owned());
+    offered.iter().map(ToString::to_string).chain(six).collect()
 }

@@ -59,6 +59,8 @@ drop_reasons! {
     ToGateway => "to_gateway",
     /// Inner destination that belongs to another client.
     BetweenClients => "between_clients",
+    /// Faster than the session may go.
+    RateExceeded => "rate_exceeded",
     /// For a client that has not sent to where it comes from.
     Unsolicited => "unsolicited",
     /// Inner packet larger than the tunnel's MTU.

@@ -33,6 +33,7 @@ pub mod owners;
 pub mod packet;
 pub mod plane;
 mod ports;
+pub mod rate;
 pub mod registry;
 mod routing;
 mod run;

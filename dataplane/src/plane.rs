@@ -30,6 +30,7 @@ use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
 use crate::owners::Owners;
 use crate::packet::{Ip, Malformed, decrement_hops};
+use crate::rate::RateLimit;
 use crate::segment_size;
 use crate::session::{
     Addresses, Endpoint, Identity, NetworkChange, Session, SessionCounters, SessionIndex,
@@ -119,6 +120,7 @@ pub struct Plane<G = Accounting> {
     gate: G,
     translation: Option<Translation>,
     /// When the burst began, by the monotonic clock.
+    now_ns: u64,
     now_ms: u64,
     drops: Arc<DropCounters>,
     started: Instant,
@@ -141,6 +143,7 @@ impl<G: Gate> Plane<G> {
             owners: Owners::new(config.inner),
             gate,
             translation: None,
+            now_ns: 0,
             now_ms: 0,
             drops,
             started,
@@ -241,6 +244,7 @@ impl<G: Gate> Plane<G> {
 
     /// A burst begins. To be called before every burst.
     pub fn begin(&mut self, burst_began_ns: u64) {
+        self.now_ns = burst_began_ns;
         self.now_ms = burst_began_ns / 1_000_000;
     }
 
@@ -409,7 +413,14 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::TooLarge);
         }
         let hop = path.to_world(ip.destination)?;
-        admit(&mut self.gate, slot, ip.total_bytes)?;
+        let pass = admit(
+            &mut self.gate,
+            slot,
+            &mut session.rates.up,
+            &mut session.rates.unpaid,
+            ip.total_bytes,
+            self.now_ns,
+        )?;
         if let (Some(translation), Some(host), true) = (
             &mut self.translation,
             self.owners.host(ip.source),
@@ -424,8 +435,10 @@ impl<G: Gate> Plane<G> {
         if !P::KERNEL_ROUTES {
             decrement_hops(packet);
         }
-        count(&mut self.gate, slot, ip.total_bytes);
-        SessionCounters::add(&session.counters.up_bytes, ip.total_bytes);
+        if pass.counts(&session.counters, ip.total_bytes) {
+            count(&mut self.gate, slot, ip.total_bytes);
+            SessionCounters::add(&session.counters.up_bytes, ip.total_bytes);
+        }
         let bytes = ip.total_bytes;
         Ok(Outcome::ToWorld { hop, bytes })
     }
@@ -480,7 +493,14 @@ impl<G: Gate> Plane<G> {
         }
         let slot = session.plan.slot();
         let hop = path.to_peer(&endpoint)?;
-        admit(&mut self.gate, slot, ip.total_bytes)?;
+        let pass = admit(
+            &mut self.gate,
+            slot,
+            &mut session.rates.down,
+            &mut session.rates.unpaid,
+            ip.total_bytes,
+            self.now_ns,
+        )?;
         if !P::KERNEL_ROUTES {
             decrement_hops(packet);
         }
@@ -491,8 +511,10 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::NoTunnel);
         };
         let bytes = message.len();
-        count(&mut self.gate, slot, ip.total_bytes);
-        SessionCounters::add(&session.counters.down_bytes, ip.total_bytes);
+        if pass.counts(&session.counters, ip.total_bytes) {
+            count(&mut self.gate, slot, ip.total_bytes);
+            SessionCounters::add(&session.counters.down_bytes, ip.total_bytes);
+        }
         Ok(Outcome::ToPeer {
             endpoint,
             hop,
@@ -529,9 +551,52 @@ impl<G: Gate> Plane<G> {
     }
 }
 
-/// True for a session that nobody pays for, and for one whose payer may send as much more.
-fn admit(gate: &mut impl Gate, slot: Option<Slot>, bytes: usize) -> Result<(), DropReason> {
-    slot.map_or(Ok(()), |slot| gate.admit(slot, bytes))
+/// On whose account a packet passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    /// It counts, if anybody pays.
+    Counted,
+    /// The credit is used up, and the operator gives a trickle.
+    Gift,
+}
+
+impl Pass {
+    /// True if the packet is to be counted; a gift is noted here.
+    fn counts(self, counters: &SessionCounters, bytes: usize) -> bool {
+        if self == Self::Gift {
+            SessionCounters::add(&counters.given_bytes, bytes);
+        }
+        self == Self::Counted
+    }
+}
+
+/// Says whether a packet may pass: in its session's time, and paid for by whoever pays.
+fn admit(
+    gate: &mut impl Gate,
+    slot: Option<Slot>,
+    rate: &mut Option<RateLimit>,
+    unpaid: &mut Option<RateLimit>,
+    bytes: usize,
+    now_ns: u64,
+) -> Result<Pass, DropReason> {
+    if rate.is_some_and(|rate| !rate.admits(now_ns)) {
+        return Err(DropReason::RateExceeded);
+    }
+    let paid = slot.map_or(Ok(()), |slot| gate.admit(slot, bytes));
+    match (paid, unpaid) {
+        (Ok(()), _) => {
+            // What is refused takes nobody's time.
+            if let Some(rate) = rate {
+                rate.take(bytes, now_ns);
+            }
+            Ok(Pass::Counted)
+        }
+        (Err(DropReason::CreditExhausted), Some(trickle)) if trickle.admits(now_ns) => {
+            trickle.take(bytes, now_ns);
+            Ok(Pass::Gift)
+        }
+        (Err(reason), _) => Err(reason),
+    }
 }
 
 fn count(gate: &mut impl Gate, slot: Option<Slot>, bytes: usize) {

@@ -31,7 +31,7 @@ use crate::plane::{Plane, PlaneConfig};
 use crate::ports::{data_ports, gateway_address};
 use crate::registry::{Bounds, Registry};
 use crate::service::{Service, Shared};
-use crate::session::Identity;
+use crate::session::{Identity, SessionRates};
 use crate::tables::{hand_over, listen_for_tables};
 use crate::translation::Translation;
 use crate::ways::{Chooser, Way};
@@ -239,6 +239,7 @@ impl Running {
             )),
             nat_log: std::sync::Mutex::new(nat_log(section)?),
             gateway_address: gateway_address.into(),
+            rates: SessionRates::of(&section.rates),
             shields_ipv6: section.inner_subnet6.is_some(),
         });
         let mut monitor = connection.monitor(&interfaces);

@@ -23,7 +23,7 @@ use crate::link::WorkerLink;
 use crate::nat_log::{Holder, NatLog};
 use crate::orders::Order;
 use crate::registry::{Registry, Standing};
-use crate::session::{Endpoint, Identity, Session};
+use crate::session::{Endpoint, Identity, Session, SessionRates};
 use crate::slots::Phase;
 use crate::solicited::Solicited;
 use crate::worker::{Command, Returned};
@@ -61,6 +61,8 @@ pub struct Shared {
     pub nat_log: std::sync::Mutex<Option<NatLog>>,
     /// The gateway's address towards clients.
     pub gateway_address: IpAddr,
+    /// How fast a paying session may go.
+    pub rates: SessionRates,
     /// True if clients have IPv6 addresses: nobody reaches them who was not asked.
     pub shields_ipv6: bool,
 }
@@ -189,6 +191,9 @@ impl Shared {
                 Order::Install(plan, counters) => {
                     let mut session = Session::new(&self.identity, plan);
                     session.counters = counters;
+                    if session.plan.payer.is_some() {
+                        session.rates = self.rates;
+                    }
                     if self.shields_ipv6 && session.plan.payer.is_some() {
                         session.solicited = Some(Box::new(Solicited::new(random_seed())));
                     }
@@ -217,6 +222,7 @@ impl Shared {
             endpoint: counters.endpoint(),
             up_bytes: counters.up_bytes.load(Ordering::Relaxed),
             down_bytes: counters.down_bytes.load(Ordering::Relaxed),
+            given_bytes: counters.given_bytes.load(Ordering::Relaxed),
             handshake_age_s: counters
                 .handshake_ms()
                 .map(|handshake_ms| uptime_ms.saturating_sub(handshake_ms) / 1000),

@@ -9,9 +9,11 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use crossbeam::atomic::AtomicCell;
 use topnet_account::ChannelId;
+use topnet_config::Rates;
 use topnet_uapi::IpNetwork;
 use topnet_unit::Slot;
 
+use crate::rate::RateLimit;
 use crate::solicited::Solicited;
 
 /// Receiver indices of a session share their upper 24 bits (boringtun keeps eight key pairs).
@@ -36,6 +38,8 @@ pub struct SessionCounters {
     pub up_bytes: AtomicU64,
     /// Billable bytes to the peer.
     pub down_bytes: AtomicU64,
+    /// Bytes that passed for nothing when the credit was used up, both ways.
+    pub given_bytes: AtomicU64,
     /// Written when the peer roams, which is seldom: what it costs then does not matter.
     endpoint: AtomicCell<Option<SocketAddr>>,
     /// Milliseconds from the worker's start to the last completed handshake, plus one; 0: none.
@@ -153,6 +157,29 @@ pub enum Addresses {
     Networks(Vec<IpNetwork>),
 }
 
+/// Limits of one session; no limit where there is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionRates {
+    /// From the client.
+    pub up: Option<RateLimit>,
+    /// To the client.
+    pub down: Option<RateLimit>,
+    /// Both ways when the credit is used up; without it nothing passes then.
+    pub unpaid: Option<RateLimit>,
+}
+
+impl SessionRates {
+    /// As configured.
+    #[must_use]
+    pub fn of(rates: &Rates) -> Self {
+        Self {
+            up: rates.up_bits_per_s.map(RateLimit::new),
+            down: rates.down_bits_per_s.map(RateLimit::new),
+            unpaid: rates.unpaid_bits_per_s.map(RateLimit::new),
+        }
+    }
+}
+
 /// What is different about a peer's networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkChange {
@@ -178,6 +205,8 @@ pub struct Session {
     pub resume: bool,
     /// For others to read.
     pub counters: Arc<SessionCounters>,
+    /// How fast it may go.
+    pub rates: SessionRates,
     /// Whom a client has sent to over IPv6; `None` where nobody is kept from it.
     pub solicited: Option<Box<Solicited>>,
 }
@@ -234,6 +263,7 @@ impl Session {
             established: false,
             resume: false,
             counters: Arc::default(),
+            rates: SessionRates::default(),
             solicited: None,
         }
     }

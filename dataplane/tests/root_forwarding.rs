@@ -3,11 +3,13 @@
 
 mod support;
 
-use std::time::Duration;
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use support::{Echo, Gateway, ORIGIN, WireGuard, eventually, ip, tcp, transfer, unlimited, up_to};
 use topnet_netns::root_tests;
-use topnet_unit::{CreditGrant, UNIT_BYTES};
+use topnet_unit::{CreditGrant, Slot, UNIT_BYTES};
 
 const HEADERS: u64 = 28;
 
@@ -279,4 +281,77 @@ fn a_client_may_only_use_its_own_address_and_only_the_routed_world() {
         usage,
         "a drop is not billed"
     );
+}
+
+/// Bits a second that pass when `socket` sends one and a half times `bits_per_s`.
+fn passes(gateway: &Gateway, slot: Slot, socket: &UdpSocket, bits_per_s: u64) -> f64 {
+    const PAYLOAD: usize = 1_200;
+    let gap = Duration::from_secs_f64((PAYLOAD + 28) as f64 * 8.0 / (1.5 * bits_per_s as f64));
+    let stop = AtomicBool::new(false);
+    let metering = gateway.attach();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let began = Instant::now();
+            let mut sent = 0;
+            while !stop.load(Ordering::Relaxed) {
+                while gap * sent < began.elapsed() {
+                    let _ = socket.send(&[7; PAYLOAD]);
+                    sent += 1;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        let (began, before) = (Instant::now(), metering.usage.totals(slot.index).bytes);
+        std::thread::sleep(Duration::from_secs(4));
+        let bytes = metering.usage.totals(slot.index).bytes - before;
+        let rate = bytes as f64 * 8.0 / began.elapsed().as_secs_f64();
+        stop.store(true, Ordering::Relaxed);
+        rate
+    })
+}
+
+#[test]
+fn a_session_goes_as_fast_as_it_may_and_beyond_its_credit_at_a_trickle() {
+    if !root_tests() {
+        return;
+    }
+    const DOWN: u64 = 20_000_000;
+    const UP: u64 = 5_000_000;
+    const TRICKLE: u64 = 1_000_000;
+    let more = format!(
+        "[dataplane.rates]\ndown_bits_per_s = {DOWN}\nup_bits_per_s = {UP}\n\
+         unpaid_bits_per_s = {TRICKLE}\n"
+    );
+    let mut gateway = Gateway::start_with("rates", &more);
+    let client = WireGuard::start(&gateway, "tnrates");
+    let slot = gateway.admit(&client);
+    gateway.attach().credit.grant(slot, unlimited());
+    let echo = Echo::new(&gateway.topology);
+    eventually("the tunnel is up", || echo.round_trip(1));
+    let bind = |namespace: &topnet_netns::Namespace, address: std::net::Ipv4Addr| {
+        let socket = namespace.enter(|| UdpSocket::bind((address, 9)).unwrap());
+        socket.unwrap()
+    };
+    let near = bind(&gateway.topology.client, support::CLIENT_INNER);
+    let far = bind(&gateway.topology.origin, ORIGIN);
+    near.connect((ORIGIN, 9)).unwrap();
+    far.connect((support::CLIENT_INNER, 9)).unwrap();
+    for (socket, limit) in [(&far, DOWN), (&near, UP)] {
+        let rate = passes(&gateway, slot, socket, limit) / limit as f64;
+        assert!((0.98..=1.02).contains(&rate), "{limit} bit/s: {rate}");
+    }
+    assert!(gateway.drops("rate_exceeded") > 1000);
+    // The credit is used up: nothing more is billed, and a trickle passes.
+    let usage = gateway.attach().usage.totals(slot.index).bytes;
+    gateway.attach().credit.grant(slot, up_to(usage));
+    let given = || gateway.status().sessions[0].given_bytes;
+    let (began, before) = (Instant::now(), given());
+    passes(&gateway, slot, &far, DOWN);
+    let rate = (given() - before) as f64 * 8.0 / began.elapsed().as_secs_f64();
+    assert!(
+        (0.95..=1.05).contains(&(rate / TRICKLE as f64)),
+        "{rate} bit/s"
+    );
+    assert_eq!(gateway.attach().usage.totals(slot.index).bytes, usage);
 }

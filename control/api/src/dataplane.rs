@@ -123,6 +123,8 @@ pub struct SessionStatus {
     pub up_bytes: u64,
     /// Billable bytes to the peer.
     pub down_bytes: u64,
+    /// Bytes that passed for nothing once the credit was used up, both ways.
+    pub given_bytes: u64,
     /// Seconds since the last completed handshake.
     pub handshake_age_s: Option<u64>,
     /// The slot.

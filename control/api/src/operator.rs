@@ -89,6 +89,9 @@ pub struct SessionTraffic {
     pub up_bytes: u64,
     /// Billable bytes to the peer.
     pub down_bytes: u64,
+    /// Bytes that passed for nothing once the credit was used up, both ways
+    /// (`dataplane.rates.unpaid_bits_per_s`).
+    pub given_bytes: u64,
     /// Seconds since the last completed handshake.
     pub handshake_age_s: Option<u64>,
     /// The slot.

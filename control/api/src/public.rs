@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
@@ -176,8 +176,11 @@ pub struct WireguardConfig {
     pub server_public_key: WireguardPublicKey,
     /// The gateway's address and UDP port.
     pub endpoint: SocketAddr,
-    /// The one address that the client may use in the tunnel.
+    /// The one IPv4 address that the client may use in the tunnel.
     pub address: Ipv4Addr,
+    /// The one IPv6 address, where the provider has IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
     /// Networks that are reached through the tunnel, in CIDR notation.
     pub allowed_ips: Vec<String>,
     /// Resolvers.
@@ -197,7 +200,9 @@ impl WireguardConfig {
             Some(key) => format!("PrivateKey = {}\n", key.trim()),
             None => "# PrivateKey = (yours)\n".to_owned(),
         };
-        text += &format!("Address = {}/32\nMTU = {}\n", self.address, self.mtu);
+        let six = self.address6.map(|address| format!(", {address}/128"));
+        let six = six.unwrap_or_default();
+        text += &format!("Address = {}/32{six}\nMTU = {}\n", self.address, self.mtu);
         if !self.dns.is_empty() {
             let dns = self.dns.iter().map(ToString::to_string).collect();
             text += &format!("DNS = {}\n", list(dns));
@@ -395,6 +400,7 @@ mod tests {
             server_public_key: KEY.parse().unwrap(),
             endpoint: "203.0.113.1:51820".parse().unwrap(),
             address: Ipv4Addr::new(10, 78, 0, 2),
+            address6: None,
             allowed_ips: vec!["0.0.0.0/0".to_owned()],
             dns: vec![Ipv4Addr::new(10, 78, 0, 1)],
             mtu: 1_420,
@@ -411,6 +417,15 @@ mod tests {
             format!("{quick}{peer}")
         );
         assert_eq!(config.to_wg(None), peer);
+        let six = WireguardConfig {
+            address6: Some("fd78::2".parse().unwrap()),
+            ..config
+        };
+        let text = six.to_wg_quick(None);
+        assert!(
+            text.contains("Address = 10.78.0.2/32, fd78::2/128\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    Base, InnerNetwork, Ipv4Subnet, Ipv6Subnet, Nat, Problem, Section, Unmetered, default,
+    Base, InnerNetwork, Ipv4Subnet, Ipv6Subnet, Nat, Problem, Rates, Section, Unmetered, default,
     error::Problems,
 };
 
@@ -50,6 +50,9 @@ pub struct Dataplane {
     pub nat: Option<Nat>,
     /// The operator's own peers; without it every peer is a paying client.
     pub unmetered: Option<Unmetered>,
+    /// How fast a paying session may go.
+    #[serde(default)]
+    pub rates: Rates,
     /// CPU that the worker is pinned to; not pinned if left out.
     pub cpu: Option<u16>,
     /// Channels that the shared tables have room for, slot 0 (never used) included.
@@ -208,6 +211,7 @@ impl Section for Dataplane {
         if let Some(nat) = &self.nat {
             nat.check(self.inner_subnet, problems);
         }
+        self.rates.check(problems);
         if let Some(unmetered) = &self.unmetered {
             unmetered.check(self.inner_subnet, problems);
             if unmetered.subnet.contains(self.gateway_address()) {

@@ -49,6 +49,9 @@ fn commented_keys_of_the_example_are_its_defaults() {
         "credentials_file = ",
         "rpc_url = \"https://vpn.example\"",
         "cpu = ",
+        "up_bits_per_s = ",
+        "down_bits_per_s = ",
+        "unpaid_bits_per_s = ",
     ];
     let spelled_out = spelled_out
         .lines()

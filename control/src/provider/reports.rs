@@ -141,6 +141,7 @@ impl Provider {
                     endpoint: session.endpoint,
                     up_bytes: session.up_bytes,
                     down_bytes: session.down_bytes,
+                    given_bytes: session.given_bytes,
                     handshake_age_s: session.handshake_age_s,
                     slot: session.slot,
                     generation: session.generation,

@@ -29,6 +29,7 @@ pub fn calls(setup: &Setup) -> Vec<Call> {
         endpoint: Some("198.51.100.7:4711".parse().unwrap()),
         up_bytes: 1,
         down_bytes: 2,
+        given_bytes: 0,
         handshake_age_s: Some(3),
         slot: 1,
         generation: 1,

@@ -246,7 +246,16 @@ impl Run<'_> {
             true => Vec::new(),
             false => config.dns.iter().copied().map(IpAddr::from).collect(),
         };
-        let addresses = [IpAddr::from(config.address)];
+        let addresses: Vec<IpAddr> = [
+            Some(IpAddr::from(config.address)),
+            config
+                .address6
+                .filter(|_| has_ipv6(&self.connect.interface))
+                .map(IpAddr::from),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
         let routes = Routes::set_up(
             &Plan {
                 device: &self.connect.interface,
@@ -372,6 +381,12 @@ impl Run<'_> {
         ));
         Ok(())
     }
+}
+
+/// False where the system is told to do without IPv6.
+fn has_ipv6(interface: &str) -> bool {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "0")
 }
 
 /// How paying stands, if that was written down after `since`: an earlier run's words are not this
