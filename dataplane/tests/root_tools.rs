@@ -138,6 +138,11 @@ fn peers_work_unmetered(test: &str, more: &str) {
         .as_secs();
     assert!(now - handshake < 60, "{handshake} {now}");
 
+    // Exporters for dashboards read this.
+    let dump = tools.said("show IF dump");
+    assert_eq!(dump.lines().count(), 2, "{dump}");
+    assert_eq!(dump.lines().nth(1).unwrap().split('\t').count(), 8, "{dump}");
+
     // The same again changes nothing: not a packet is lost.
     let conf = gateway.home.path("same.conf");
     fs::write(&conf, tools.said("showconf IF")).unwrap();

@@ -83,7 +83,19 @@ impl Rpc {
 
     /// What providers offer on main for a service.
     pub async fn market(&self, service: &ChainName) -> Result<Vec<MarketOffer>, RpcError> {
-        self.ask("market", rpc_params![service]).await
+        let mut offers: Vec<MarketOffer> = Vec::new();
+        loop {
+            let after = offers.last().map(|offer| offer.provider);
+            let page: Vec<MarketOffer> = self.ask("market", rpc_params![service, after]).await?;
+            // Whoever gives the same page again would have us ask for ever.
+            if page
+                .first()
+                .is_none_or(|first| after.is_some_and(|after| first.provider <= after))
+            {
+                return Ok(offers);
+            }
+            offers.extend(page);
+        }
     }
 
     /// What the provider offers.

@@ -7,8 +7,9 @@ use crate::process::{Lifetime, Process, User, as_user};
 use crate::run_dir::RunDir;
 use crate::topology::{ORIGIN, Topology};
 use anyhow::{Context, Result};
+use std::collections::BTreeSet;
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -91,13 +92,30 @@ impl Origin {
     }
 
     /// Where to fetch a file.
-    pub fn download_url(name: &str) -> String {
-        format!("http://{ORIGIN}:{PORT}/{name}")
+    pub fn download_url(address: IpAddr, name: &str) -> String {
+        format!("http://{}/{name}", SocketAddr::new(address, PORT))
     }
 
     /// Where to put a file.
-    pub fn upload_url(name: &str) -> String {
-        format!("http://{ORIGIN}:{PORT}/upload/{name}")
+    pub fn upload_url(address: IpAddr, name: &str) -> String {
+        format!("http://{}/upload/{name}", SocketAddr::new(address, PORT))
+    }
+
+    /// Who has fetched a file, as nginx logged it.
+    pub fn clients_of(&self, name: &str) -> Result<BTreeSet<IpAddr>> {
+        let log = self.files.with_file_name("access.log");
+        let text =
+            fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        let request = format!("\"GET /{name} ");
+        let lines = text.lines().filter(|line| line.contains(&request));
+        lines
+            .map(|line| {
+                let address = line.split(' ').next().unwrap_or_default();
+                address
+                    .parse()
+                    .with_context(|| format!("nginx logged: {line}"))
+            })
+            .collect()
     }
 
     /// The process, for whoever keeps or watches it.
@@ -124,6 +142,7 @@ http {{
     default_type application/octet-stream;
     server {{
         listen {ORIGIN}:{PORT};
+        listen [::]:{PORT} ipv6only=on;
         root {home}/files;
         location /upload/ {{
             dav_methods PUT;

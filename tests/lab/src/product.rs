@@ -317,7 +317,7 @@ impl Provider {
     }
 
     /// Writes a line at the start of a section of the configuration.
-    fn configure(&self, section: &str, line: &str) -> Result<()> {
+    pub fn configure(&self, section: &str, line: &str) -> Result<()> {
         let (config, section) = (self.topnet.config(), format!("[{section}]\n"));
         let text = fs::read_to_string(config)?;
         let with_line = format!("{section}{line}\n");

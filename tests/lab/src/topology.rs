@@ -10,7 +10,7 @@
 //! provider's kernel does not forward.
 
 use anyhow::Result;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use topnet_netns::{Endpoint, Namespace, Offload, Veth};
 
@@ -22,6 +22,8 @@ pub const PROVIDER: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 1);
 pub const PROVIDER_UPLINK: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 1);
 /// The origin's address.
 pub const ORIGIN: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 2);
+/// The origin's IPv6 address, where there is IPv6.
+pub const ORIGIN6: Ipv6Addr = Ipv6Addr::new(0xfd77, 2, 0, 0, 0, 0, 0, 2);
 /// Where addresses in the tunnel come from.
 pub const INNER_SUBNET: &str = "10.78.0.0/16";
 /// The provider's interface towards its clients.
@@ -99,6 +101,34 @@ impl Topology {
             namespace.offload(interface, Offload::Gso, true)?;
         }
         Ok(())
+    }
+
+    /// Gives the origin's link IPv6, and the origin a way to the clients behind `inner`.
+    pub fn add_ipv6(&self, inner: &str) -> Result<()> {
+        for namespace in [&self.client, &self.provider, &self.origin] {
+            // A machine may be told to begin without it.
+            for what in ["all", "default"] {
+                namespace.sysctl(&format!("net.ipv6.conf.{what}.disable_ipv6"), "0")?;
+            }
+        }
+        for (namespace, interface, address) in [
+            (&self.provider, UPLINK_INTERFACE, "fd77:2::1/64".to_owned()),
+            (&self.origin, ORIGIN_INTERFACE, format!("{ORIGIN6}/64")),
+        ] {
+            let mut add = Command::new("ip");
+            add.args(["address", "add", &address, "dev", interface, "nodad"]);
+            namespace.run(add)?;
+        }
+        let mut route = Command::new("ip");
+        route.args(["route", "add", inner, "via", "fd77:2::1"]);
+        self.origin.run(route)?;
+        self.provider.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+        Ok(())
+    }
+
+    /// Sends what is for a network of the provider's to it.
+    pub fn route_to_provider(&self, network: &str) -> Result<()> {
+        Ok(self.origin.route(network, &PROVIDER_UPLINK.to_string())?)
     }
 
     /// All ends of all links.

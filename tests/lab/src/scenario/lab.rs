@@ -20,7 +20,7 @@ use crate::{
     watch::Watch,
 };
 
-use super::{Kept, Options, READY_WAIT, TRANSFER_WAIT, vpn_own_peers};
+use super::{Kept, Options, READY_WAIT, TRANSFER_WAIT, vpn_own_peers, vpn_ways};
 
 /// What the payer has on main.
 const BALANCE_NTOP: u64 = 1_000_000_000_000;
@@ -41,6 +41,10 @@ pub(super) struct Needs {
     pub(super) tower: bool,
     /// Peers of the operator's own.
     pub(super) own_peers: bool,
+    /// Addresses that clients share.
+    pub(super) nat: bool,
+    /// IPv6 in the tunnel and at the origin.
+    pub(super) ipv6: bool,
     /// Packets carried by the kernel's sockets, not by frames.
     pub(super) kernel_sockets: bool,
     /// Rules of the chains that are not as usual, as `topnet init` has them.
@@ -111,6 +115,16 @@ impl<'a> Lab<'a> {
         }
         if needs.own_peers {
             provider.add_section("dataplane.unmetered", vpn_own_peers::UNMETERED)?;
+        }
+        if needs.nat {
+            let pool = vpn_ways::POOL;
+            topology.route_to_provider(pool)?;
+            provider.add_section("dataplane.nat", &format!("addresses = \"{pool}\""))?;
+        }
+        if needs.ipv6 {
+            let inner = vpn_ways::INNER_SUBNET6;
+            topology.add_ipv6(inner)?;
+            provider.configure("dataplane", &format!("inner_subnet6 = \"{inner}\""))?;
         }
         if needs.kernel_sockets {
             topology.route_in_kernel()?;

@@ -17,6 +17,7 @@ mod tower;
 mod unpaid_stops;
 mod vpn_connect;
 mod vpn_own_peers;
+mod vpn_ways;
 mod without_metering;
 
 use std::{
@@ -47,6 +48,14 @@ pub enum Scenario {
     VpnConnect,
     /// A peer of the operator's own, beside a client that pays.
     VpnOwnPeers,
+    /// Behind shared addresses, over a restart of the data plane.
+    VpnNat,
+    /// IPv6 through the tunnel.
+    VpnIpv6,
+    /// The client's address changes in the middle.
+    VpnRoaming,
+    /// A download that is longer than keys live.
+    VpnRekey,
     /// The wallet is stopped in the middle of the download and returns.
     UnpaidStops,
     /// Every process is killed in the middle of a download.
@@ -65,11 +74,15 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario, in the order in which `all` runs them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::PaidDownload,
         Self::VpnKernel,
         Self::VpnConnect,
         Self::VpnOwnPeers,
+        Self::VpnNat,
+        Self::VpnIpv6,
+        Self::VpnRoaming,
+        Self::VpnRekey,
         Self::UnpaidStops,
         Self::Crash,
         Self::Settlement,
@@ -86,6 +99,10 @@ impl Scenario {
             Self::VpnKernel => "vpn-kernel",
             Self::VpnConnect => "vpn-connect",
             Self::VpnOwnPeers => "vpn-own-peers",
+            Self::VpnNat => "vpn-nat",
+            Self::VpnIpv6 => "vpn-ipv6",
+            Self::VpnRoaming => "vpn-roaming",
+            Self::VpnRekey => "vpn-rekey",
             Self::UnpaidStops => "unpaid-stops",
             Self::Crash => "crash",
             Self::Settlement => "settlement",
@@ -110,6 +127,16 @@ impl Scenario {
             }
             Self::VpnOwnPeers => {
                 "`topnet vpn add` and `wg-quick` beside a client that pays: nobody pays for the operator's own peer"
+            }
+            Self::VpnNat => {
+                "behind shared addresses, a download goes on over an orderly restart of the data plane"
+            }
+            Self::VpnIpv6 => "IPv6 through the tunnel, at the address that the session was given",
+            Self::VpnRoaming => {
+                "the client's address changes in mid-download: tunnel and payments follow it"
+            }
+            Self::VpnRekey => {
+                "a download that is longer than WireGuard's keys live; not part of `all`"
             }
             Self::UnpaidStops => {
                 "the wallet stops in mid-download: traffic stops within the window, and goes on when it returns"
@@ -137,7 +164,7 @@ impl Scenario {
 
     /// Short enough that `all` runs it.
     pub fn is_short(self) -> bool {
-        self != Self::Chaos
+        !matches!(self, Self::Chaos | Self::VpnRekey)
     }
 
     fn needs(self) -> Needs {
@@ -146,7 +173,9 @@ impl Scenario {
             small_disk: self == Self::Chaos,
             tower: self == Self::Tower,
             own_peers: self == Self::VpnOwnPeers,
-            kernel_sockets: self == Self::VpnKernel,
+            nat: self == Self::VpnNat,
+            ipv6: self == Self::VpnIpv6,
+            kernel_sockets: matches!(self, Self::VpnKernel | Self::VpnIpv6),
             rules: match self {
                 Self::ServiceDead => service_dead::RULES,
                 _ => &[],
@@ -193,6 +222,10 @@ pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<
         Scenario::PaidDownload | Scenario::VpnKernel => lab.paid_download(&mut report),
         Scenario::VpnConnect => lab.vpn_connect(&mut report),
         Scenario::VpnOwnPeers => lab.vpn_own_peers(&mut report),
+        Scenario::VpnNat => lab.vpn_nat(&mut report),
+        Scenario::VpnIpv6 => lab.vpn_ipv6(&mut report),
+        Scenario::VpnRoaming => lab.vpn_roaming(&mut report),
+        Scenario::VpnRekey => lab.vpn_rekey(&mut report),
         Scenario::UnpaidStops => lab.unpaid_stops(&mut report),
         Scenario::Crash => lab.crash(&mut report),
         Scenario::Settlement => lab.settlement(&mut report),

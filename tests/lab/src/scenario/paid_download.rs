@@ -8,6 +8,7 @@ use crate::{
     files::{Digest, digest, write_random},
     origin::Origin,
     report::{Report, Transferred},
+    topology::ORIGIN,
     transfer::Transfer,
     users,
 };
@@ -29,6 +30,15 @@ pub(super) struct Download {
 }
 
 impl Download {
+    /// A download that was begun elsewhere.
+    pub(super) const fn of(served: Digest, here: PathBuf, transfer: Transfer) -> Self {
+        Self {
+            served,
+            here,
+            transfer,
+        }
+    }
+
     /// Bytes that have arrived.
     pub(super) fn bytes(&self) -> u64 {
         self.transfer.bytes()
@@ -52,7 +62,7 @@ impl Lab<'_> {
     pub(super) fn begin_download(&self, bytes: u64) -> Result<Download> {
         let served = self.origin.offer_random("download", bytes)?;
         let here = self.wallet.home.join("download");
-        let url = Origin::download_url("download");
+        let url = Origin::download_url(ORIGIN.into(), "download");
         let transfer = self.client().download(&url, &here)?;
         Ok(Download {
             served,
@@ -90,7 +100,7 @@ impl Lab<'_> {
         let there = self.wallet.home.join("upload");
         let sent = write_random(&there, UPLOAD_BYTES)?;
         chown(&there, Some(users::CLIENT.uid), Some(users::CLIENT.gid))?;
-        let url = Origin::upload_url("upload");
+        let url = Origin::upload_url(ORIGIN.into(), "upload");
         let upload = self.client().upload(&there, &url, None)?;
         upload.finish(self.options.interrupt, TRANSFER_WAIT, |_| ())?;
         report.files.push(Transferred {

@@ -11,6 +11,7 @@ use crate::{
     origin::Origin,
     process::{User, output},
     report::{Report, Transferred},
+    topology::ORIGIN,
 };
 
 use super::{
@@ -91,7 +92,7 @@ impl Lab<'_> {
         let here = self.wallet.home.join("own");
         let transfer = self
             .client()
-            .download(&Origin::download_url("own"), &here)?;
+            .download(&Origin::download_url(ORIGIN.into(), "own"), &here)?;
         transfer.finish(self.options.interrupt, TRANSFER_WAIT, |_| ())?;
         report.files.push(Transferred {
             bytes: served.bytes,

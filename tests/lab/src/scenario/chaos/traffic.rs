@@ -8,6 +8,7 @@ use crate::{
     files::{Digest, digest, write_random},
     origin::Origin,
     scenario::{TRANSFER_WAIT, lab::Lab},
+    topology::ORIGIN,
     transfer::Transfer,
     users,
 };
@@ -96,7 +97,7 @@ impl Traffic {
     }
 
     fn begin_download(&mut self, lab: &Lab<'_>) -> Result<()> {
-        let url = Origin::download_url(DOWNLOAD);
+        let url = Origin::download_url(ORIGIN.into(), DOWNLOAD);
         self.download = Some(lab.client().download(&url, &self.here)?);
         Ok(())
     }
@@ -114,7 +115,7 @@ impl Traffic {
     }
 
     fn begin_upload(&mut self, lab: &Lab<'_>) -> Result<()> {
-        let url = Origin::upload_url(UPLOAD);
+        let url = Origin::upload_url(ORIGIN.into(), UPLOAD);
         let rate = Some(UPLOAD_BYTES_PER_S);
         self.upload = Some(lab.client().upload(&self.there, &url, rate)?);
         Ok(())

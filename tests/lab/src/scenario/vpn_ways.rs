@@ -1,0 +1,171 @@
+//! Paid downloads over everything that can be between a client and the world: shared addresses,
+//! IPv6, a client that moves, keys that age.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    origin::Origin,
+    process::output,
+    report::Report,
+    topology::{CLIENT, ORIGIN6},
+};
+
+use super::{
+    TRANSFER_WAIT,
+    lab::{Lab, Opened, number, tunnel_name},
+    paid_download::{ALLOCATION_UNITS, DOWNLOAD_BYTES, Download},
+};
+
+/// The addresses that clients share, of RFC 5737.
+pub(super) const POOL: &str = "198.51.100.0/28";
+/// The clients' IPv6 network.
+pub(super) const INNER_SUBNET6: &str = "fd78::/64";
+/// Slow enough that something can happen in the middle.
+const RATE_BYTES_PER_S: u64 = 16 << 20;
+/// Where the client goes.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 3);
+/// WireGuard's keys are changed after two minutes of use (REKEY_AFTER_TIME).
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+const COMMAND_WAIT: Duration = Duration::from_secs(10);
+
+impl Lab<'_> {
+    /// Behind shared addresses, with a data plane that is stopped and started in between: the
+    /// connection goes on, by the same port.
+    pub(super) fn vpn_nat(&mut self, report: &mut Report) -> Result<Opened> {
+        let channel = self.begin(ALLOCATION_UNITS, report)?;
+        self.topology.limit_origin(RATE_BYTES_PER_S)?;
+        let download = self.begin_download(DOWNLOAD_BYTES)?;
+        self.until_half(&download)?;
+        self.say("stopping and starting the data plane");
+        let began = Instant::now();
+        let interrupt = self.options.interrupt;
+        self.provider
+            .restart("dataplane", &self.topology, &self.run_dir, interrupt)?;
+        let before = download.bytes();
+        interrupt.wait("the download goes on", TRANSFER_WAIT, || {
+            Ok((download.bytes() > before).then_some(()))
+        })?;
+        self.say(&format!(
+            "the download went on after {} ms",
+            began.elapsed().as_millis()
+        ));
+        self.finish_download(download, report)?;
+        let clients = self.origin.clients_of("download")?;
+        let shared = |address: &IpAddr| match address {
+            IpAddr::V4(address) => address.octets()[..3] == [198, 51, 100],
+            IpAddr::V6(_) => false,
+        };
+        ensure!(
+            clients.len() == 1 && clients.iter().all(shared),
+            "the origin saw {clients:?}"
+        );
+        self.close_and_reconcile(&channel, report)?;
+        Ok(channel)
+    }
+
+    /// IPv6 through the tunnel, at the address that the session's grant names.
+    pub(super) fn vpn_ipv6(&mut self, report: &mut Report) -> Result<Opened> {
+        let channel = self.begin(ALLOCATION_UNITS, report)?;
+        let session = self.sessions()?;
+        let inner: Ipv4Addr = session["inner_address"]
+            .as_str()
+            .context("no inner address")?
+            .parse()?;
+        let host = inner.to_bits() & 0xffff;
+        let address = format!("fd78::{host:x}");
+        let name = tunnel_name();
+        for words in [
+            format!("-6 address add {address}/128 dev {name} nodad"),
+            format!("-6 route add fd77:2::/64 dev {name}"),
+        ] {
+            self.client_ip(&words)?;
+        }
+        let served = self.origin.offer_random("download", DOWNLOAD_BYTES)?;
+        let here = self.wallet.home.join("download");
+        let url = Origin::download_url(ORIGIN6.into(), "download");
+        let transfer = self.client().download(&url, &here)?;
+        self.finish_download(Download::of(served, here, transfer), report)?;
+        let clients = self.origin.clients_of("download")?;
+        let expected = BTreeSet::from([address.parse::<IpAddr>()?]);
+        ensure!(clients == expected, "the origin saw {clients:?}");
+        self.close_and_reconcile(&channel, report)?;
+        Ok(channel)
+    }
+
+    /// The client gets another address in the middle: tunnel, payments and download go with it.
+    pub(super) fn vpn_roaming(&mut self, report: &mut Report) -> Result<Opened> {
+        let channel = self.begin(ALLOCATION_UNITS, report)?;
+        self.topology.limit_origin(RATE_BYTES_PER_S)?;
+        let download = self.begin_download(DOWNLOAD_BYTES)?;
+        self.until_half(&download)?;
+        self.say("moving the client to another address");
+        self.topology
+            .client
+            .sysctl("net.ipv4.conf.uplink.promote_secondaries", "1")?;
+        for words in [
+            format!("address add {ELSEWHERE}/24 dev uplink"),
+            format!("address del {CLIENT}/24 dev uplink"),
+        ] {
+            self.client_ip(&words)?;
+        }
+        self.finish_download(download, report)?;
+        let endpoint = self.sessions()?["traffic"]["endpoint"].clone();
+        let moved = endpoint
+            .as_str()
+            .is_some_and(|at| at.starts_with(&format!("{ELSEWHERE}:")));
+        ensure!(moved, "the gateway knows the client at {endpoint}");
+        self.close_and_reconcile(&channel, report)?;
+        Ok(channel)
+    }
+
+    /// A download that is longer than keys live.
+    pub(super) fn vpn_rekey(&mut self, report: &mut Report) -> Result<Opened> {
+        let channel = self.begin(ALLOCATION_UNITS, report)?;
+        let seconds = REKEY_AFTER.as_secs() + 30;
+        self.topology.limit_origin(DOWNLOAD_BYTES / seconds)?;
+        let began = Instant::now();
+        let download = self.begin_download(DOWNLOAD_BYTES)?;
+        self.finish_download(download, report)?;
+        let age =
+            number(&self.sessions()?["traffic"]["handshake_age_s"]).context("no handshake")?;
+        ensure!(
+            began.elapsed() > REKEY_AFTER && age < REKEY_AFTER.as_secs(),
+            "the keys are {age} s old after {:?}",
+            began.elapsed()
+        );
+        self.close_and_reconcile(&channel, report)?;
+        Ok(channel)
+    }
+
+    fn until_half(&self, download: &Download) -> Result<()> {
+        let interrupt = self.options.interrupt;
+        interrupt.wait("half of the download", TRANSFER_WAIT, || {
+            Ok((download.bytes() >= DOWNLOAD_BYTES / 2).then_some(()))
+        })
+    }
+
+    /// The one session.
+    fn sessions(&self) -> Result<Value> {
+        let (provider, interrupt) = (&self.topology.provider, self.options.interrupt);
+        let sessions: Value = self
+            .provider
+            .topnet
+            .ask(provider, interrupt, &["sessions"])?;
+        Ok(sessions[0].clone())
+    }
+
+    fn client_ip(&self, words: &str) -> Result<String> {
+        let mut command = Command::new("ip");
+        command.args(words.split(' '));
+        let interrupt = self.options.interrupt;
+        output(&self.topology.client, command, interrupt, COMMAND_WAIT)
+    }
+}
