@@ -10,17 +10,34 @@ macro_rules! drop_reasons {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum DropReason {
             $($(#[$doc])* $variant,)*
+            /// Its addresses could not be translated.
+            Nat(Refusal),
         }
 
-        impl DropReason {
-            /// Every reason, in counter order.
-            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)*];
+        /// Where the counter of each reason of our own is; the translation's come after them.
+        enum Place {
+            $($variant,)*
+            Nat,
+        }
 
+        /// The reasons of our own.
+        const OWN: &[DropReason] = &[$(DropReason::$variant,)*];
+
+        impl DropReason {
             /// The stable, snake_case name that status and metrics show.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
                     $(DropReason::$variant => $name,)*
+                    DropReason::Nat(refusal) => refusal.name(),
+                }
+            }
+
+            /// Where its counter is.
+            const fn place(self) -> usize {
+                match self {
+                    $(DropReason::$variant => Place::$variant as usize,)*
+                    DropReason::Nat(refusal) => Place::Nat as usize + refusal as usize,
                 }
             }
         }
@@ -81,88 +98,44 @@ drop_reasons! {
     CreditClosed => "credit_closed",
     /// The packet does not fit under the slot's limit.
     CreditExhausted => "credit_exhausted",
-    /// Too short or contradictory for its ports to be translated.
-    NatMalformed => "nat_malformed",
-    /// Neither UDP, TCP nor ICMP: nothing to tell clients apart by.
-    NatProtocolUnsupported => "nat_protocol_unsupported",
-    /// An ICMP message that is not translated.
-    NatIcmpType => "nat_icmp_type",
-    /// An ICMP error that does not say what it is about.
-    NatIcmpErrorInvalid => "nat_icmp_error_invalid",
-    /// An ICMP error about nothing that a client sent.
-    NatIcmpErrorUnmatched => "nat_icmp_error_unmatched",
-    /// TCP of a connection that is not known and does not begin.
-    NatTcpOutOfState => "nat_tcp_out_of_state",
-    /// From a client to a public address of the pool.
-    NatHairpin => "nat_hairpin",
-    /// For an address that is not of the pool.
-    NatNotNatAddress => "nat_not_nat_address",
-    /// Unsolicited: no client has the port.
-    NatNoMapping => "nat_no_mapping",
-    /// Unsolicited: the client that has the port never called the sender.
-    NatFiltered => "nat_filtered",
-    /// A fragment whose first was not seen.
-    NatFragmentUnknown => "nat_fragment_unknown",
-    /// No room to remember a first fragment.
-    NatFragmentsFull => "nat_fragments_full",
-    /// No room for another client with ports.
-    NatSubscribersFull => "nat_subscribers_full",
-    /// No room for another port that is in use.
-    NatMappingsFull => "nat_mappings_full",
-    /// No room for another flow.
-    NatFlowsFull => "nat_flows_full",
-    /// The client has as many ports in use as it may have.
-    NatSubscriberMappings => "nat_subscriber_mappings",
-    /// The client has as many flows as it may have.
-    NatSubscriberFlows => "nat_subscriber_flows",
-    /// The port has as many flows as it may have.
-    NatMappingFlows => "nat_mapping_flows",
-    /// The client has as many blocks of ports as it may have, and none is free in them.
-    NatSubscriberPorts => "nat_subscriber_ports",
-    /// No block of ports is free.
-    NatPoolExhausted => "nat_pool_exhausted",
-    /// The log of blocks has not been written for too long.
-    NatEventsFull => "nat_events_full",
+}
+
+const REASONS: usize = OWN.len() + Refusal::ALL.len();
+
+const ALL: [DropReason; REASONS] = {
+    let mut all = [DropReason::NoBuffer; REASONS];
+    let mut at = 0;
+    while at < REASONS {
+        all[at] = match at.checked_sub(OWN.len()) {
+            None => OWN[at],
+            Some(nth) => DropReason::Nat(Refusal::ALL[nth]),
+        };
+        at += 1;
+    }
+    all
+};
+
+impl DropReason {
+    /// Every reason, in counter order.
+    pub const ALL: &'static [DropReason] = &ALL;
 }
 
 impl From<Refusal> for DropReason {
     fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Malformed => DropReason::NatMalformed,
-            Refusal::ProtocolUnsupported => DropReason::NatProtocolUnsupported,
-            Refusal::IcmpType => DropReason::NatIcmpType,
-            Refusal::IcmpErrorInvalid => DropReason::NatIcmpErrorInvalid,
-            Refusal::IcmpErrorUnmatched => DropReason::NatIcmpErrorUnmatched,
-            Refusal::TcpOutOfState => DropReason::NatTcpOutOfState,
-            Refusal::Hairpin => DropReason::NatHairpin,
-            Refusal::NotNatAddress => DropReason::NatNotNatAddress,
-            Refusal::NoMapping => DropReason::NatNoMapping,
-            Refusal::Filtered => DropReason::NatFiltered,
-            Refusal::FragmentUnknown => DropReason::NatFragmentUnknown,
-            Refusal::FragmentsFull => DropReason::NatFragmentsFull,
-            Refusal::SubscribersFull => DropReason::NatSubscribersFull,
-            Refusal::MappingsFull => DropReason::NatMappingsFull,
-            Refusal::FlowsFull => DropReason::NatFlowsFull,
-            Refusal::SubscriberMappings => DropReason::NatSubscriberMappings,
-            Refusal::SubscriberFlows => DropReason::NatSubscriberFlows,
-            Refusal::MappingFlows => DropReason::NatMappingFlows,
-            Refusal::SubscriberPorts => DropReason::NatSubscriberPorts,
-            Refusal::PoolExhausted => DropReason::NatPoolExhausted,
-            Refusal::EventsFull => DropReason::NatEventsFull,
-        }
+        DropReason::Nat(refusal)
     }
 }
 
 /// Packets dropped, by reason. One worker writes, anybody reads.
 #[derive(Debug)]
 pub struct DropCounters {
-    packets: Box<[AtomicU64]>,
+    packets: [AtomicU64; REASONS],
 }
 
 impl Default for DropCounters {
     fn default() -> Self {
         Self {
-            packets: DropReason::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+            packets: [const { AtomicU64::new(0) }; REASONS],
         }
     }
 }
@@ -170,7 +143,7 @@ impl Default for DropCounters {
 impl DropCounters {
     /// Adds packets. Only the worker that owns these counters may call it.
     pub fn add(&self, reason: DropReason, packets: u64) {
-        let counter = &self.packets[reason as usize];
+        let counter = &self.packets[reason.place()];
         // One writer: a plain store, without the bus lock of an atomic addition.
         counter.store(counter.load(Ordering::Relaxed) + packets, Ordering::Relaxed);
     }
@@ -178,7 +151,7 @@ impl DropCounters {
     /// Packets dropped for `reason` since start.
     #[must_use]
     pub fn packets(&self, reason: DropReason) -> u64 {
-        self.packets[reason as usize].load(Ordering::Relaxed)
+        self.packets[reason.place()].load(Ordering::Relaxed)
     }
 }
 
@@ -188,19 +161,14 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn translation_s_reasons_keep_their_names() {
-        for refusal in Refusal::ALL {
-            assert_eq!(DropReason::from(*refusal).name(), refusal.name());
-        }
-    }
-
-    #[test]
     fn every_reason_has_its_own_name_and_counter() {
         let names: HashSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
         assert_eq!(names.len(), DropReason::ALL.len());
+        let refused = |refusal: &Refusal| names.contains(refusal.name());
+        assert!(Refusal::ALL.iter().all(refused));
         let counters = DropCounters::default();
         for (index, reason) in DropReason::ALL.iter().enumerate() {
-            assert_eq!(*reason as usize, index);
+            assert_eq!(reason.place(), index);
             counters.add(*reason, index as u64 + 1);
         }
         for (index, reason) in DropReason::ALL.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use topnet_config::{Ipv4Subnet, Nat};
 use topnet_nat::config::prefix_addresses;
-use topnet_nat::{BlockEvent, Config, ConfigError, Nat44, Outward, Subscriber};
+use topnet_nat::{BlockEvent, Config, ConfigError, Nat44, Outward, Refusal, Subscriber};
 
 use crate::drops::DropReason;
 
@@ -54,7 +54,7 @@ impl Translation {
         match self.nat.translate_out(now_ms, Subscriber(host), packet)? {
             Outward::Leaves => Ok(()),
             // Clients do not reach each other, by public addresses neither.
-            Outward::Returns => Err(DropReason::NatHairpin),
+            Outward::Returns => Err(DropReason::Nat(Refusal::Hairpin)),
         }
     }
 

@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use topnet_account::ChannelId;
+use topnet_nat::Refusal;
 use topnet_unit::{Attachment, BootId, CreditGrant, Handover, Header, Slot};
 
 const SLOT: Slot = Slot {
@@ -450,8 +451,8 @@ fn clients_share_public_addresses_and_nobody_unasked_gets_through() {
     assert_eq!(bench.up(&udp(INNER, [198, 51, 100, 3], 64, 8)), None);
     let expected = [
         (DropReason::NotSteered, 1),
-        (DropReason::NatHairpin, 1),
-        (DropReason::NatNoMapping, 1),
+        (DropReason::Nat(Refusal::Hairpin), 1),
+        (DropReason::Nat(Refusal::NoMapping), 1),
     ];
     assert_eq!(bench.dropped(), expected);
     assert_eq!(bench.usage(), billed);
