@@ -165,10 +165,6 @@ impl Flows {
         self.entries.len()
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.entries.is_full()
-    }
-
     #[inline(always)]
     pub(crate) fn entry(&self, place: u32) -> &Flow {
         &self.entries[place]

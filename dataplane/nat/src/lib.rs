@@ -41,6 +41,7 @@ mod packet;
 mod pool;
 mod refusal;
 mod restore;
+mod share;
 mod snapshot;
 mod status;
 mod subscribers;

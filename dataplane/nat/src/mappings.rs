@@ -122,10 +122,6 @@ impl Mappings {
         self.entries.len()
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.entries.is_full()
-    }
-
     pub(crate) fn entry(&self, place: u32) -> &Mapping {
         &self.entries[place]
     }

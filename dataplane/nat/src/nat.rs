@@ -12,6 +12,7 @@ use crate::hosts::Hosts;
 use crate::mappings::{ExternalEnd, InnerEnd, Mapping, Mappings};
 use crate::packet::Protocol;
 use crate::pool::{Idle, Pool};
+use crate::share::Share;
 use crate::subscribers::Subscribers;
 use crate::tcp::{self, Direction, Signal, Timer};
 use crate::{Refusal, Subscriber};
@@ -40,7 +41,9 @@ pub struct Nat44 {
     pub(crate) events: Events,
     pub(crate) subscribers: Subscribers,
     pub(crate) mappings: Mappings,
+    pub(crate) mapping_share: Share,
     pub(crate) flows: Flows,
+    pub(crate) flow_share: Share,
     /// Used with address-dependent filtering alone.
     pub(crate) hosts: Hosts,
     pub(crate) fragments: Fragments,
@@ -65,7 +68,9 @@ impl Nat44 {
             events: Events::new(pool.blocks() as usize),
             subscribers: Subscribers::new(limits),
             mappings: Mappings::new(limits.mappings_max),
+            mapping_share: Share::new(limits.mappings_max, limits.subscribers_max),
             flows: Flows::new(limits.flows_max),
+            flow_share: Share::new(limits.flows_max, limits.subscribers_max),
             hosts: Hosts::new(hosts_max),
             fragments: Fragments::new(limits.fragments_max, config.timeouts.fragment_ms),
             pool,
@@ -175,7 +180,7 @@ impl Nat44 {
         if owner.flows >= limits.flows_per_subscriber_max {
             return Err(Refusal::SubscriberFlows);
         }
-        if self.flows.is_full() {
+        if !self.flow_share.has_room(owner.flows) {
             return Err(Refusal::FlowsFull);
         }
         Ok(())
@@ -225,7 +230,9 @@ impl Nat44 {
         let first = &mut mapping.first_flow;
         let place = self.flows.insert(&self.hash, beginning, first)?;
         mapping.flows += 1;
-        self.subscribers.entry_mut(mapping.owner).flows += 1;
+        let owner = self.subscribers.entry_mut(mapping.owner);
+        self.flow_share.begun(owner.flows);
+        owner.flows += 1;
         if mapping.protocol == Protocol::Tcp && self.filters_by_address() {
             self.hosts.add(&self.hash, mapping_place, remote);
         }
@@ -241,7 +248,9 @@ impl Nat44 {
         self.flows.remove(&self.hash, place, first);
         mapping.flows -= 1;
         let is_last = mapping.flows == 0;
-        self.subscribers.entry_mut(mapping.owner).flows -= 1;
+        let owner = self.subscribers.entry_mut(mapping.owner);
+        owner.flows -= 1;
+        self.flow_share.ended(owner.flows);
         if mapping.protocol == Protocol::Tcp && self.filters_by_address() {
             self.hosts.remove(&self.hash, mapping_place, remote);
         }
@@ -257,6 +266,7 @@ impl Nat44 {
     /// Begins a mapping for an inner end that has none, without a flow yet.
     pub(crate) fn begin_mapping(&mut self, inner: InnerEnd) -> Result<u32, Refusal> {
         let known = self.subscribers.find(&self.hash, inner.subscriber);
+        let (mut mappings, mut flows) = (0, 0);
         if let Some(owner) = known {
             let (entry, limits) = (self.subscribers.entry(owner), &self.config.limits);
             if entry.mappings >= limits.mappings_per_subscriber_max {
@@ -265,11 +275,12 @@ impl Nat44 {
             if entry.flows >= limits.flows_per_subscriber_max {
                 return Err(Refusal::SubscriberFlows);
             }
+            (mappings, flows) = (entry.mappings, entry.flows);
         }
-        if self.mappings.is_full() {
+        if !self.mapping_share.has_room(mappings) {
             return Err(Refusal::MappingsFull);
         }
-        if self.flows.is_full() {
+        if !self.flow_share.has_room(flows) {
             return Err(Refusal::FlowsFull);
         }
         let owner = match known {
@@ -290,6 +301,7 @@ impl Nat44 {
         let owner = self.subscribers.entry_mut(mapping.owner);
         let first = &mut owner.first_mapping;
         let place = self.mappings.insert(&self.hash, mapping, first)?;
+        self.mapping_share.begun(owner.mappings);
         owner.mappings += 1;
         Some(place)
     }
@@ -301,6 +313,7 @@ impl Nat44 {
         self.pool.take_back_port(block, protocol, port, now_ms);
         let owner = self.subscribers.entry_mut(mapping.owner);
         owner.mappings -= 1;
+        self.mapping_share.ended(owner.mappings);
         let first = &mut owner.first_mapping;
         self.mappings.remove(&self.hash, place, first);
     }
@@ -356,10 +369,11 @@ impl Nat44 {
             return Err(Refusal::EventsFull);
         }
         self.pool.wake_one(self.now_ms);
-        let address = self.subscribers.entry(owner).address;
+        let entry = self.subscribers.entry(owner);
+        let (address, is_further) = (entry.address, entry.blocks > 0);
         let block = self
             .pool
-            .lend(address, owner, &mut self.random)
+            .lend(address, owner, is_further, &mut self.random)
             .ok_or(Refusal::PoolExhausted)?;
         self.subscribers.add_block(owner, block);
         self.record(BlockEventKind::Allocated, owner, block);
@@ -371,7 +385,8 @@ impl Nat44 {
     fn take_back(&mut self, block: u32, rests: bool) {
         let owner = self.pool.owner(block);
         self.record(BlockEventKind::Released, owner, block);
-        self.pool.take_back(block, self.now_ms, rests);
+        let was_further = self.subscribers.entry(owner).blocks > 1;
+        self.pool.take_back(block, was_further, self.now_ms, rests);
         self.subscribers.remove_block(owner, block);
         if self.subscribers.blocks(owner).is_empty() {
             self.subscribers.remove(&self.hash, owner);

@@ -4,6 +4,9 @@
 //! ports in use; strangers' packets may still be on their way). A lent block without a port in
 //! use is *idle*; it goes back when it has been idle for the rest, and then straight to free.
 //!
+//! Half of an address's blocks are for subscribers that have none yet: the others may be lent as
+//! further ones too, so that no few subscribers take all of an address.
+//!
 //! | event | free | lent | resting |
 //! |---|---|---|---|
 //! | lend | lent | – | refused |
@@ -27,6 +30,8 @@ struct Address {
     external: u32,
     /// Blocks that can be lent.
     free: Vec<u32>,
+    /// Blocks that are lent to subscribers beyond their first.
+    further: u32,
     /// Its place among the open addresses; `NONE` if it has no free block.
     open_at: u32,
 }
@@ -73,6 +78,7 @@ impl Pool {
             Address {
                 external: (*external).into(),
                 free: (first..first + blocks_per_address).collect(),
+                further: 0,
                 open_at: number as u32,
             }
         };
@@ -167,29 +173,38 @@ impl Pool {
         Some(if free(one) >= free(other) { one } else { other })
     }
 
-    /// Lends a block of the address that is drawn from its free ones.
-    pub(crate) fn lend(&mut self, address: u32, owner: u32, random: &mut Random) -> Option<u32> {
-        let free = self.addresses[address as usize].free.len() as u32;
-        if free == 0 {
+    /// Lends a block of the address that is drawn from its free ones. `is_further` says that the
+    /// owner has one already.
+    pub(crate) fn lend(
+        &mut self,
+        address: u32,
+        owner: u32,
+        is_further: bool,
+        random: &mut Random,
+    ) -> Option<u32> {
+        let entry = &self.addresses[address as usize];
+        let free = entry.free.len() as u32;
+        if free == 0 || (is_further && entry.further >= self.blocks_per_address / 2) {
             return None;
         }
         let nth = random.below(free) as usize;
-        Some(self.lend_nth(address, nth, owner))
+        Some(self.lend_nth(address, nth, owner, is_further))
     }
 
     /// Lends one certain block, if it is free.
-    pub(crate) fn lend_block(&mut self, block: u32, owner: u32) -> bool {
+    pub(crate) fn lend_block(&mut self, block: u32, owner: u32, is_further: bool) -> bool {
         let address = self.address_of(block);
         let free = &self.addresses[address as usize].free;
         let Some(nth) = free.iter().position(|free| *free == block) else {
             return false;
         };
-        self.lend_nth(address, nth, owner);
+        self.lend_nth(address, nth, owner, is_further);
         true
     }
 
-    fn lend_nth(&mut self, address: u32, nth: usize, owner: u32) -> u32 {
+    fn lend_nth(&mut self, address: u32, nth: usize, owner: u32, is_further: bool) -> u32 {
         let block = self.take_free(address, nth);
+        self.addresses[address as usize].further += u32::from(is_further);
         self.blocks[block as usize].owner = owner;
         self.blocks_lent += 1;
         block
@@ -209,8 +224,10 @@ impl Pool {
     }
 
     /// Takes back a lent block, whatever of it is in use. It rests first if strangers may know
-    /// its ports.
-    pub(crate) fn take_back(&mut self, block: u32, now_ms: u64, rests: bool) {
+    /// its ports. `was_further` says that the owner has others.
+    pub(crate) fn take_back(&mut self, block: u32, was_further: bool, now_ms: u64, rests: bool) {
+        let address = self.address_of(block) as usize;
+        self.addresses[address].further -= u32::from(was_further);
         let words = self.bitmap_words();
         let start = block as usize * words * Protocol::ALL.len();
         self.used[start..start + words * Protocol::ALL.len()].fill(0);

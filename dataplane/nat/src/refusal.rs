@@ -53,9 +53,9 @@ refusals! {
     FragmentsFull => "nat_fragments_full",
     /// The subscriber table is full.
     SubscribersFull => "nat_subscribers_full",
-    /// The mapping table is full.
+    /// All of the mapping table is taken but what others are sure of.
     MappingsFull => "nat_mappings_full",
-    /// The flow table is full.
+    /// All of the flow table is taken but what others are sure of.
     FlowsFull => "nat_flows_full",
     /// The subscriber has as many mappings as it may have.
     SubscriberMappings => "nat_subscriber_mappings",
@@ -65,7 +65,8 @@ refusals! {
     MappingFlows => "nat_mapping_flows",
     /// The subscriber has as many blocks as it may have, and no port of the protocol in them.
     SubscriberPorts => "nat_subscriber_ports",
-    /// No block is free: in the pool for a new subscriber, on its own address for a known one.
+    /// No block is free: in the pool for a new subscriber, on its own address for a known one,
+    /// to which half of an address's blocks are not lent.
     PoolExhausted => "nat_pool_exhausted",
     /// No block can be lent because the log records of others have not been taken.
     EventsFull => "nat_events_full",

@@ -140,7 +140,8 @@ impl Nat44 {
             if !self.subscribers.may_have_another_block(owner) {
                 return Err(RestoreError::TooMuch("blocks_per_subscriber_max"));
             }
-            if !self.pool.lend_block(block, owner) {
+            let is_further = self.subscribers.entry(owner).blocks > 0;
+            if !self.pool.lend_block(block, owner, is_further) {
                 return Err(RestoreError::Contradiction("block"));
             }
             self.subscribers.add_block(owner, block);
@@ -170,6 +171,9 @@ impl Nat44 {
             address: reader.u32()?,
             port: reader.u16()?,
         };
+        if !self.mapping_share.has_room(entry.mappings) {
+            return Err(RestoreError::TooMuch("mappings_max"));
+        }
         let address = entry.address;
         let external = ExternalEnd {
             protocol,

@@ -389,7 +389,7 @@ fn limits_refuse_and_evict_nobody() {
         (2, 1, 1, None),
         (2, 2, 1, Some(Refusal::MappingsFull)),
         (2, 1, 2, None),
-        (3, 1, 1, Some(Refusal::MappingsFull)),
+        (3, 1, 1, Some(Refusal::SubscribersFull)),
         (2, 2, 1, Some(Refusal::MappingsFull)),
     ];
     for round in 0..2 {

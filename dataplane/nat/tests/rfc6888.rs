@@ -34,6 +34,52 @@ fn req_4_a_subscriber_s_ports_are_limited_and_others_keep_theirs() {
     assert_eq!(world.nat.subscribers().count(), 2);
 }
 
+/// Nobody's sure part of a table is taken, however many others take all that they can get.
+#[test]
+fn req_4_no_others_take_a_subscriber_s_part() {
+    type Limit = fn(&mut Config);
+    let cases: [(&str, Limit, Refusal); 3] = [
+        ("flows", |c| c.limits.flows_max = 640, Refusal::FlowsFull),
+        (
+            "mappings",
+            |c| c.limits.mappings_max = 640,
+            Refusal::MappingsFull,
+        ),
+        // 15 blocks an address, seven of which may be further ones.
+        ("blocks", |c| c.block_ports = 4288, Refusal::PoolExhausted),
+    ];
+    for (what, limit, refusal) in cases {
+        let mut world = World::new(|config| {
+            config.limits.subscribers_max = 16;
+            config.limits.mappings_max = 1 << 17;
+            config.limits.flows_max = 1 << 17;
+            config.limits.mappings_per_subscriber_max = u32::MAX;
+            config.limits.flows_per_subscriber_max = u32::MAX;
+            config.limits.blocks_per_subscriber_max = 64;
+            limit(config);
+        });
+        let mut got = [0; 17];
+        for greedy in 1..16 {
+            let refused = (1..=u16::MAX).find_map(|port| {
+                let called = world.call(Udp, greedy, inner(greedy, port), remote(1, 9));
+                got[greedy as usize] += usize::from(called.is_ok());
+                called.err()
+            });
+            assert_eq!(refused, Some(refusal), "{what} of {greedy}");
+        }
+        for port in 1..=20 {
+            let called = world.call(Udp, 16, inner(16, port), remote(1, 9));
+            assert!(called.is_ok(), "{what}: {called:?} of port {port}");
+        }
+        // And what is nobody's for sure is there for whoever comes first.
+        let most = match what {
+            "blocks" => 8 * 4288,
+            _ => 20 + 320,
+        };
+        assert_eq!(got.into_iter().max(), Some(most), "{what}");
+    }
+}
+
 #[test]
 fn req_4_an_address_without_blocks_refuses() {
     // One block is all of an address.
