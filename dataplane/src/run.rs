@@ -342,7 +342,7 @@ fn translation(section: &Dataplane) -> Result<Option<Translation>, RunError> {
     let Some(nat) = &section.nat else {
         return Ok(None);
     };
-    let clients_max = section.sessions_max;
+    let clients_max = section.clients_max();
     let translation = Translation::new(nat, clients_max, random("draw a seed")?);
     translation.map(Some).map_err(RunError::Nat)
 }

@@ -3,8 +3,7 @@
 use std::net::IpAddr;
 
 use topnet_config::{Ipv4Subnet, Nat};
-use topnet_nat::config::prefix_addresses;
-use topnet_nat::{BlockEvent, Config, ConfigError, Nat44, Outward, Refusal, Subscriber};
+use topnet_nat::{BlockEvent, ConfigError, Nat44, Outward, Refusal, Subscriber};
 
 use crate::drops::DropReason;
 
@@ -20,15 +19,9 @@ pub struct Translation {
 impl Translation {
     /// Nothing is lent yet. `seed` decides which ports are.
     pub fn new(section: &Nat, clients_max: u32, seed: [u8; 32]) -> Result<Self, ConfigError> {
-        let pool = section.addresses;
-        let addresses = prefix_addresses(pool.network(), u32::from(pool.prefix_bits()) as u8)?;
-        let mut config = Config::new(addresses);
-        config.block_ports = section.block_ports;
-        config.limits.blocks_per_subscriber_max = section.blocks_per_client_max;
-        config.limits.subscribers_max = clients_max;
         Ok(Self {
-            pool,
-            nat: Nat44::new(config, seed)?,
+            pool: section.addresses,
+            nat: Nat44::new(section.translation(clients_max)?, seed)?,
         })
     }
 

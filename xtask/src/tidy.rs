@@ -19,7 +19,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("topnet-log", &["topnet-account", "topnet-unit"]),
     ("topnet-ledger", &["topnet-account", "topnet-channel"]),
     ("topnet-api", &["topnet-account"]),
-    ("topnet-config", &["topnet-account"]),
+    // With the NAT's own bounds and defaults.
+    ("topnet-config", &["topnet-account", "topnet-nat"]),
     ("topnet-metrics", &[]),
     ("topnet-offload", &[]),
     ("topnet-uapi", &[]),

@@ -105,6 +105,13 @@ impl Dataplane {
         )
     }
 
+    /// Clients that there may be: sessions, as far as there are addresses for them.
+    pub fn clients_max(&self) -> u32 {
+        let host_bits = 32_u32.saturating_sub(self.inner_subnet.prefix_bits().into());
+        let addresses = 1_u32.checked_shl(host_bits).unwrap_or(u32::MAX);
+        self.sessions_max.min(addresses)
+    }
+
     fn check_inner_subnet6(&self, subnet6: Ipv6Subnet, problems: &mut Problems<'_>) {
         // Host numbers are IPv4's, of 32 bits at most.
         let host_bits = 32 - self.inner_subnet.prefix_bits().min(32);
@@ -152,8 +159,9 @@ impl Dataplane {
 impl Section for Dataplane {
     fn resolve(&mut self, base: &Base<'_>) {
         base.join(&mut self.key_file);
+        let clients_max = self.clients_max();
         if let Some(nat) = &mut self.nat {
-            nat.resolve(base);
+            nat.resolve(clients_max, base);
         }
         if let Some(unmetered) = &mut self.unmetered {
             unmetered.resolve(base);
@@ -209,7 +217,7 @@ impl Section for Dataplane {
             );
         }
         if let Some(nat) = &self.nat {
-            nat.check(self.inner_subnet, problems);
+            nat.check(self.inner_subnet, self.clients_max(), problems);
         }
         self.rates.check(problems);
         if let Some(unmetered) = &self.unmetered {

@@ -211,6 +211,52 @@ fn slips_are_named_with_line_and_mend() {
             "unknown key `secret_access_key`",
         ),
         (
+            "addresses = \"198.51.100.0/28\"",
+            "addresses = \"198.51.0.0/16\"",
+            "dataplane.nat.addresses: it is 198.51.0.0/16, which is no prefix of at most 1024 addresses;",
+        ),
+        (
+            "addresses = \"198.51.100.0/28\"",
+            "addresses = \"10.78.3.0/28\"",
+            "10.78.3.0/28 and inner_subnet 10.78.0.0/16 overlap; choose addresses",
+        ),
+        (
+            "# block_ports = 512 ",
+            "block_ports = 500 ",
+            "nat.block_ports: it is 500, which is no size of a block; choose a multiple of 64 up to 64512",
+        ),
+        (
+            "# blocks_per_client_max = 8",
+            "blocks_per_client_max = 1025",
+            "nat.blocks_per_client_max: it is 1025, which is out of range; choose 1 to 1024",
+        ),
+        (
+            "# flows_max = 4194304 ",
+            "flows_max = 131071 ",
+            "nat.flows_max: 131071 leaves none that each of 65536 clients can be sure of; \
+             choose at least 131072, or a smaller sessions_max",
+        ),
+        (
+            "# flows_max = 4194304 ",
+            "flows_max = 268435457 ",
+            "nat.flows_max: it is 268435457, which is out of range; choose 1 to 268435456",
+        ),
+        (
+            "# flows_per_client_max = 16384",
+            "flows_per_client_max = 4194305",
+            "nat.flows_per_client_max: 4194305 for one client is more than 4194304 for all",
+        ),
+        (
+            "# mappings_max = 2097152",
+            "mappings_max = 7 #",
+            "nat.mappings_max: 7 leaves none",
+        ),
+        (
+            "# mappings_per_client_max = 8192",
+            "mappings_per_client_max = 0",
+            "nat.mappings_per_client_max: it is 0, which is out of range; choose 1 to",
+        ),
+        (
             "runtime_dir = \"/run/topnet\"",
             &format!("runtime_dir = \"/{}\"", "d".repeat(100)),
             "choose a shorter directory",

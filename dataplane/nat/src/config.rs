@@ -2,19 +2,32 @@
 
 use std::net::Ipv4Addr;
 
+use crate::share;
+
 /// The first port that is lent; those below belong to well-known services.
 pub const PORT_MIN: u16 = 1024;
 /// Ports of one address that are lent, for each protocol.
 pub const PORTS_PER_ADDRESS: u32 = 65_536 - PORT_MIN as u32;
 /// A block's ports come in whole words of its bitmaps.
 pub const BLOCK_PORTS_STEP: u16 = 64;
-/// Most addresses of a pool.
-pub const ADDRESSES_MAX: usize = 4096;
+/// Most addresses of a pool: each costs 25 kB for its blocks, and more are several workers' work.
+pub const ADDRESSES_MAX: usize = 1024;
 /// Most blocks that one subscriber may be allowed.
 pub const BLOCKS_PER_SUBSCRIBER_MAX: u16 = 1024;
 /// Most entries that a table may be allowed: places are numbered in 31 bits, with room for what
 /// is no place.
 pub const TABLE_ENTRIES_MAX: u32 = 1 << 28;
+/// Most memory that room for a flow costs, its places in the indices included. 24 bytes of it are
+/// taken at the start and the rest when it is first used.
+pub const FLOW_BYTES_MAX: usize = 112;
+/// Most memory that room for a mapping costs, 16 bytes of it at the start.
+pub const MAPPING_BYTES_MAX: usize = 72;
+/// Flows that there is room for by default, for each subscriber that there may be.
+const FLOWS_PER_SUBSCRIBER: u32 = 64;
+/// The least and the most room for flows by default, powers of two: 117 and 470 MB.
+const FLOWS_MAX_DEFAULT: (u32, u32) = (1 << 20, 1 << 22);
+/// The most that one subscriber may have by default: a busy household's file sharing.
+const FLOWS_PER_SUBSCRIBER_MAX: u32 = 1 << 14;
 /// The longest timeout. A snapshot writes what is left of one in 32 bits of milliseconds.
 pub const TIMEOUT_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 
@@ -69,7 +82,11 @@ impl Default for Timeouts {
     }
 }
 
-/// How many of everything. All memory for it is taken at the start.
+/// How many of everything. Nothing is allocated after the start, but what no entry has used yet
+/// is not memory that the system has given.
+///
+/// Half of the mappings and flows are for all subscribers in equal parts
+/// ([`sure_flows`](Self::sure_flows)); the rest is for whoever comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Subscribers with at least one block.
@@ -92,19 +109,47 @@ pub struct Limits {
     pub fragments_per_subscriber_max: u32,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
+impl Limits {
+    /// The defaults for so many subscribers: room for 64 flows of each, with mappings for half of
+    /// them.
+    #[must_use]
+    pub fn for_subscribers(subscribers_max: u32) -> Self {
+        let (least, most) = FLOWS_MAX_DEFAULT;
+        let flows_max = subscribers_max
+            .saturating_mul(FLOWS_PER_SUBSCRIBER)
+            .min(most)
+            .next_power_of_two()
+            .max(least);
         Self {
-            subscribers_max: 4096,
+            subscribers_max,
             blocks_per_subscriber_max: 8,
-            mappings_max: 1 << 19,
-            mappings_per_subscriber_max: 12_288,
-            flows_max: 1 << 20,
-            flows_per_subscriber_max: 1 << 15,
-            flows_per_mapping_max: 1 << 13,
+            mappings_max: flows_max / 2,
+            mappings_per_subscriber_max: FLOWS_PER_SUBSCRIBER_MAX / 2,
+            flows_max,
+            flows_per_subscriber_max: FLOWS_PER_SUBSCRIBER_MAX,
+            flows_per_mapping_max: FLOWS_PER_SUBSCRIBER_MAX / 2,
             fragments_max: 4096,
             fragments_per_subscriber_max: 256,
         }
+    }
+
+    /// Flows that every subscriber may have, whatever the others have: an equal part of half of
+    /// the table.
+    #[must_use]
+    pub const fn sure_flows(&self) -> u32 {
+        share::sure(self.flows_max, self.subscribers_max)
+    }
+
+    /// Mappings that every subscriber may have, likewise.
+    #[must_use]
+    pub const fn sure_mappings(&self) -> u32 {
+        share::sure(self.mappings_max, self.subscribers_max)
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::for_subscribers(4096)
     }
 }
 
@@ -149,94 +194,85 @@ impl Config {
         PORTS_PER_ADDRESS / u32::from(self.block_ports)
     }
 
+    /// The first of what cannot stand.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        self.check_pool()?;
-        if self.block_ports == 0
-            || !self.block_ports.is_multiple_of(BLOCK_PORTS_STEP)
-            || u32::from(self.block_ports) > PORTS_PER_ADDRESS
-        {
-            return Err(ConfigError::BlockPorts(self.block_ports));
-        }
-        self.check_limits()?;
-        self.check_timeouts()
+        self.problems().into_iter().next().map_or(Ok(()), Err)
     }
 
-    fn check_pool(&self) -> Result<(), ConfigError> {
+    /// Everything that cannot stand.
+    #[must_use]
+    pub fn problems(&self) -> Vec<ConfigError> {
+        let ports = self.block_ports;
+        let is_size = ports != 0
+            && ports.is_multiple_of(BLOCK_PORTS_STEP)
+            && u32::from(ports) <= PORTS_PER_ADDRESS;
+        let block_ports = (!is_size).then_some(ConfigError::BlockPorts(ports));
+        self.pool_problem()
+            .into_iter()
+            .chain(block_ports)
+            .chain(self.limit_problems())
+            .chain(self.timeout_problems())
+            .collect()
+    }
+
+    fn pool_problem(&self) -> Option<ConfigError> {
         if self.pool.is_empty() || self.pool.len() > ADDRESSES_MAX {
-            return Err(ConfigError::Addresses(self.pool.len()));
+            return Some(ConfigError::Addresses(self.pool.len()));
         }
         let mut sorted = self.pool.clone();
         sorted.sort_unstable();
         if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(ConfigError::AddressTwice(pair[0]));
+            return Some(ConfigError::AddressTwice(pair[0]));
         }
         let unusable = |address: &&Ipv4Addr| {
             address.octets()[0] == 0 || address.is_loopback() || address.octets()[0] >= 224
         };
-        match self.pool.iter().find(unusable) {
-            Some(address) => Err(ConfigError::Address(*address)),
-            None => Ok(()),
-        }
+        self.pool
+            .iter()
+            .find(unusable)
+            .map(|address| ConfigError::Address(*address))
     }
 
-    fn check_limits(&self) -> Result<(), ConfigError> {
+    fn limit_problems(&self) -> impl Iterator<Item = ConfigError> {
         let limits = &self.limits;
         let blocks = u32::from(limits.blocks_per_subscriber_max);
-        let bounds = [
+        let blocks_max = u32::from(BLOCKS_PER_SUBSCRIBER_MAX);
+        let own_mappings = limits.mappings_per_subscriber_max;
+        let own_flows = limits.flows_per_subscriber_max;
+        let own_fragments = limits.fragments_per_subscriber_max;
+        [
             ("subscribers_max", limits.subscribers_max, TABLE_ENTRIES_MAX),
-            (
-                "blocks_per_subscriber_max",
-                blocks,
-                u32::from(BLOCKS_PER_SUBSCRIBER_MAX),
-            ),
+            ("blocks_per_subscriber_max", blocks, blocks_max),
             ("mappings_max", limits.mappings_max, TABLE_ENTRIES_MAX),
-            (
-                "mappings_per_subscriber_max",
-                limits.mappings_per_subscriber_max,
-                u32::MAX,
-            ),
+            ("mappings_per_subscriber_max", own_mappings, u32::MAX),
             ("flows_max", limits.flows_max, TABLE_ENTRIES_MAX),
-            (
-                "flows_per_subscriber_max",
-                limits.flows_per_subscriber_max,
-                u32::MAX,
-            ),
+            ("flows_per_subscriber_max", own_flows, u32::MAX),
             (
                 "flows_per_mapping_max",
                 limits.flows_per_mapping_max,
                 u32::MAX,
             ),
             ("fragments_max", limits.fragments_max, TABLE_ENTRIES_MAX),
-            (
-                "fragments_per_subscriber_max",
-                limits.fragments_per_subscriber_max,
-                u32::MAX,
-            ),
-        ];
-        for (what, value, most) in bounds {
-            if value == 0 || value > most {
-                return Err(ConfigError::Limit { what, value, most });
-            }
-        }
-        Ok(())
+            ("fragments_per_subscriber_max", own_fragments, u32::MAX),
+        ]
+        .into_iter()
+        .filter(|(_, value, most)| !(1..=*most).contains(value))
+        .map(|(what, value, most)| ConfigError::Limit { what, value, most })
     }
 
-    fn check_timeouts(&self) -> Result<(), ConfigError> {
+    fn timeout_problems(&self) -> impl Iterator<Item = ConfigError> {
         let timeouts = &self.timeouts;
         let established_ms_min = Timeouts::default().tcp_established_ms;
+        let transitory_ms = timeouts.tcp_transitory_ms;
+        let established_ms = timeouts.tcp_established_ms;
         let long = TIMEOUT_MS_MAX;
-        let bounds = [
+        [
             ("udp_ms", timeouts.udp_ms, 120_000, long),
             ("udp_dns_ms", timeouts.udp_dns_ms, 1000, long),
-            (
-                "tcp_transitory_ms",
-                timeouts.tcp_transitory_ms,
-                240_000,
-                long,
-            ),
+            ("tcp_transitory_ms", transitory_ms, 240_000, long),
             (
                 "tcp_established_ms",
-                timeouts.tcp_established_ms,
+                established_ms,
                 established_ms_min,
                 long,
             ),
@@ -244,18 +280,15 @@ impl Config {
             ("icmp_ms", timeouts.icmp_ms, 60_000, long),
             ("fragment_ms", timeouts.fragment_ms, 2000, 15_000),
             ("block_rest_ms", timeouts.block_rest_ms, 0, long),
-        ];
-        for (what, value_ms, least_ms, most_ms) in bounds {
-            if value_ms < least_ms || value_ms > most_ms {
-                return Err(ConfigError::Timeout {
-                    what,
-                    value_ms,
-                    least_ms,
-                    most_ms,
-                });
-            }
-        }
-        Ok(())
+        ]
+        .into_iter()
+        .filter(|(_, value_ms, least_ms, most_ms)| !(least_ms..=most_ms).contains(&value_ms))
+        .map(|(what, value_ms, least_ms, most_ms)| ConfigError::Timeout {
+            what,
+            value_ms,
+            least_ms,
+            most_ms,
+        })
     }
 }
 
@@ -276,20 +309,15 @@ pub fn prefix_addresses(first: Ipv4Addr, bits: u8) -> Result<Vec<Ipv4Addr>, Conf
 
 /// A configuration that cannot stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` {}: {}", self.field(), self.what(), self.mend())]
 pub enum ConfigError {
     /// No address, or too many.
-    #[error("`pool` has {0} addresses: give it 1 to {ADDRESSES_MAX}")]
     Addresses(usize),
     /// The same address again.
-    #[error("`pool` has {0} twice: name it once")]
     AddressTwice(Ipv4Addr),
     /// An address that no packet comes back to.
-    #[error("`pool` has {0}, which is no unicast address: take it out")]
     Address(Ipv4Addr),
     /// A prefix that is none, or too wide.
-    #[error(
-        "{first}/{bits} is no prefix of at most {ADDRESSES_MAX} addresses: begin at its first address"
-    )]
     Prefix {
         /// As given.
         first: Ipv4Addr,
@@ -297,12 +325,8 @@ pub enum ConfigError {
         bits: u8,
     },
     /// Not a usable size.
-    #[error(
-        "`block_ports` is {0}: give a multiple of {BLOCK_PORTS_STEP} up to {PORTS_PER_ADDRESS}"
-    )]
     BlockPorts(u16),
     /// A limit out of bounds.
-    #[error("`limits.{what}` is {value}: give 1 to {most}")]
     Limit {
         /// Which.
         what: &'static str,
@@ -312,7 +336,6 @@ pub enum ConfigError {
         most: u32,
     },
     /// A timeout that breaks a standard.
-    #[error("`timeouts.{what}` is {value_ms}: give {least_ms} to {most_ms} milliseconds")]
     Timeout {
         /// Which.
         what: &'static str,
@@ -323,6 +346,58 @@ pub enum ConfigError {
         /// The most that can be.
         most_ms: u64,
     },
+}
+
+impl ConfigError {
+    /// The field that it is about, of [`Config`], [`Limits`] or [`Timeouts`].
+    #[must_use]
+    pub const fn field(&self) -> &'static str {
+        match self {
+            Self::Addresses(_) | Self::AddressTwice(_) | Self::Address(_) | Self::Prefix { .. } => {
+                "pool"
+            }
+            Self::BlockPorts(_) => "block_ports",
+            Self::Limit { what, .. } | Self::Timeout { what, .. } => what,
+        }
+    }
+
+    /// What is wrong with it.
+    #[must_use]
+    pub fn what(&self) -> String {
+        match self {
+            Self::Addresses(count) => format!("has {count} addresses"),
+            Self::AddressTwice(address) => format!("has {address} twice"),
+            Self::Address(address) => format!("has {address}, which is no unicast address"),
+            Self::Prefix { first, bits } => {
+                format!(
+                    "is {first}/{bits}, which is no prefix of at most {ADDRESSES_MAX} addresses"
+                )
+            }
+            Self::BlockPorts(ports) => format!("is {ports}, which is no size of a block"),
+            Self::Limit { value, .. } => format!("is {value}, which is out of range"),
+            Self::Timeout { value_ms, .. } => format!("is {value_ms}, which is out of range"),
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn mend(&self) -> String {
+        match self {
+            Self::Addresses(_) => format!("give it 1 to {ADDRESSES_MAX}"),
+            Self::AddressTwice(_) => "name it once".to_owned(),
+            Self::Address(_) => "take it out".to_owned(),
+            Self::Prefix { .. } => {
+                "begin at its first address, or choose a longer prefix".to_owned()
+            }
+            Self::BlockPorts(_) => {
+                format!("choose a multiple of {BLOCK_PORTS_STEP} up to {PORTS_PER_ADDRESS}")
+            }
+            Self::Limit { most, .. } => format!("choose 1 to {most}"),
+            Self::Timeout {
+                least_ms, most_ms, ..
+            } => format!("choose {least_ms} to {most_ms} milliseconds"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -345,14 +420,12 @@ mod tests {
             }),
             ("`block_ports` is 100", |c| c.block_ports = 100),
             ("`block_ports` is 65472", |c| c.block_ports = 65_472),
-            ("`limits.flows_max` is 0", |c| c.limits.flows_max = 0),
-            ("`limits.blocks_per_subscriber_max` is 1025", |c| {
+            ("`flows_max` is 0", |c| c.limits.flows_max = 0),
+            ("`blocks_per_subscriber_max` is 1025", |c| {
                 c.limits.blocks_per_subscriber_max = 1025;
             }),
-            ("`timeouts.udp_ms` is 119999", |c| {
-                c.timeouts.udp_ms = 119_999
-            }),
-            ("`timeouts.fragment_ms` is 15001", |c| {
+            ("`udp_ms` is 119999", |c| c.timeouts.udp_ms = 119_999),
+            ("`fragment_ms` is 15001", |c| {
                 c.timeouts.fragment_ms = 15_001;
             }),
         ];
@@ -362,6 +435,29 @@ mod tests {
             let error = bad.check().unwrap_err().to_string();
             assert!(error.starts_with(what), "{error}");
         }
+    }
+
+    #[test]
+    fn the_defaults_leave_room_for_everybody_and_can_stand() {
+        for subscribers_max in [0, 1, 2, 255, 65_536, 1 << 20, u32::MAX] {
+            let mut config = Config::new(vec![ADDRESS]);
+            config.limits = Limits::for_subscribers(subscribers_max);
+            let limits = &config.limits;
+            let case = format!("{limits:?}");
+            if (1..=1 << 20).contains(&subscribers_max) {
+                assert_eq!(config.problems(), [], "{case}");
+                assert!(
+                    limits.sure_flows() >= 2 && limits.sure_mappings() >= 1,
+                    "{case}"
+                );
+                let greedy = limits.flows_max / 2 / limits.flows_per_subscriber_max;
+                assert!(greedy >= 32, "{case}");
+            }
+        }
+        let limits = Limits::for_subscribers(65_536);
+        assert_eq!((limits.flows_max, limits.mappings_max), (1 << 22, 1 << 21));
+        assert_eq!((limits.sure_flows(), limits.sure_mappings()), (32, 16));
+        assert_eq!(limits.flows_per_subscriber_max, 16_384);
     }
 
     #[test]

@@ -8,7 +8,9 @@
 
 use crate::Subscriber;
 use crate::chains::{Chains, NONE, Slab};
+use crate::config::FLOW_BYTES_MAX;
 use crate::hash::Hash;
+use crate::hosts::HOST_BYTES;
 use crate::packet::Protocol;
 use crate::tcp;
 
@@ -51,6 +53,9 @@ pub(crate) struct Flow {
 }
 
 const _: () = assert!(size_of::<Flow>() == 64);
+/// Beside it: its address's count, both tables' lists of free places, and two heads, of this
+/// index pair and the other's one, for each place of a table just above a power of two.
+const _: () = assert!(size_of::<Flow>() + HOST_BYTES + 2 * 4 + 3 * 2 * 4 == FLOW_BYTES_MAX);
 
 /// What a flow is found by from inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,9 @@ struct Host {
     next: u32,
 }
 
+/// Memory of one.
+pub(crate) const HOST_BYTES: usize = size_of::<Host>();
+
 /// Remote addresses by mapping, counted.
 pub(crate) struct Hosts {
     entries: Slab<Host>,

@@ -3,6 +3,7 @@
 
 use crate::Subscriber;
 use crate::chains::{Chains, NONE, Slab};
+use crate::config::MAPPING_BYTES_MAX;
 use crate::hash::Hash;
 use crate::packet::Protocol;
 
@@ -28,6 +29,9 @@ pub(crate) struct Mapping {
     next_inner: u32,
     next_external: u32,
 }
+
+/// Beside it: the list of free places, and two heads of each index.
+const _: () = assert!(size_of::<Mapping>() + 4 + 2 * 2 * 4 <= MAPPING_BYTES_MAX);
 
 /// What a mapping is found by from inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -123,7 +123,7 @@ fn another_configuration_is_named() {
             |c| c.limits.flows_per_subscriber_max = 5,
             "`limits.flows_per_subscriber_max`",
         ),
-        (|c| c.limits.flows_max = 0, "`limits.flows_max` is 0"),
+        (|c| c.limits.flows_max = 0, "`flows_max` is 0"),
     ];
     for (change, what) in cases {
         let refused = restored(&snapshot, change).unwrap_err().to_string();

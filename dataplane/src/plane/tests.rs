@@ -394,16 +394,69 @@ fn every_refusal_has_its_reason_and_no_bill() {
     }
 }
 
-#[test]
-fn clients_share_public_addresses_and_nobody_unasked_gets_through() {
-    let mut bench = Bench::connected();
-    let section = topnet_config::Nat {
+fn pool() -> topnet_config::Nat {
+    topnet_config::Nat {
         addresses: "198.51.100.0/28".parse().unwrap(),
         block_ports: 512,
         blocks_per_client_max: 8,
+        flows_max: None,
+        flows_per_client_max: None,
+        mappings_max: None,
+        mappings_per_client_max: None,
         log_file: std::path::PathBuf::new(),
+    }
+}
+
+#[test]
+fn a_client_that_opens_flows_without_end_takes_nobody_else_s() {
+    let few = topnet_config::Nat {
+        flows_max: Some(80),
+        flows_per_client_max: Some(44),
+        ..pool()
     };
-    bench.plane.translation = Some(Translation::new(&section, 8, [7; 32]).unwrap());
+    // Of 80 flows each of eight clients is sure of five; 40 are for whoever comes first.
+    for (section, most, reason) in [
+        (&few, 44, Refusal::SubscriberFlows),
+        (
+            &topnet_config::Nat {
+                flows_per_client_max: Some(80),
+                ..few.clone()
+            },
+            45,
+            Refusal::FlowsFull,
+        ),
+    ] {
+        let mut bench = Bench::connected();
+        bench.plane.translation = Some(Translation::new(section, 8, [7; 32]).unwrap());
+        let calls = (1..=100).filter(|host| {
+            let packet = udp(INNER, [10, 77, 2, 100 + host], 64, 8);
+            let neighbour = Neighbour {
+                interface: 2,
+                address: IpAddr::from([10, 77, 2, 100 + host]),
+            };
+            let mut known = forwarding();
+            known.neighbours.insert(neighbour, MacAddress(ORIGIN_MAC));
+            bench.path.replace_forwarding(Arc::new(known));
+            bench.up(&packet).is_some()
+        });
+        assert_eq!(calls.count(), most, "{reason:?}");
+        let refused = 100 - most as u64;
+        assert_eq!(bench.dropped(), [(DropReason::Nat(reason), refused)]);
+        let translation = bench.plane.translation.as_mut().unwrap();
+        for host in 3..10 {
+            for remote in 1..=5 {
+                let mut packet = udp([10, 78, 0, host], [192, 0, 2, remote], 64, 8);
+                let called = translation.out(0, host.into(), &mut packet);
+                assert_eq!(called, Ok(()), "{reason:?}: {host} to {remote}");
+            }
+        }
+    }
+}
+
+#[test]
+fn clients_share_public_addresses_and_nobody_unasked_gets_through() {
+    let mut bench = Bench::connected();
+    bench.plane.translation = Some(Translation::new(&pool(), 8, [7; 32]).unwrap());
     let packet = udp(INNER, ORIGIN, 64, 100);
     let (_, frame) = bench.up(&packet).unwrap();
     let sent = Ipv4::parse(&frame[ETHERNET_BYTES..]).unwrap();
