@@ -71,7 +71,8 @@ impl NatLog {
         })
     }
 
-    /// Writes what happened to a block `ago`. Where the file takes no more, the process's own log
+    /// Writes what happened to a block `ago`: to whom it was lent, or that it came back from whoever
+    /// had it. Where the file takes no more, the process's own log
     /// has the line.
     pub fn record(&mut self, event: &BlockEvent, holder: Option<Holder>, ago: Duration) {
         let block = (event.external, event.first_port);
@@ -80,7 +81,7 @@ impl NatLog {
                 self.lent.insert(block, holder);
                 holder
             }
-            BlockEventKind::Released => self.lent.remove(&block).unwrap_or(holder),
+            BlockEventKind::Released => self.lent.remove(&block).flatten(),
         };
         let line = self.line(event, holder, SystemTime::now() - ago);
         if let Err(error) = self.file.write_all(line.as_bytes()) {
@@ -133,11 +134,7 @@ mod tests {
         let mut log = NatLog::open(&path, Ipv4Addr::new(10, 78, 0, 0)).unwrap();
         let ago = Duration::from_secs(3600);
         log.record(&event(BlockEventKind::Allocated), Some(holder(1)), ago);
-        log.record(
-            &event(BlockEventKind::Released),
-            Some(holder(9)),
-            Duration::ZERO,
-        );
+        log.record(&event(BlockEventKind::Released), None, Duration::ZERO);
         drop(log);
         NatLog::open(&path, Ipv4Addr::new(10, 78, 0, 0)).unwrap();
 

@@ -278,16 +278,6 @@ impl<G: Gate> Plane<G> {
         }
     }
 
-    /// True if a session was this subscriber to the translation.
-    #[must_use]
-    pub fn is_subscriber(&self, session: &Session, subscriber: Subscriber) -> bool {
-        let has = |network: &IpNetwork| self.owners.hosts(network).contains(&subscriber.0);
-        match &session.plan.addresses {
-            Addresses::Client(address) => has(&IpNetwork::host((*address).into())),
-            Addresses::Networks(networks) => networks.iter().any(has),
-        }
-    }
-
     /// The session of a subscriber, while there is one.
     #[must_use]
     pub fn holder(&self, subscriber: Subscriber) -> Option<&Session> {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
-use topnet_nat::BlockEvent;
+use topnet_nat::{BlockEvent, BlockEventKind};
 
 use crate::accounting::{Accounting, Gate};
 use crate::forwarding::Forwarding;
@@ -59,7 +59,7 @@ pub enum Returned {
     Forwarding(Arc<Forwarding>),
     /// Sockets that nothing is received from any more.
     Sockets(Sockets),
-    /// A block of public ports that was lent or given back, and whose session it is about.
+    /// A block of public ports that was lent, and to whose session, or that came back.
     Block(BlockEvent, Option<Holder>),
 }
 
@@ -130,14 +130,16 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                 std::hint::spin_loop();
             }
         }
-        self.report_blocks(None);
+        self.report_blocks();
         Ok(())
     }
 
     fn take_commands(&mut self) {
         for _ in 0..COMMANDS_PER_BURST {
-            // Every command gives back at most one thing, so there is room for it first.
-            if self.queues.returned.is_full() {
+            // A command may give somebody else a number: blocks that were lent before are told
+            // before. And every command gives back at most one thing, so there is room for it.
+            self.report_blocks();
+            if !self.has_room() {
                 return;
             }
             let returned = match self.queues.commands.pop() {
@@ -146,9 +148,8 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                     self.plane.install(session);
                     None
                 }
-                Some(Command::Remove(index)) => self.remove(index).map(Returned::Session),
+                Some(Command::Remove(index)) => self.plane.remove(index).map(Returned::Session),
                 Some(Command::Networks(index, change)) => {
-                    self.report_blocks(None);
                     self.plane.change_networks(index, &change);
                     None
                 }
@@ -193,32 +194,28 @@ impl<I: Backend, G: Gate> Worker<I, G> {
         }
         self.next_part = (self.next_part + 1) % TICK_PARTS;
         self.plane.sweep();
-        self.report_blocks(None);
+        self.report_blocks();
     }
 
-    fn remove(&mut self, index: SessionIndex) -> Option<Box<Session>> {
-        // What is reported later would be about whoever has the address then.
-        self.report_blocks(None);
-        let session = self.plane.remove(index)?;
-        self.report_blocks(Some(&session));
-        Some(session)
-    }
-
-    /// Gives back what the log of public addresses is to say. `gone` was removed just now.
-    fn report_blocks(&mut self, gone: Option<&Session>) {
-        // A removed session is given back after this, so room for it is left.
-        while self.queues.returned.len() + 1 < self.queues.returned.capacity()
+    /// Gives back what the log of public addresses is to say.
+    fn report_blocks(&mut self) {
+        while self.has_room()
             && let Some(event) = self.plane.take_block_event()
         {
-            let holder = match gone {
-                Some(gone) if self.plane.is_subscriber(gone, event.subscriber) => {
-                    Some(Holder::of(gone))
-                }
-                _ => self.plane.holder(event.subscriber).map(Holder::of),
+            // A block that came back is about whoever had it, as the log knows; another may have
+            // the number now.
+            let holder = match event.kind {
+                BlockEventKind::Allocated => self.plane.holder(event.subscriber).map(Holder::of),
+                BlockEventKind::Released => None,
             };
             // Only this thread fills the queue, and there was room.
             let pushed = self.queues.returned.push(Returned::Block(event, holder));
             assert!(pushed.is_ok(), "room was checked and nobody else pushes");
         }
+    }
+
+    /// Whether one more thing can be given back, and another one after it.
+    fn has_room(&self) -> bool {
+        self.queues.returned.len() + 1 < self.queues.returned.capacity()
     }
 }

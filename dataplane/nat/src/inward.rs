@@ -79,7 +79,7 @@ impl Nat44 {
     #[inline(always)]
     fn flow_in(&mut self, key: &InKey, remote_port: u16, signal: Signal) -> Result<Inner, Refusal> {
         if let Some(place) = self.flows.find_in(&self.hash, key) {
-            if self.flows.entry(place).deadline_ms > self.now_ms {
+            if self.flows.entry(place).deadline_ms > self.now_ms && !self.has_left(place) {
                 self.note(place, Direction::In, signal, remote_port);
                 let flow = self.flows.entry(place);
                 return Ok(Inner {
@@ -102,7 +102,8 @@ impl Nat44 {
             address: key.external,
             port: key.external_port,
         };
-        let Some(place) = self.mappings.find_external(&self.hash, &end) else {
+        let found = self.mappings.find_external(&self.hash, &end);
+        let Some(place) = found.filter(|place| !self.owner_has_left(*place)) else {
             return Err(if self.pool.contains(key.external) {
                 Refusal::NoMapping
             } else {
@@ -169,6 +170,7 @@ impl Nat44 {
         let flow = self
             .flows
             .find_in(&self.hash, &key)
+            .filter(|place| !self.has_left(*place))
             .map(|place| self.flows.entry(place))
             .filter(|flow| is_answer && flow.deadline_ms > self.now_ms)
             .ok_or(Refusal::IcmpErrorUnmatched)?;

@@ -34,6 +34,7 @@ mod hash;
 mod hosts;
 mod icmp;
 mod inward;
+mod leaving;
 mod mappings;
 mod nat;
 mod outward;

@@ -90,8 +90,9 @@ impl Mapping {
 }
 
 impl InnerEnd {
-    fn hash(&self, hash: &Hash) -> u64 {
-        let word = u64::from(self.subscriber.0) << 32 | u64::from(self.address);
+    /// By the subscriber's place: one that left and one that has its number now are two.
+    fn hash(&self, hash: &Hash, owner: u32) -> u64 {
+        let word = u64::from(owner) << 32 | u64::from(self.address);
         hash.of([word], u64::from(self.port) << 8 | self.protocol as u64)
     }
 }
@@ -134,10 +135,15 @@ impl Mappings {
         &mut self.entries[place]
     }
 
-    pub(crate) fn find_inner(&self, hash: &Hash, end: &InnerEnd) -> Option<u32> {
-        let is_it = |mapping: &Mapping| mapping.inner_end() == *end;
-        self.by_inner
-            .find(end.hash(hash), &self.entries, |m| m.next_inner, is_it)
+    /// The mapping of an inner end of the subscriber with this place.
+    pub(crate) fn find_inner(&self, hash: &Hash, owner: u32, end: &InnerEnd) -> Option<u32> {
+        let is_it = |mapping: &Mapping| mapping.owner == owner && mapping.inner_end() == *end;
+        self.by_inner.find(
+            end.hash(hash, owner),
+            &self.entries,
+            |m| m.next_inner,
+            is_it,
+        )
     }
 
     pub(crate) fn find_external(&self, hash: &Hash, end: &ExternalEnd) -> Option<u32> {
@@ -148,7 +154,7 @@ impl Mappings {
 
     /// Adds a mapping at the head of its owner's list, which begins at `first`.
     pub(crate) fn insert(&mut self, hash: &Hash, mapping: Mapping, first: &mut u32) -> Option<u32> {
-        let inner = mapping.inner_end().hash(hash);
+        let inner = mapping.inner_end().hash(hash, mapping.owner);
         let external = mapping.external_end().hash(hash);
         let place = self.entries.insert(mapping)?;
         self.by_inner
@@ -167,7 +173,7 @@ impl Mappings {
     pub(crate) fn remove(&mut self, hash: &Hash, place: u32, first: &mut u32) {
         let mapping = &self.entries[place];
         debug_assert!(mapping.flows == 0 && mapping.first_flow == NONE);
-        let inner = mapping.inner_end().hash(hash);
+        let inner = mapping.inner_end().hash(hash, mapping.owner);
         let external = mapping.external_end().hash(hash);
         let (previous, next) = (mapping.previous, mapping.next);
         if previous == NONE {

@@ -1,6 +1,7 @@
 //! The state machine: what is called, and how tables hold together when something begins and
 //! ends.
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use crate::config::{Config, ConfigError, Filtering, Timeouts};
@@ -40,6 +41,8 @@ pub struct Nat44 {
     pub(crate) pool: Pool,
     pub(crate) events: Events,
     pub(crate) subscribers: Subscribers,
+    /// Places of subscribers that were removed and still have something.
+    pub(crate) leaving: VecDeque<u32>,
     pub(crate) mappings: Mappings,
     pub(crate) mapping_share: Share,
     pub(crate) flows: Flows,
@@ -67,6 +70,7 @@ impl Nat44 {
             random,
             events: Events::new(pool.blocks() as usize),
             subscribers: Subscribers::new(limits),
+            leaving: VecDeque::with_capacity(limits.subscribers_max as usize),
             mappings: Mappings::new(limits.mappings_max),
             mapping_share: Share::new(limits.mappings_max, limits.subscribers_max),
             flows: Flows::new(limits.flows_max),
@@ -78,11 +82,17 @@ impl Nat44 {
         })
     }
 
-    /// Ends what is over, with at most `work_max` steps in each table. Without it a mapping
-    /// whose time is over may linger, and its port with it, until packets sweep it away.
+    /// Ends what is over, with at most `work_max` steps in each table, and as many things of
+    /// subscribers that were removed. Without it a mapping whose time is over may linger, and its
+    /// port with it, until packets sweep it away.
     pub fn sweep(&mut self, now_ms: u64, work_max: usize) {
         self.advance(now_ms);
         self.sweep_flows(work_max);
+        for _ in 0..work_max {
+            if !self.end_one_of_who_left() {
+                break;
+            }
+        }
         for _ in 0..work_max {
             if !self.forget_fragment() {
                 break;
@@ -99,28 +109,6 @@ impl Nat44 {
             if !self.pool.wake_one(self.now_ms) {
                 break;
             }
-        }
-    }
-
-    /// Ends all that a subscriber has, and takes its blocks back. The work is bounded by the
-    /// limits of one subscriber. Its ports are nobody's until they have rested.
-    pub fn remove(&mut self, now_ms: u64, subscriber: Subscriber) {
-        self.advance(now_ms);
-        let Some(place) = self.subscribers.find(&self.hash, subscriber) else {
-            return;
-        };
-        let entry = self.subscribers.entry(place);
-        let (mut mapping, mappings, blocks) = (entry.first_mapping, entry.mappings, entry.blocks);
-        for _ in 0..mappings {
-            let after = self.mappings.entry(mapping).next;
-            let flows = self.mappings.entry(mapping).flows;
-            for _ in 0..flows {
-                self.end_flow(self.mappings.entry(mapping).first_flow);
-            }
-            mapping = after;
-        }
-        for _ in 0..blocks {
-            self.take_back(self.subscribers.blocks(place)[0], true);
         }
     }
 
@@ -306,7 +294,7 @@ impl Nat44 {
         Some(place)
     }
 
-    fn end_mapping(&mut self, place: u32) {
+    pub(crate) fn end_mapping(&mut self, place: u32) {
         let mapping = self.mappings.entry(place);
         let (protocol, port) = (mapping.protocol, mapping.external_port);
         let (block, now_ms) = (mapping.block, self.now_ms);
@@ -381,14 +369,14 @@ impl Nat44 {
     }
 
     /// Takes a block back that has no mapping any more, with its record; its owner goes with
-    /// the last one.
-    fn take_back(&mut self, block: u32, rests: bool) {
+    /// the last one, if it has not left already.
+    pub(crate) fn take_back(&mut self, block: u32, rests: bool) {
         let owner = self.pool.owner(block);
         self.record(BlockEventKind::Released, owner, block);
         let was_further = self.subscribers.entry(owner).blocks > 1;
         self.pool.take_back(block, was_further, self.now_ms, rests);
         self.subscribers.remove_block(owner, block);
-        if self.subscribers.blocks(owner).is_empty() {
+        if self.subscribers.blocks(owner).is_empty() && self.subscribers.is_here(owner) {
             self.subscribers.remove(&self.hash, owner);
         }
     }

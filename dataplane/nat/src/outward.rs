@@ -92,7 +92,7 @@ impl Nat44 {
     #[inline(always)]
     fn flow_out(&mut self, key: &OutKey, remote_port: u16, signal: Signal) -> Result<u32, Refusal> {
         if let Some(place) = self.flows.find_out(&self.hash, key) {
-            if self.flows.entry(place).deadline_ms > self.now_ms {
+            if self.flows.entry(place).deadline_ms > self.now_ms && !self.has_left(place) {
                 self.note(place, Direction::Out, signal, remote_port);
                 return Ok(place);
             }
@@ -116,7 +116,9 @@ impl Nat44 {
             address: key.inner,
             port: key.inner_port,
         };
-        let mapping = match self.mappings.find_inner(&self.hash, &inner) {
+        let owner = self.subscribers.find(&self.hash, key.subscriber);
+        let known = owner.and_then(|owner| self.mappings.find_inner(&self.hash, owner, &inner));
+        let mapping = match known {
             Some(mapping) => {
                 self.may_begin_flow(mapping)?;
                 mapping
@@ -160,6 +162,7 @@ impl Nat44 {
         let flow = self
             .flows
             .find_out(&self.hash, &key)
+            .filter(|place| !self.has_left(*place))
             .map(|place| self.flows.entry(place))
             .filter(|flow| is_answer && flow.deadline_ms > self.now_ms)
             .ok_or(Refusal::IcmpErrorUnmatched)?;

@@ -265,7 +265,7 @@ impl Pool {
     }
 
     /// Blocks that rest, and for how much longer.
-    pub(crate) fn resting(&self, now_ms: u64) -> impl ExactSizeIterator<Item = (u32, u64)> {
+    pub(crate) fn resting(&self, now_ms: u64) -> impl Iterator<Item = (u32, u64)> + Clone {
         let left = move |(block, until_ms): &(u32, u64)| (*block, until_ms.saturating_sub(now_ms));
         self.resting.iter().map(left)
     }

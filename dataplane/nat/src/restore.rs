@@ -185,7 +185,10 @@ impl Nat44 {
             .block_of(address, external.port)
             .filter(|block| self.pool.owner(*block) == owner)
             .ok_or(RestoreError::Contradiction("external port"))?;
-        if self.mappings.find_inner(&self.hash, &inner).is_some()
+        if self
+            .mappings
+            .find_inner(&self.hash, owner, &inner)
+            .is_some()
             || !self.pool.lend_certain(block, protocol, external.port)
         {
             return Err(RestoreError::Contradiction("mapping"));
@@ -323,6 +326,7 @@ mod tests {
             nat.begin_flow(mapping, nth, 80, state).unwrap();
         }
         nat.remove(1000, Subscriber(3));
+        nat.sweep(1000, 5);
         nat
     }
 

@@ -1,7 +1,7 @@
 //! The state as bytes, so that a process that starts anew keeps its connections.
 //!
 //! Little endian, no padding: magic, version, ports of a block, filtering; the number of resting
-//! blocks and each one; the number of subscribers and each one with its blocks, its mappings
+//! blocks and each one, those of subscribers that left among them; the number of subscribers and each one with its blocks, its mappings
 //! and their flows; a digest of all that. Times are what is left of them, since the clock may
 //! be another. Not in it: fragments, which are over by then; records that were not taken, which
 //! the caller takes before; the seed.
@@ -25,15 +25,20 @@ impl Nat44 {
         writer.put(VERSION.to_le_bytes());
         writer.put(self.config.block_ports.to_le_bytes());
         writer.put([filtering_byte(&self.config)]);
+        // What is not taken back yet of subscribers that left would rest from then on.
+        let rest_ms = self.config.timeouts.block_rest_ms;
+        let left = self.leaving.iter().filter(|_| rest_ms > 0);
+        let left = left.flat_map(|place| self.subscribers.blocks(*place));
         let resting = self.pool.resting(self.now_ms);
-        writer.count(resting.len() as u32);
+        let resting = resting.chain(left.map(|block| (*block, rest_ms)));
+        writer.count(resting.clone().count() as u32);
         for (block, left_ms) in resting {
             let address = self.pool.external(self.pool.address_of(block));
             writer.put(address.to_le_bytes());
             writer.put(self.pool.first_port(block).to_le_bytes());
             writer.left(left_ms);
         }
-        writer.count(self.subscribers.len());
+        writer.count(self.subscribers.places().count() as u32);
         for place in self.subscribers.places() {
             self.write_subscriber(&mut writer, place);
         }

@@ -11,6 +11,8 @@ use crate::{Nat44, Subscriber};
 pub struct Counters {
     /// Subscribers with at least one block.
     pub subscribers: u32,
+    /// Those that were removed and still have something, which counts below.
+    pub subscribers_leaving: u32,
     /// Mappings of all subscribers; those whose time is over until they are swept.
     pub mappings: u32,
     /// Flows of all mappings, likewise.
@@ -60,7 +62,8 @@ impl Nat44 {
     #[must_use]
     pub fn counters(&self) -> Counters {
         Counters {
-            subscribers: self.subscribers.len(),
+            subscribers: self.subscribers.len() - self.leaving.len() as u32,
+            subscribers_leaving: self.leaving.len() as u32,
             mappings: self.mappings.len(),
             flows: self.flows.len(),
             fragments: self.fragments.len(),

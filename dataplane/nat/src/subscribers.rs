@@ -20,7 +20,8 @@ pub(crate) struct Entry {
     pub first_mapping: u32,
     /// Tells this use of the place from the one before.
     pub use_number: u32,
-    in_use: bool,
+    /// False if the place is free, or its subscriber left and is not to be found.
+    is_here: bool,
     next: u32,
 }
 
@@ -78,7 +79,7 @@ impl Subscribers {
             fragments: 0,
             first_mapping: NONE,
             use_number: self.uses,
-            in_use: true,
+            is_here: true,
             next: NONE,
         })?;
         let id_hash = id_hash(hash, subscriber);
@@ -89,13 +90,28 @@ impl Subscribers {
 
     /// Takes out a subscriber that has nothing any more.
     pub(crate) fn remove(&mut self, hash: &Hash, place: u32) {
+        self.leave(hash, place);
+        self.release(place);
+    }
+
+    /// Lets nobody find a subscriber from now on. What it has is its own.
+    pub(crate) fn leave(&mut self, hash: &Hash, place: u32) {
         let entry = &mut self.entries[place];
-        debug_assert!(entry.blocks == 0 && entry.mappings == 0 && entry.flows == 0);
-        entry.in_use = false;
+        entry.is_here = false;
         let id_hash = id_hash(hash, entry.subscriber);
         self.by_id
             .remove(id_hash, &mut self.entries, place, |e| &mut e.next);
+    }
+
+    /// Lets the place of one that left be another's. It has nothing any more.
+    pub(crate) fn release(&mut self, place: u32) {
+        let entry = &self.entries[place];
+        debug_assert!(entry.blocks == 0 && entry.mappings == 0 && entry.flows == 0);
         self.entries.release(place);
+    }
+
+    pub(crate) fn is_here(&self, place: u32) -> bool {
+        self.entries[place].is_here
     }
 
     pub(crate) fn entry(&self, place: u32) -> &Entry {
@@ -106,10 +122,10 @@ impl Subscribers {
         &mut self.entries[place]
     }
 
-    /// The entry, if the place is still in that use.
+    /// The entry, if its subscriber is the same one and has not left.
     pub(crate) fn in_use_mut(&mut self, place: u32, use_number: u32) -> Option<&mut Entry> {
         let entry = &mut self.entries[place];
-        (entry.in_use && entry.use_number == use_number).then_some(entry)
+        (entry.is_here && entry.use_number == use_number).then_some(entry)
     }
 
     /// The subscriber's blocks.
@@ -142,11 +158,11 @@ impl Subscribers {
         }
     }
 
-    /// Places in use.
+    /// Places of subscribers that have not left.
     pub(crate) fn places(&self) -> impl Iterator<Item = u32> {
         self.entries
             .places()
-            .filter(|place| self.entries[*place].in_use)
+            .filter(|place| self.entries[*place].is_here)
     }
 }
 

@@ -110,7 +110,7 @@ proptest! {
                 Err(_) => prop_assert_eq!(before, after),
             }
         }
-        world.nat.remove(world.now_ms, Subscriber(1));
+        world.remove(1);
         let counters = world.nat.counters();
         prop_assert_eq!((counters.flows, counters.mappings, counters.blocks_lent), (0, 0, 0));
     }

@@ -10,7 +10,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use proptest::prelude::*;
 use support::{ACK, FIN, POOL, RST, SYN, World, ends, inner, remote};
 use topnet_nat::Protocol::{self, Icmp, Tcp, Udp};
-use topnet_nat::{BlockEventKind, Filtering, Nat44, Refusal, Subscriber};
+use topnet_nat::{
+    BlockEventKind, Counters, Filtering, Nat44, Refusal, Subscriber, SubscriberStatus,
+};
 
 const MAPPINGS_PER_SUBSCRIBER_MAX: usize = 5;
 const FLOWS_PER_MAPPING_MAX: usize = 3;
@@ -32,7 +34,8 @@ enum Step {
         flags: u8,
     },
     Wait(u64),
-    Remove(u32),
+    /// What a subscriber has is ended by so many steps now, and the rest as time goes on.
+    Remove(u32, usize),
     Restart,
 }
 
@@ -63,7 +66,7 @@ fn step() -> impl Strategy<Value = Step> {
         }),
         3 => prop_oneof![Just(1), Just(9), Just(30), Just(61), Just(250), Just(3000)]
             .prop_map(Step::Wait),
-        1 => (1..4_u32).prop_map(Step::Remove),
+        1 => (1..4_u32, 0..9_usize).prop_map(|(subscriber, work)| Step::Remove(subscriber, work)),
         1 => Just(Step::Restart),
     ]
 }
@@ -95,6 +98,8 @@ struct Model {
     /// Every external end that ever was.
     known: Vec<(Protocol, SocketAddrV4)>,
     now_s: u64,
+    /// Flows of subscribers that were removed, which still take room.
+    leaving_flows: usize,
 }
 
 impl Model {
@@ -152,7 +157,7 @@ impl Model {
             {
                 Err(Refusal::SubscriberMappings)
             }
-            _ if self.flows(|_| true) >= FLOWS_MAX => Err(Refusal::FlowsFull),
+            _ if self.flows(|_| true) + self.leaving_flows >= FLOWS_MAX => Err(Refusal::FlowsFull),
             _ => Ok(()),
         }
     }
@@ -195,7 +200,7 @@ impl Model {
         if mapping.flows.len() >= FLOWS_PER_MAPPING_MAX {
             return Err(Refusal::MappingFlows);
         }
-        if self.flows(|_| true) >= FLOWS_MAX {
+        if self.flows(|_| true) + self.leaving_flows >= FLOWS_MAX {
             return Err(Refusal::FlowsFull);
         }
         Ok(*key)
@@ -261,6 +266,7 @@ impl Both {
             mappings: HashMap::new(),
             known: Vec::new(),
             now_s,
+            leaving_flows: 0,
         };
         Self {
             world,
@@ -283,24 +289,23 @@ impl Both {
                 self.world.wait(seconds);
                 self.model.now_s += seconds;
             }
-            Step::Remove(subscriber) => {
-                self.world
-                    .nat
-                    .remove(self.world.now_ms, Subscriber(subscriber));
+            Step::Remove(subscriber, work) => {
+                let now_ms = self.world.now_ms;
+                self.world.nat.remove(now_ms, Subscriber(subscriber));
+                let before = self.world.nat.counters();
+                self.world.nat.sweep(now_ms, work);
+                let after = self.world.nat.counters();
+                let things = |counters: Counters| (counters.flows + counters.blocks_lent) as usize;
+                assert!(things(before) <= things(after) + work, "bounded work");
                 self.model.mappings.retain(|key, _| key.0 != subscriber);
             }
             Step::Restart => self.restart(),
         }
         self.model.expire();
         self.drain_events();
-        if let Step::Remove(subscriber) = step {
-            let gone = Subscriber(subscriber);
-            assert!(
-                self.lent.values().all(|owner| *owner != gone),
-                "all given back"
-            );
-        }
         self.follow_connections();
+        let flows = self.world.nat.counters().flows as usize;
+        self.model.leaving_flows = flows - self.model.flows(|_| true);
         self.check();
     }
 
@@ -362,6 +367,8 @@ impl Both {
 
     /// The process dies and comes back.
     fn restart(&mut self) {
+        // Who left has nothing in a snapshot but blocks that rest.
+        self.world.wait(0);
         self.drain_events();
         let mut config = topnet_nat::Config::new(POOL.to_vec());
         config.filtering = self.model.filtering;
@@ -444,8 +451,19 @@ impl Both {
 
     fn check(&self) {
         let counters = self.world.nat.counters();
-        assert_eq!(counters.mappings as usize, self.model.mappings.len());
-        assert_eq!(counters.flows as usize, self.model.flows(|_| true));
+        let of = |what: fn(&SubscriberStatus) -> u32| -> usize {
+            self.world
+                .nat
+                .subscribers()
+                .map(|s| what(&s) as usize)
+                .sum()
+        };
+        assert_eq!(of(|s| s.mappings), self.model.mappings.len());
+        assert_eq!(of(|s| s.flows), self.model.flows(|_| true));
+        if counters.subscribers_leaving == 0 {
+            assert_eq!(counters.mappings as usize, self.model.mappings.len());
+            assert_eq!(counters.flows as usize, self.model.flows(|_| true));
+        }
         assert_eq!(counters.blocks_lent as usize, self.lent.len());
         let mut seen = HashSet::new();
         for subscriber in self.world.nat.subscribers() {

@@ -308,7 +308,7 @@ fn a_fragment_of_a_subscriber_that_is_gone_goes_nowhere() {
     let external = world.call(Udp, 1, inner(1, 5000), remote(1, 9)).unwrap();
     let parts = fragments(&udp(remote(1, 9), external, &[0; 100]), 1, 16);
     world.back(&parts[0]).unwrap();
-    world.nat.remove(world.now_ms, topnet_nat::Subscriber(1));
+    world.remove(1);
     world.call(Udp, 2, inner(2, 5000), remote(1, 9)).unwrap();
     assert_eq!(world.back(&parts[1]), Err(Refusal::FragmentUnknown));
     world.wait(11);

@@ -88,7 +88,7 @@ fn req_4_an_address_without_blocks_refuses() {
     assert!(world.call(Udp, 2, inner(2, 1), remote(1, 9)).is_ok());
     let third = world.call(Udp, 3, inner(3, 1), remote(1, 9));
     assert_eq!(third, Err(Refusal::PoolExhausted));
-    world.nat.remove(world.now_ms, Subscriber(1));
+    world.remove(1);
     let third = world.call(Udp, 3, inner(3, 1), remote(1, 9));
     assert_eq!(third, Err(Refusal::PoolExhausted), "it rests");
     world.wait(120);
@@ -148,7 +148,7 @@ fn req_12_each_block_is_recorded_once_when_lent_and_once_when_given_back() {
         assert_eq!(in_one.count(), 1, "{external}");
     }
     world.wait(5);
-    world.nat.remove(world.now_ms, Subscriber(1));
+    world.remove(1);
     let given_back = events(&mut world);
     let key = |event: &BlockEvent| (event.external, event.first_port, event.port_count);
     let both: [HashSet<_>; 2] = [lent, given_back.clone()].map(|e| e.iter().map(key).collect());
@@ -163,8 +163,85 @@ fn req_12_each_block_is_recorded_once_when_lent_and_once_when_given_back() {
         (counters.mappings, counters.flows, counters.subscribers),
         (0, 0, 0)
     );
-    world.nat.remove(world.now_ms, Subscriber(1));
+    world.remove(1);
     assert_eq!(events(&mut world), [], "nothing to remove");
+}
+
+/// However much a subscriber had, a call ends no more of it than it may; nobody has its ports, its
+/// number or its packets meanwhile.
+#[test]
+fn a_removed_subscriber_is_gone_at_once_and_ended_in_slices() {
+    const WORK: usize = 10;
+    let mut world = World::new(|config| {
+        config.pool.truncate(1);
+        config.block_ports = 64;
+        config.limits.blocks_per_subscriber_max = 64;
+    });
+    assert_eq!(call_many(&mut world, 1, 700), 700);
+    for to in 2..60 {
+        let flow = world.call(Udp, 1, inner(1, 1), remote(to, 9));
+        assert!(flow.is_ok());
+    }
+    let connection = world.connect(inner(1, 800), remote(1, 443));
+    let old: Vec<_> = world.mappings(1).into_iter().map(|m| m.external).collect();
+    let lent = events(&mut world);
+    assert_eq!(lent.len(), 11);
+    world.nat.remove(world.now_ms, Subscriber(1));
+    assert_eq!(world.nat.subscribers().count(), 0);
+    assert_eq!(world.nat.counters().flows, 759, "nothing is ended yet");
+
+    // Another has the number now, and the same inner ends, and calls the same remotes.
+    let mut new = HashSet::new();
+    for port in 1..=20 {
+        new.insert(world.call(Udp, 1, inner(1, port), remote(1, 9)).unwrap());
+    }
+    let unknown = world.tcp_out(1, inner(1, 800), remote(1, 443), support::ACK);
+    assert_eq!(unknown, Err(Refusal::TcpOutOfState));
+    new.insert(world.connect(inner(1, 800), remote(1, 443)));
+    assert!(old.iter().all(|external| !new.contains(external)));
+    for (nth, external) in old.iter().enumerate().filter(|(nth, _)| nth % 7 == 0) {
+        let refused = world.answer(Udp, remote(1, 9), *external);
+        assert_eq!(refused, Err(Refusal::NoMapping), "{nth}");
+    }
+    let refused = world.tcp_back(remote(1, 443), connection, support::ACK);
+    assert_eq!(refused, Err(Refusal::NoMapping));
+    let unreachable = support::icmp(
+        *remote(1, 9).ip(),
+        *old[5].ip(),
+        3,
+        &support::udp(old[5], remote(1, 9), b"payload"),
+    );
+    assert_eq!(world.back(&unreachable), Err(Refusal::IcmpErrorUnmatched));
+
+    let held = |world: &World| {
+        let counters = world.nat.counters();
+        (counters.flows + counters.blocks_lent) as usize
+    };
+    let [mut slices, mut released] = [0; 2];
+    let first = events(&mut world);
+    assert!(
+        first
+            .iter()
+            .all(|event| event.kind == BlockEventKind::Allocated)
+    );
+    while world.nat.counters().subscribers_leaving > 0 {
+        let before = held(&world);
+        world.nat.sweep(world.now_ms, WORK);
+        assert!(
+            before - held(&world) <= WORK,
+            "{before} and {}",
+            held(&world)
+        );
+        released += events(&mut world).len();
+        slices += 1;
+        assert!(slices < 100);
+    }
+    assert!(slices > 50, "{slices}");
+    // Its blocks alone came back, and rest.
+    assert_eq!(released, lent.len());
+    let counters = world.nat.counters();
+    assert_eq!((counters.flows, counters.blocks_resting), (21, 11));
+    assert_eq!(world.mappings(1).len(), 21);
 }
 
 /// A caller that takes no records gets no blocks after a while, and loses none.
@@ -186,7 +263,7 @@ fn req_12_no_record_is_lost() {
                 refused = true;
             }
         }
-        world.nat.remove(world.now_ms, Subscriber(subscriber));
+        world.remove(subscriber);
     }
     assert!(refused);
     assert_eq!(events(&mut world).len(), 2 * lent);

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use support::{ACK, POOL, SEED, World, inner, remote};
 use topnet_nat::Protocol::{Icmp, Tcp, Udp};
-use topnet_nat::{Config, Filtering, Nat44, RestoreError, Subscriber};
+use topnet_nat::{Config, Filtering, Nat44, RestoreError};
 
 /// Some of everything.
 fn lively() -> World {
@@ -23,7 +23,7 @@ fn lively() -> World {
         }
     }
     world.connect(inner(1, 5000), remote(2, 443));
-    world.nat.remove(world.now_ms, Subscriber(4));
+    world.remove(4);
     while world.nat.take_event().is_some() {}
     world
 }
@@ -69,6 +69,26 @@ fn connections_go_on_after_a_restart() {
         ),
         (0, 0, 0)
     );
+}
+
+/// Who was leaving has left: the ports rest, and nothing else is written.
+#[test]
+fn who_was_leaving_has_left_after_a_restart() {
+    let mut world = lively();
+    world.nat.remove(world.now_ms, topnet_nat::Subscriber(2));
+    world.nat.sweep(world.now_ms, 3);
+    let before = world.nat.counters();
+    assert_eq!((before.subscribers, before.subscribers_leaving), (2, 1));
+    let nat = restored(&world.nat.snapshot(), |_| ()).unwrap();
+    world.nat.sweep(world.now_ms, usize::MAX);
+    assert_eq!(
+        nat.counters(),
+        topnet_nat::Counters {
+            events_waiting: 0,
+            ..world.nat.counters()
+        }
+    );
+    assert_eq!(nat.counters().blocks_resting, before.blocks_resting + 1);
 }
 
 #[test]

@@ -223,6 +223,12 @@ impl World {
         self.now_ms += milliseconds;
     }
 
+    /// Removes a subscriber, with all that it has.
+    pub fn remove(&mut self, subscriber: u32) {
+        self.nat.remove(self.now_ms, Subscriber(subscriber));
+        self.nat.sweep(self.now_ms, usize::MAX);
+    }
+
     /// Translates a packet from a subscriber, and checks what can be checked of any.
     pub fn out(&mut self, subscriber: u32, bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
         let mut packet = bytes.to_vec();
