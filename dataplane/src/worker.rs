@@ -219,3 +219,123 @@ impl<I: Backend, G: Gate> Worker<I, G> {
         self.queues.returned.len() + 1 < self.queues.returned.capacity()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounting::OpenGate;
+    use crate::plane::PlaneConfig;
+    use crate::session::SessionPlan;
+    use crate::translation::Translation;
+    use etherparse::PacketBuilder;
+    use std::net::Ipv4Addr;
+    use topnet_account::ChannelId;
+    use topnet_config::InnerNetwork;
+    use topnet_unit::Slot;
+
+    const INNER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
+
+    /// Nothing comes in and nothing goes out.
+    struct Nowhere;
+
+    impl Backend for Nowhere {
+        const SPINS_MAX: u32 = 0;
+
+        fn receive<G: Gate>(&mut self, _: &mut Plane<G>) -> std::io::Result<usize> {
+            Ok(0)
+        }
+
+        fn tick<G: Gate>(&mut self, _: &mut Plane<G>, _: usize) {}
+
+        fn replace_forwarding<G: Gate>(
+            &mut self,
+            _: &mut Plane<G>,
+            forwarding: Arc<Forwarding>,
+        ) -> Arc<Forwarding> {
+            forwarding
+        }
+
+        fn flush(&mut self) {}
+
+        fn wait(&mut self, _: Duration) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn session(identity: &Identity, number: u8) -> Box<Session> {
+        let plan = SessionPlan {
+            index: SessionIndex(number.into()),
+            public_key: [number; 32],
+            channel: ChannelId([number; 32]),
+            inner_address: INNER,
+            slot: Slot {
+                index: 1,
+                generation: 1,
+            },
+        };
+        Box::new(Session::new(identity, plan))
+    }
+
+    /// The next client has the number already when the worker looks.
+    #[test]
+    fn a_block_is_told_of_whoever_had_the_number_when_it_was_lent() {
+        let section = topnet_config::Nat {
+            addresses: "198.51.100.0/30".parse().unwrap(),
+            block_ports: 512,
+            blocks_per_client_max: 8,
+            flows_max: None,
+            flows_per_client_max: None,
+            mappings_max: None,
+            mappings_per_client_max: None,
+            log_file: std::path::PathBuf::new(),
+        };
+        let mut translation = Translation::new(&section, 8, [1; 32]).unwrap();
+        let mut packet = Vec::new();
+        let builder = PacketBuilder::ipv4(INNER.octets(), [192, 0, 2, 1], 64).udp(1, 2);
+        builder.write(&mut packet, b"x").unwrap();
+        translation.out(0, 2, &mut packet).unwrap();
+        let config = PlaneConfig {
+            inner: InnerNetwork::new(
+                "10.78.0.0/24".parse().unwrap(),
+                None,
+                Ipv4Addr::new(10, 78, 0, 1),
+            ),
+            inner_mtu: 1420,
+            sessions_max: 8,
+        };
+        let identity = Arc::new(Identity::new([9; 32]));
+        let now = Instant::now();
+        let mut plane = Plane::new(config, Arc::clone(&identity), OpenGate, Arc::default(), now)
+            .with_translation(Some(translation));
+        plane.install(session(&identity, 1));
+        let queues = Queues::default();
+        for command in [
+            Command::Remove(SessionIndex(1)),
+            Command::Install(session(&identity, 2)),
+        ] {
+            assert!(queues.commands.push(command).is_ok());
+        }
+        let mut worker = Worker::new(Nowhere, plane, queues.clone(), identity);
+        worker.take_commands();
+        worker.tick(now);
+        let told: Vec<_> = std::iter::from_fn(|| queues.returned.pop())
+            .map(|returned| match returned {
+                Returned::Session(session) => ("session", Some(session.plan.public_key[0])),
+                Returned::Forwarding(_) => ("forwarding", None),
+                Returned::Block(event, holder) => {
+                    let whose = holder.map(|holder| holder.wireguard_public_key[0]);
+                    match event.kind {
+                        BlockEventKind::Allocated => ("allocated", whose),
+                        BlockEventKind::Released => ("released", whose),
+                    }
+                }
+            })
+            .collect();
+        let expected = [
+            ("allocated", Some(1)),
+            ("session", Some(1)),
+            ("released", None),
+        ];
+        assert_eq!(told, expected);
+    }
+}
