@@ -12,7 +12,9 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use topnet_api::{ChannelStatus, Latency, MeteringStatus, ProviderStatus, SessionReport};
+use topnet_api::{
+    ChannelStatus, Latency, MeteringStatus, NatStatus, ProviderStatus, SessionReport,
+};
 
 /// Channels, and sessions, that have metrics of their own.
 pub const LABELLED_MAX: usize = 1000;
@@ -60,6 +62,9 @@ pub fn page(
         page.counter("dropped_packets", "Packets dropped, by reason.", drops);
         let help = "Unit records that found their ring full; they lose nothing.";
         page.total("unit_ring_overflows", help, dataplane.ring_overflows);
+        if let Some(nat) = &dataplane.nat {
+            page.nat(nat);
+        }
     }
     page.channels(&channels[..channels.len().min(LABELLED_MAX)]);
     page.sessions(&sessions[..sessions.len().min(LABELLED_MAX)]);
@@ -146,6 +151,47 @@ impl Page {
         self.latency("journal_commit_seconds", help, &metering.commit_us);
         let help = "From a unit's first byte until it was journalled.";
         self.latency("unit_journalled_seconds", help, &metering.unit_us);
+    }
+
+    fn nat(&mut self, nat: &NatStatus) {
+        let gauges = [
+            ("nat_blocks", "Blocks of shared ports.", nat.blocks),
+            (
+                "nat_lent_blocks",
+                "Blocks of ports that clients have.",
+                nat.blocks_lent,
+            ),
+            (
+                "nat_resting_blocks",
+                "Blocks of ports that nobody has and that are not lent again yet.",
+                nat.blocks_resting,
+            ),
+            (
+                "nat_clients",
+                "Clients that have a block of ports.",
+                nat.clients,
+            ),
+            ("nat_mappings", "Shared ports in use.", nat.mappings),
+            (
+                "nat_mappings_max",
+                "The most shared ports in use that there can be.",
+                nat.mappings_max,
+            ),
+            (
+                "nat_flows",
+                "What shared ports have to do with one remote each.",
+                nat.flows,
+            ),
+            (
+                "nat_flows_max",
+                "The most flows that there can be.",
+                nat.flows_max,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            self.level(name, help, value.into());
+        }
+        // What was refused for want of room is among the dropped packets.
     }
 
     fn channels(&mut self, channels: &[ChannelStatus]) {
@@ -249,7 +295,7 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use topnet_account::{Amount, ChannelId};
-    use topnet_api::{ArchiveStatus, HandoverStatus};
+    use topnet_api::{ArchiveStatus, DataplaneReport, DropCount, HandoverStatus, IoStatus};
 
     use super::*;
 
@@ -276,7 +322,28 @@ mod tests {
         let status = ProviderStatus {
             payee: None,
             processes: Vec::new(),
-            dataplane: None,
+            dataplane: Some(DataplaneReport {
+                boot: String::new(),
+                uptime_s: 1,
+                io: IoStatus::default(),
+                revision: 1,
+                drops: vec![DropCount {
+                    reason: "nat_flows_full".to_owned(),
+                    packets: 21,
+                }],
+                ring_overflows: 0,
+                nat: Some(NatStatus {
+                    blocks: 22,
+                    blocks_lent: 23,
+                    blocks_resting: 24,
+                    clients: 25,
+                    mappings: 26,
+                    mappings_max: 27,
+                    flows: 28,
+                    flows_max: 29,
+                    refused: Vec::new(),
+                }),
+            }),
             metering: Some(MeteringStatus {
                 identity: topnet_account::PublicKey([1; 32]),
                 dataplane_boot: None,
@@ -321,6 +388,15 @@ mod tests {
             "topnet_unpaid_bytes 11".to_owned(),
             "topnet_unbacked_ntop 13".to_owned(),
             "topnet_tokens_total 4".to_owned(),
+            "topnet_dropped_packets_total{reason=\"nat_flows_full\"} 21".to_owned(),
+            "topnet_nat_blocks 22".to_owned(),
+            "topnet_nat_lent_blocks 23".to_owned(),
+            "topnet_nat_resting_blocks 24".to_owned(),
+            "topnet_nat_clients 25".to_owned(),
+            "topnet_nat_mappings 26".to_owned(),
+            "topnet_nat_mappings_max 27".to_owned(),
+            "topnet_nat_flows 28".to_owned(),
+            "topnet_nat_flows_max 29".to_owned(),
             "topnet_journal_faulty 1".to_owned(),
             "topnet_tower_unconfirmed_claims{tower=\"http://tower\"} 13".to_owned(),
             "topnet_log_segments_waiting 5".to_owned(),

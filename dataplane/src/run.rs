@@ -198,6 +198,8 @@ impl Running {
             ring,
             Arc::clone(&ring_overflows),
         );
+        let translation = translation(section)?;
+        let pool = translation.as_ref().map(Translation::levels);
         let (want, wanted) = mpsc::channel(WANTED_MAX);
         let started = Instant::now();
         let plane = Plane::new(
@@ -211,7 +213,7 @@ impl Running {
             Arc::clone(&drops),
             started,
         )
-        .with_translation(translation(section)?);
+        .with_translation(translation);
         let interfaces: Vec<Interface> = ports.iter().map(|port| port.interface.clone()).collect();
         let shared = Arc::new(Shared {
             boot,
@@ -222,6 +224,7 @@ impl Running {
             credit,
             drops,
             ring_overflows,
+            pool,
             worker: WorkerLink {
                 queues: queues.clone(),
                 wake,

@@ -26,6 +26,7 @@ use crate::registry::{Registry, Standing};
 use crate::session::{Endpoint, Identity, Session, SessionRates};
 use crate::slots::Phase;
 use crate::solicited::Solicited;
+use crate::translation::PoolLevels;
 use crate::worker::{Command, Returned};
 
 /// How often the file of endpoints is brought up to date.
@@ -51,6 +52,8 @@ pub struct Shared {
     pub drops: Arc<DropCounters>,
     /// Records that found the ring full.
     pub ring_overflows: Arc<AtomicU64>,
+    /// How full the worker's pool of public addresses is, if they are shared.
+    pub pool: Option<Arc<PoolLevels>>,
     /// The way to the worker.
     pub worker: WorkerLink,
     /// Sessions and slots.
@@ -320,6 +323,7 @@ impl Dataplane for Service {
                 .map(|s| shared.session_status(s))
                 .collect(),
             ring_overflows: shared.ring_overflows.load(Ordering::Relaxed),
+            nat: shared.pool.as_ref().map(|pool| pool.status(&shared.drops)),
         }
     }
 }

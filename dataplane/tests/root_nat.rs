@@ -118,6 +118,10 @@ fn both_ways(test: &str, more: &str) {
             .collect()
     };
     eventually("the block is logged", || lines().len() == 2);
+    eventually("the status tells what is lent", || {
+        let nat = gateway.status().nat.unwrap();
+        (nat.blocks, nat.blocks_lent, nat.clients) == (16 * 126, 1, 1) && nat.flows >= 2
+    });
     assert_eq!(lines()[0]["event"], "started");
     let lent = &lines()[1];
     assert_eq!(lent["event"], "allocated");

@@ -108,6 +108,30 @@ pub struct DropCount {
     pub packets: u64,
 }
 
+/// The public addresses that clients share, and what is lent of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NatStatus {
+    /// Blocks of ports, all addresses together.
+    pub blocks: u32,
+    /// Those that clients have.
+    pub blocks_lent: u32,
+    /// Those that nobody has and that are not lent again yet.
+    pub blocks_resting: u32,
+    /// Clients that have a block.
+    pub clients: u32,
+    /// Ports in use: inner ends that have one.
+    pub mappings: u32,
+    /// The most that there can be.
+    pub mappings_max: u32,
+    /// What ports in use have to do with one remote each.
+    pub flows: u32,
+    /// The most that there can be.
+    pub flows_max: u32,
+    /// Packets dropped because there was no room, or the client had its share, by reason, zero
+    /// ones too. They are among all drops.
+    pub refused: Vec<DropCount>,
+}
+
 /// One session's counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionStatus {
@@ -156,6 +180,8 @@ pub struct DataplaneStatus {
     pub sessions: Vec<SessionStatus>,
     /// Unit records that found the ring full. Losing one loses nothing.
     pub ring_overflows: u64,
+    /// The shared addresses, if clients share any.
+    pub nat: Option<NatStatus>,
 }
 
 /// The data plane's service.

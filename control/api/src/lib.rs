@@ -21,8 +21,8 @@ mod tower;
 
 pub use dataplane::{
     Assignment, Assignments, Dataplane, DataplaneClient, DataplaneStatus, DesiredSession,
-    DesiredSessions, DropCount, InstallReport, InstalledSession, IoStatus, SessionStatus,
-    SlotState,
+    DesiredSessions, DropCount, InstallReport, InstalledSession, IoStatus, NatStatus,
+    SessionStatus, SlotState,
 };
 pub use error::{ApiError, REFUSED};
 pub use history::{

@@ -8,7 +8,7 @@ use topnet_account::{Address, ChannelId};
 
 use crate::{
     ApiError, ChainReport, ChannelStatus, ChannelView, CloseProgress, DropCount, HandoverStatus,
-    IoStatus, MeteringStatus, SessionId,
+    IoStatus, MeteringStatus, NatStatus, SessionId,
 };
 
 /// The provider at a glance.
@@ -63,6 +63,8 @@ pub struct DataplaneReport {
     pub drops: Vec<DropCount>,
     /// Unit records that found the ring full.
     pub ring_overflows: u64,
+    /// The public addresses that clients share, if they do.
+    pub nat: Option<NatStatus>,
 }
 
 /// One session: what control wants and what the data plane has.

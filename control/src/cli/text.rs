@@ -401,6 +401,23 @@ impl Text for ProviderStatus {
                 table.row("", format_args!("{} {}", drop.packets, drop.reason))
             });
         }
+        if let Some(nat) = self.dataplane.as_ref().and_then(|it| it.nat.as_ref()) {
+            table = table
+                .row(
+                    "nat blocks",
+                    format_args!(
+                        "{} of {} lent to {} clients, {} rest",
+                        nat.blocks_lent, nat.blocks, nat.clients, nat.blocks_resting
+                    ),
+                )
+                .row(
+                    "nat flows",
+                    format_args!(
+                        "{} of {}, of {} mappings of {}",
+                        nat.flows, nat.flows_max, nat.mappings, nat.mappings_max
+                    ),
+                );
+        }
         if let Some(metering) = &self.metering {
             table = table
                 .row("payers", format_args!("{} connected", metering.connections))

@@ -201,6 +201,7 @@ impl Provider {
                 revision: status.revision,
                 drops: status.drops,
                 ring_overflows: status.ring_overflows,
+                nat: status.nat,
             }),
             unpaid_bytes: metering
                 .as_ref()

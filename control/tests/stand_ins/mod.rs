@@ -19,8 +19,8 @@ use topnet_account::{Address, Amount, ChannelId, Hash, PublicKey};
 use topnet_api::{
     ApiError, ArchiveStatus, Assignments, BlockRef, ChainName, ChannelState, ChannelStatus,
     ChannelView, ClaimBytes, Dataplane, DataplaneStatus, DesiredSessions, DropCount, FinalClaim,
-    InstallReport, InstalledSession, IoStatus, Latency, Metering, MeteringStatus, OfferTerms,
-    SessionStatus, Settlement, SocketName, listen, serve_connections,
+    InstallReport, InstalledSession, IoStatus, Latency, Metering, MeteringStatus, NatStatus,
+    OfferTerms, SessionStatus, Settlement, SocketName, listen, serve_connections,
 };
 use topnet_channel::SecretKey;
 use topnet_config::Config;
@@ -212,6 +212,20 @@ impl Dataplane for World {
             }],
             sessions: gateway.sessions.clone(),
             ring_overflows: 0,
+            nat: Some(NatStatus {
+                blocks: 2_016,
+                blocks_lent: 2,
+                blocks_resting: 1,
+                clients: 2,
+                mappings: 3,
+                mappings_max: 64,
+                flows: 4,
+                flows_max: 128,
+                refused: vec![DropCount {
+                    reason: "nat_flows_full".to_owned(),
+                    packets: 5,
+                }],
+            }),
         }
     }
 }

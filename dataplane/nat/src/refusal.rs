@@ -72,6 +72,36 @@ refusals! {
     EventsFull => "nat_events_full",
 }
 
+impl Refusal {
+    /// Whether the packet would have passed if there were more room, or less of its subscriber's.
+    #[must_use]
+    pub const fn is_shortage(self) -> bool {
+        match self {
+            Self::FragmentsFull
+            | Self::SubscribersFull
+            | Self::MappingsFull
+            | Self::FlowsFull
+            | Self::SubscriberMappings
+            | Self::SubscriberFlows
+            | Self::MappingFlows
+            | Self::SubscriberPorts
+            | Self::PoolExhausted
+            | Self::EventsFull => true,
+            Self::Malformed
+            | Self::ProtocolUnsupported
+            | Self::IcmpType
+            | Self::IcmpErrorInvalid
+            | Self::IcmpErrorUnmatched
+            | Self::TcpOutOfState
+            | Self::Hairpin
+            | Self::NotNatAddress
+            | Self::NoMapping
+            | Self::Filtered
+            | Self::FragmentUnknown => false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -442,6 +442,14 @@ fn a_client_that_opens_flows_without_end_takes_nobody_else_s() {
         assert_eq!(calls.count(), most, "{reason:?}");
         let refused = 100 - most as u64;
         assert_eq!(bench.dropped(), [(DropReason::Nat(reason), refused)]);
+        let levels = bench.plane.translation.as_ref().unwrap().levels();
+        bench.plane.sweep();
+        let status = levels.status(&bench.plane.drops);
+        assert_eq!((status.flows, status.flows_max), (most as u32, 80));
+        assert_eq!((status.clients, status.blocks_lent), (1, 1));
+        let told = status.refused.iter().filter(|count| count.packets > 0);
+        let told: Vec<_> = told.map(|count| (&*count.reason, count.packets)).collect();
+        assert_eq!(told, [(reason.name(), refused)]);
         let translation = bench.plane.translation.as_mut().unwrap();
         for host in 3..10 {
             for remote in 1..=5 {
