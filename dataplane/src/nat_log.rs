@@ -51,7 +51,8 @@ pub struct NatLog {
 }
 
 impl NatLog {
-    /// Opens the log to append to it. Its first line ends whatever the last run had lent.
+    /// Opens the log to append to it. Its first line ends whatever the last run had lent; what of
+    /// it is lent still is to be recorded anew.
     pub fn open(path: &Path, network: Ipv4Addr) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)?;

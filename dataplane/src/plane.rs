@@ -28,6 +28,8 @@ use topnet_unit::Slot;
 
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
+use crate::nat_log::Holder;
+use crate::nat_state::NatState;
 use crate::owners::Owners;
 use crate::packet::{Ip, Malformed, decrement_hops};
 use crate::rate::RateLimit;
@@ -171,6 +173,7 @@ impl<G: Gate> Plane<G> {
         );
         self.by_key.insert(session.plan.public_key, index);
         self.owners.add(&session);
+        self.begin_flows(&session);
         self.sessions[place] = Some(session);
     }
 
@@ -233,6 +236,23 @@ impl<G: Gate> Plane<G> {
         self.config.inner_mtu = bytes;
     }
 
+    /// What the session's addresses had under public addresses in the last run, they have again.
+    fn begin_flows(&mut self, session: &Session) {
+        let Some(translation) = &mut self.translation else {
+            return;
+        };
+        let holder = Holder::of(session);
+        let mut begin = |network: &IpNetwork| {
+            for host in self.owners.hosts(network) {
+                translation.install(self.now_ms, host, holder);
+            }
+        };
+        match &session.plan.addresses {
+            Addresses::Client(address) => begin(&IpNetwork::host((*address).into())),
+            Addresses::Networks(networks) => networks.iter().for_each(begin),
+        }
+    }
+
     /// What an address had under public addresses is not the next owner's.
     fn end_flows(&mut self, network: &IpNetwork) {
         if let Some(translation) = &mut self.translation {
@@ -283,6 +303,14 @@ impl<G: Gate> Plane<G> {
     pub fn holder(&self, subscriber: Subscriber) -> Option<&Session> {
         let index = self.owners.of_host(subscriber.0)?;
         self.sessions.get(index.0 as usize)?.as_deref()
+    }
+
+    /// What the translation leaves to the next run.
+    pub fn nat_state(&mut self, now_ms: u64) -> Option<NatState> {
+        let mut translation = self.translation.take()?;
+        let state = translation.state(now_ms, |subscriber| self.holder(subscriber).map(Holder::of));
+        self.translation = Some(translation);
+        Some(state)
     }
 
     /// A block of public ports that was lent or given back, to be logged.

@@ -25,9 +25,9 @@ use crate::error::{INNER_PREFIX_BITS_MIN, RunError, system};
 use crate::forwarding::Neighbour;
 use crate::io::{Backend, Ethernet, EthernetPath};
 use crate::link::WorkerLink;
-use crate::nat_log::NatLog;
 use crate::netlink::{Connection, Interface, Monitor};
 use crate::plane::{Plane, PlaneConfig};
+use crate::pool::{begin_pool, leave_pool};
 use crate::ports::{data_ports, gateway_address};
 use crate::registry::{Bounds, Registry};
 use crate::service::{Service, Shared};
@@ -132,9 +132,12 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
     drop(program);
     shared.worker.queues.stop.store(true, Ordering::Relaxed);
     shared.worker.wake();
-    let _ = worker.join();
+    let plane = worker.join().ok().flatten();
     // What it had to say last.
     shared.reap(&mut *shared.registry.lock().await);
+    if let Some(mut plane) = plane {
+        leave_pool(section, &config.runtime_dir, &shared, &mut plane);
+    }
     monitor.release().await;
     for path in [&dataplane_path, &tables_path] {
         let _ = fs::remove_file(path);
@@ -150,7 +153,7 @@ struct Running {
     handover: Arc<Handover>,
     /// Steers frames, where they are the way.
     program: Option<Program>,
-    worker: JoinHandle<()>,
+    worker: JoinHandle<Option<Plane>>,
     stopped: oneshot::Receiver<String>,
 }
 
@@ -198,7 +201,8 @@ impl Running {
             ring,
             Arc::clone(&ring_overflows),
         );
-        let translation = translation(section)?;
+        let seed = random("draw a seed")?;
+        let (translation, nat_log) = begin_pool(section, &config.runtime_dir, seed)?;
         let pool = translation.as_ref().map(Translation::levels);
         let (want, wanted) = mpsc::channel(WANTED_MAX);
         let started = Instant::now();
@@ -240,7 +244,7 @@ impl Running {
                 &config.runtime_dir,
                 section.sessions_max as usize,
             )),
-            nat_log: std::sync::Mutex::new(nat_log(section)?),
+            nat_log: std::sync::Mutex::new(nat_log),
             gateway_address: gateway_address.into(),
             rates: SessionRates::of(&section.rates),
             shields_ipv6: section.inner_subnet6.is_some(),
@@ -313,7 +317,7 @@ pub(crate) fn spawn<B: Backend + Send + 'static, G: Gate + Send + 'static>(
     worker: Worker<B, G>,
     cpu: Option<u16>,
     kept: impl Send + 'static,
-) -> Result<(JoinHandle<()>, oneshot::Receiver<String>), RunError> {
+) -> Result<(JoinHandle<Option<Plane<G>>>, oneshot::Receiver<String>), RunError> {
     let (ended, stopped) = oneshot::channel();
     let (pinned, pinning) = std::sync::mpsc::channel();
     let thread = std::thread::Builder::new()
@@ -324,12 +328,17 @@ pub(crate) fn spawn<B: Backend + Send + 'static, G: Gate + Send + 'static>(
             // Nobody listens any more only if the process is ending.
             let _ = pinned.send(result);
             if failed {
-                return;
+                return None;
             }
-            if let Err(error) = worker.run() {
-                let _ = ended.send(error.to_string());
-            }
+            let plane = match worker.run_to_the_end() {
+                Ok(plane) => Some(plane),
+                Err(error) => {
+                    let _ = ended.send(error.to_string());
+                    None
+                }
+            };
             drop(kept);
+            plane
         });
     let thread = thread.map_err(system("start a thread"))?;
     match pinning.recv() {
@@ -339,26 +348,6 @@ pub(crate) fn spawn<B: Backend + Send + 'static, G: Gate + Send + 'static>(
         }),
         _ => Ok((thread, stopped)),
     }
-}
-
-fn translation(section: &Dataplane) -> Result<Option<Translation>, RunError> {
-    let Some(nat) = &section.nat else {
-        return Ok(None);
-    };
-    let clients_max = section.clients_max();
-    let translation = Translation::new(nat, clients_max, random("draw a seed")?);
-    translation.map(Some).map_err(RunError::Nat)
-}
-
-fn nat_log(section: &Dataplane) -> Result<Option<NatLog>, RunError> {
-    let Some(nat) = &section.nat else {
-        return Ok(None);
-    };
-    let opened = NatLog::open(&nat.log_file, section.inner_subnet.network());
-    opened.map(Some).map_err(|source| RunError::NatLog {
-        path: nat.log_file.clone(),
-        source,
-    })
 }
 
 fn pin(cpu: u16) -> io::Result<()> {

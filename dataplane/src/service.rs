@@ -153,7 +153,7 @@ impl Shared {
         }
     }
 
-    fn note_block(&self, event: &BlockEvent, holder: Option<Holder>) {
+    pub(crate) fn note_block(&self, event: &BlockEvent, holder: Option<Holder>) {
         let now_ms = monotonic_ns() / 1_000_000;
         let ago = Duration::from_millis(now_ms.saturating_sub(event.time_ms));
         let mut log = self.nat_log.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,23 +1,35 @@
 //! Address translation, as the plane uses it: a client is a subscriber by its host number.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use topnet_api::{DropCount, NatStatus};
 use topnet_config::{Ipv4Subnet, Nat};
-use topnet_nat::{BlockEvent, ConfigError, Nat44, Outward, Refusal, Subscriber};
+use topnet_nat::{
+    BlockEvent, ConfigError, Limits, Nat44, Outward, Refusal, RestoreError, Subscriber,
+};
 
 use crate::drops::{DropCounters, DropReason};
+use crate::nat_log::Holder;
+use crate::nat_state::NatState;
 
 /// Steps of cleaning up between two bursts, in each table: some tens of microseconds, and with 64
 /// bursts that are followed by it a second, 8,192 flows of clients that left.
 const SWEEP_WORK_MAX: usize = 128;
 
+/// How long a client of the last run may stay away before what it had is another's: as long as a
+/// block rests.
+const RESTORED_PATIENCE_MS: u64 = 120_000;
+
 /// The pool and everything that is lent from it.
 pub struct Translation {
     pool: Ipv4Subnet,
     nat: Nat44,
+    /// Clients of the last run that are not here yet, by host number.
+    awaited: BTreeMap<u32, Holder>,
+    awaited_until_ms: u64,
     levels: Arc<PoolLevels>,
 }
 
@@ -38,22 +50,85 @@ impl Translation {
     /// Nothing is lent yet. `seed` decides which ports are.
     pub fn new(section: &Nat, clients_max: u32, seed: [u8; 32]) -> Result<Self, ConfigError> {
         let config = section.translation(clients_max)?;
-        let (mappings_max, flows_max) = (config.limits.mappings_max, config.limits.flows_max);
-        let nat = Nat44::new(config, seed)?;
+        let limits = config.limits;
+        Ok(Self::with(section, &limits, Nat44::new(config, seed)?))
+    }
+
+    /// What the last run had lent, and nobody is here yet. A client has its flows again when it is
+    /// installed with the key and the channel that it had.
+    pub fn restore(
+        section: &Nat,
+        clients_max: u32,
+        seed: [u8; 32],
+        now_ms: u64,
+        state: NatState,
+    ) -> Result<Self, RestoreError> {
+        let config = section.translation(clients_max)?;
+        let limits = config.limits;
+        // The clock has gone on since, and flows have grown older with it.
+        let nat = Nat44::restore(config, seed, state.ended_ms, &state.snapshot)?;
+        let mut translation = Self::with(section, &limits, nat);
+        translation.awaited_until_ms = now_ms.saturating_add(RESTORED_PATIENCE_MS);
+        let clients: Vec<Subscriber> = translation
+            .nat
+            .subscribers()
+            .map(|status| status.subscriber)
+            .collect();
+        for subscriber in clients {
+            match state.holders.get(&subscriber.0) {
+                Some(holder) => drop(translation.awaited.insert(subscriber.0, *holder)),
+                None => translation.nat.remove(now_ms, subscriber),
+            }
+        }
+        Ok(translation)
+    }
+
+    fn with(section: &Nat, limits: &Limits, nat: Nat44) -> Self {
         let levels = Arc::new(PoolLevels {
             blocks: nat.counters().blocks,
-            mappings_max,
-            flows_max,
+            mappings_max: limits.mappings_max,
+            flows_max: limits.flows_max,
             blocks_lent: AtomicU32::new(0),
             blocks_resting: AtomicU32::new(0),
             clients: AtomicU32::new(0),
             mappings: AtomicU32::new(0),
             flows: AtomicU32::new(0),
         });
-        Ok(Self {
+        Self {
             pool: section.addresses,
             nat,
+            awaited: BTreeMap::new(),
+            awaited_until_ms: 0,
             levels,
+        }
+    }
+
+    /// What is to be left to the next run. `holder_of` tells who has a host number now.
+    pub(crate) fn state(
+        &mut self,
+        now_ms: u64,
+        holder_of: impl Fn(Subscriber) -> Option<Holder>,
+    ) -> NatState {
+        // What is left of flows' times is counted from here.
+        self.nat.sweep(now_ms, 0);
+        let holder = |subscriber: Subscriber| {
+            let awaited = self.awaited.get(&subscriber.0).copied();
+            let holder = awaited.or_else(|| holder_of(subscriber))?;
+            Some((subscriber.0, holder))
+        };
+        let subscribers = self.nat.subscribers().map(|status| status.subscriber);
+        NatState {
+            ended_ms: now_ms,
+            holders: subscribers.filter_map(holder).collect(),
+            snapshot: self.nat.snapshot(),
+        }
+    }
+
+    /// Blocks that clients of the last run have still, and who they are.
+    pub fn restored_blocks(&self) -> impl Iterator<Item = (BlockEvent, Option<Holder>)> {
+        self.nat.lent_blocks().map(|event| {
+            let holder = self.awaited.get(&event.subscriber.0).copied();
+            (event, holder)
         })
     }
 
@@ -94,8 +169,23 @@ impl Translation {
         Ok(self.nat.translate_in(now_ms, packet)?.0)
     }
 
+    /// A client is here. What its number had in the last run is its own only if it is the same.
+    pub(crate) fn install(&mut self, now_ms: u64, host: u32, holder: Holder) {
+        if self.awaited.remove(&host).is_some_and(|had| had != holder) {
+            self.nat.remove(now_ms, Subscriber(host));
+        }
+    }
+
     /// Ends what is over, and says how full the pool is. To be called many times a second.
     pub(crate) fn sweep(&mut self, now_ms: u64) {
+        if now_ms >= self.awaited_until_ms {
+            for _ in 0..SWEEP_WORK_MAX {
+                let Some((host, _)) = self.awaited.pop_first() else {
+                    break;
+                };
+                self.nat.remove(now_ms, Subscriber(host));
+            }
+        }
         self.nat.sweep(now_ms, SWEEP_WORK_MAX);
         let counters = self.nat.counters();
         let levels = [
@@ -142,5 +232,111 @@ impl PoolLevels {
             flows_max: self.flows_max,
             refused: refused.collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::{Ipv4Slice, PacketBuilder, UdpSlice};
+    use topnet_account::ChannelId;
+
+    const REMOTE: [u8; 4] = [192, 0, 2, 9];
+    /// They live for 30 seconds after the first.
+    const LAST_MS: u64 = 30_999;
+
+    fn section() -> Nat {
+        Nat {
+            addresses: "198.51.100.0/30".parse().unwrap(),
+            block_ports: 512,
+            blocks_per_client_max: 8,
+            flows_max: Some(100),
+            flows_per_client_max: Some(50),
+            mappings_max: Some(100),
+            mappings_per_client_max: Some(50),
+            log_file: std::path::PathBuf::new(),
+        }
+    }
+
+    fn holder(key: u8, channel: u8) -> Holder {
+        Holder {
+            channel: ChannelId([channel; 32]),
+            wireguard_public_key: [key; 32],
+        }
+    }
+
+    /// Sends from a client; what answers it.
+    fn call(translation: &mut Translation, now_ms: u64, host: u8) -> Vec<u8> {
+        let mut packet = Vec::new();
+        let builder = PacketBuilder::ipv4([10, 78, 0, host], REMOTE, 64).udp(5000, 53);
+        builder.write(&mut packet, b"x").unwrap();
+        translation.out(now_ms, host.into(), &mut packet).unwrap();
+        let ip = Ipv4Slice::from_slice(&packet).unwrap();
+        let port = UdpSlice::from_slice(ip.payload().payload).unwrap();
+        let mut answer = Vec::new();
+        let to = ip.header().destination_addr();
+        let builder = PacketBuilder::ipv4(to.octets(), ip.header().source_addr().octets(), 64)
+            .udp(53, port.source_port());
+        builder.write(&mut answer, b"y").unwrap();
+        answer
+    }
+
+    #[test]
+    fn only_who_had_flows_has_them_again_and_nobody_is_awaited_for_ever() {
+        let mut before = Translation::new(&section(), 8, [1; 32]).unwrap();
+        let answers: Vec<_> = (2..8).map(|host| call(&mut before, 1000, host)).collect();
+        // The last one is known to nobody.
+        let known = |subscriber: Subscriber| {
+            let host = subscriber.0 as u8;
+            (host != 7).then(|| holder(host, 1))
+        };
+        let state = before.state(20_000, known);
+        assert_eq!(state.holders.len(), 5);
+        let now_ms = LAST_MS;
+        let restore = |now_ms| {
+            let state = state.clone();
+            Translation::restore(&section(), 8, [2; 32], now_ms, state).unwrap()
+        };
+        let mut after = restore(now_ms);
+        let told: Vec<_> = after.restored_blocks().collect();
+        assert_eq!(told.len(), 5);
+        let whose = |(event, whose): &(BlockEvent, Option<Holder>)| {
+            *whose == Some(holder(event.subscriber.0 as u8, 1))
+        };
+        assert!(told.iter().all(whose));
+
+        after.install(now_ms, 2, holder(2, 1));
+        after.install(now_ms, 3, holder(9, 1));
+        after.install(now_ms, 4, holder(4, 9));
+        after.sweep(now_ms);
+        let reached = |translation: &mut Translation, now_ms| -> Vec<_> {
+            let back = |answer: &Vec<u8>| translation.back(now_ms, &mut answer.clone()).ok();
+            answers.iter().filter_map(back).collect()
+        };
+        assert_eq!(reached(&mut after, now_ms), [2, 5, 6]);
+        // What goes on is written down for the next run with whoever has it, here or awaited.
+        let next = after.state(now_ms, |host| (host.0 == 2).then(|| holder(2, 1)));
+        assert_eq!(
+            next.holders,
+            [2, 5, 6].map(|host| (host, holder(host as u8, 1))).into()
+        );
+        // Who stays away has nothing after a while, and who is here keeps what is used.
+        let mut later_ms = now_ms;
+        while later_ms < now_ms + RESTORED_PATIENCE_MS {
+            after.sweep(later_ms);
+            assert_eq!(reached(&mut after, later_ms), [2, 5, 6]);
+            later_ms += 10_000;
+        }
+        after.sweep(later_ms);
+        assert_eq!(reached(&mut after, later_ms), [2]);
+
+        // Time that passed between the runs is time that passed.
+        let mut late = restore(now_ms + 1);
+        assert_eq!(reached(&mut late, now_ms + 1), [0; 0]);
+        let few = Nat {
+            flows_max: Some(2),
+            ..section()
+        };
+        assert!(Translation::restore(&few, 1, [2; 32], now_ms, state).is_err());
     }
 }

@@ -108,7 +108,12 @@ impl<I: Backend, G: Gate> Worker<I, G> {
     }
 
     /// Runs until it is told to stop, or until the interface fails.
-    pub fn run(mut self) -> std::io::Result<()> {
+    pub fn run(self) -> std::io::Result<()> {
+        self.run_to_the_end().map(drop)
+    }
+
+    /// The same, and gives the plane back when it is told to stop: it has state for the next run.
+    pub fn run_to_the_end(mut self) -> std::io::Result<Plane<G>> {
         let mut idle = 0;
         while !self.queues.stop.load(Ordering::Relaxed) {
             let received = self.io.receive(&mut self.plane)?;
@@ -131,7 +136,7 @@ impl<I: Backend, G: Gate> Worker<I, G> {
             }
         }
         self.report_blocks();
-        Ok(())
+        Ok(self.plane)
     }
 
     fn take_commands(&mut self) {

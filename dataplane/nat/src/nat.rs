@@ -382,15 +382,20 @@ impl Nat44 {
     }
 
     fn record(&mut self, kind: BlockEventKind, owner: u32, block: u32) {
+        let event = self.block_event(kind, owner, block);
+        self.events.push(event);
+    }
+
+    pub(crate) fn block_event(&self, kind: BlockEventKind, owner: u32, block: u32) -> BlockEvent {
         let entry = self.subscribers.entry(owner);
-        self.events.push(BlockEvent {
+        BlockEvent {
             time_ms: self.now_ms,
             kind,
             subscriber: entry.subscriber,
             external: Ipv4Addr::from(self.pool.external(entry.address)),
             first_port: self.pool.first_port(block),
             port_count: self.pool.block_ports(),
-        });
+        }
     }
 
     /// What precedes every flow that begins.

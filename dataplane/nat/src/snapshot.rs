@@ -84,6 +84,25 @@ pub(crate) const fn filtering_byte(config: &Config) -> u8 {
     }
 }
 
+impl Config {
+    /// The longest snapshot of a NAT with this configuration.
+    #[must_use]
+    pub fn snapshot_bytes_max(&self) -> u64 {
+        const HEAD_BYTES: u64 = 4 + 2 + 2 + 1 + 2 * 4;
+        const BLOCK_BYTES: u64 = 4 + 2 + 4;
+        const SUBSCRIBER_BYTES: u64 = 4 * 4;
+        const MAPPING_BYTES: u64 = 1 + 4 + 2 + 2 + 4;
+        const FLOW_BYTES: u64 = 4 + 2 + 1 + 4;
+        let limits = &self.limits;
+        HEAD_BYTES
+            + self.pool.len() as u64 * u64::from(self.blocks_per_address()) * BLOCK_BYTES
+            + u64::from(limits.subscribers_max) * SUBSCRIBER_BYTES
+            + u64::from(limits.mappings_max) * MAPPING_BYTES
+            + u64::from(limits.flows_max) * FLOW_BYTES
+            + DIGEST_BYTES as u64
+    }
+}
+
 #[derive(Default)]
 struct Writer {
     bytes: Vec<u8>,

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::chains::NONE;
 use crate::packet::Protocol;
+use crate::{BlockEvent, BlockEventKind};
 use crate::{Nat44, Subscriber};
 
 /// How full everything is.
@@ -85,6 +86,16 @@ impl Nat44 {
                 mappings: entry.mappings,
                 flows: entry.flows,
             }
+        })
+    }
+
+    /// Every block that a subscriber has, as its record would be if it were lent now: for a log
+    /// that a restored NAT goes on with.
+    pub fn lent_blocks(&self) -> impl Iterator<Item = BlockEvent> {
+        let kind = BlockEventKind::Allocated;
+        self.subscribers.places().flat_map(move |place| {
+            let blocks = self.subscribers.blocks(place).iter();
+            blocks.map(move |block| self.block_event(kind, place, *block))
         })
     }
 

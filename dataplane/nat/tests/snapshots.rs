@@ -154,6 +154,44 @@ fn another_configuration_is_named() {
     assert_eq!(nat.counters().blocks, 3 * 126);
 }
 
+/// The bound holds where every table is as full as it can be, and would not with a byte less.
+#[test]
+fn the_bound_of_a_snapshot_is_what_a_full_nat_writes() {
+    let mut config = Config::new(POOL[..1].to_vec());
+    config.block_ports = 32_256;
+    config.limits.subscribers_max = 2;
+    config.limits.mappings_max = 4;
+    config.limits.flows_max = 6;
+    let mut nat = Nat44::new(config.clone(), SEED).unwrap();
+    let mut call = |id: u32, port, to| {
+        let mut packet = support::udp(inner(id, port), remote(to, 9), b"");
+        assert!(
+            nat.translate_out(5, topnet_nat::Subscriber(id), &mut packet)
+                .is_ok()
+        );
+    };
+    for (id, port, to) in [
+        (1, 1, 1),
+        (1, 2, 1),
+        (1, 2, 2),
+        (2, 1, 1),
+        (2, 2, 1),
+        (2, 2, 2),
+    ] {
+        call(id, port, to);
+    }
+    let lent: Vec<_> = nat.lent_blocks().collect();
+    let told: Vec<_> = std::iter::from_fn(|| nat.take_event()).collect();
+    assert_eq!(lent.len(), 2);
+    assert!(told.iter().all(|event| lent.contains(event)));
+    // A lent block needs two bytes of the ten that a resting one does.
+    let spare = 8 * lent.len() as u64;
+    assert_eq!(
+        nat.snapshot().len() as u64 + spare,
+        config.snapshot_bytes_max()
+    );
+}
+
 #[test]
 fn an_empty_nat_is_a_snapshot_too() {
     let world = World::new(|_| ());

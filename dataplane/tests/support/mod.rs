@@ -240,12 +240,31 @@ impl Gateway {
     pub fn restart(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
+        self.start_again();
+    }
+
+    /// An orderly end and a new start.
+    pub fn restart_in_order(&mut self) {
+        self.terminate();
+        self.start_again();
+    }
+
+    /// A new start after an end.
+    pub fn start_again(&mut self) {
         self.process = self
             .topology
             .provider
             .spawn(self.home.command(CAPABILITIES))
             .unwrap();
         self.wait_until_up();
+    }
+
+    /// Ends it as systemd would.
+    pub fn terminate(&mut self) {
+        let pid = self.process.id().to_string();
+        run(Command::new("kill").args(["-TERM", &pid]));
+        eventually("it ended", || self.process.try_wait().unwrap().is_some());
+        assert!(self.process.wait().unwrap().success());
     }
 
     fn wait_until_up(&mut self) {
