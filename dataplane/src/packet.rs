@@ -8,6 +8,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::ops::Range;
 
+use topnet_checksum::{Change, checksum};
+
 /// Bytes of an Ethernet II header without a VLAN tag.
 pub const ETHERNET_BYTES: usize = 14;
 /// Bytes of an IPv4 header without options.
@@ -222,25 +224,7 @@ impl Udp {
     }
 }
 
-/// The Internet checksum (RFC 1071) of `bytes`; zero over a header whose checksum is right.
-#[must_use]
-pub fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum = 0u32;
-    let mut words = bytes.chunks_exact(2);
-    for word in &mut words {
-        sum += u32::from(u16::from_be_bytes([word[0], word[1]]));
-    }
-    if let [last] = words.remainder() {
-        sum += u32::from(*last) << 8;
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-/// Takes one hop from a validated packet, and mends an IPv4 header's checksum (RFC 1624,
-/// equation 3).
+/// Takes one hop from a validated packet, and mends an IPv4 header's checksum.
 ///
 /// The caller has checked that more than one hop is left.
 pub fn decrement_hops(packet: &mut [u8]) {
@@ -252,10 +236,8 @@ pub fn decrement_hops(packet: &mut [u8]) {
     packet[8] -= 1;
     let after = u16::from_be_bytes([packet[8], packet[9]]);
     let old = u16::from_be_bytes([packet[10], packet[11]]);
-    let mut sum = u32::from(!old) + u32::from(!before) + u32::from(after);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    let mended = Change::default().word(before, after).mend(old);
+    packet[10..12].copy_from_slice(&mended.to_be_bytes());
 }
 
 /// Writes the Ethernet header of an IPv4 frame at the start of `frame`.

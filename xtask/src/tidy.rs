@@ -14,7 +14,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("topnet-account", &[]),
     ("topnet-ebpf-abi", &[]),
     ("topnet-unit", &["topnet-ebpf-abi"]),
-    ("topnet-nat", &[]),
+    ("topnet-checksum", &[]),
+    ("topnet-nat", &["topnet-checksum"]),
     ("topnet-channel", &["topnet-account", "topnet-unit"]),
     ("topnet-log", &["topnet-account", "topnet-unit"]),
     ("topnet-ledger", &["topnet-account", "topnet-channel"]),
@@ -22,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // With the NAT's own bounds and defaults.
     ("topnet-config", &["topnet-account", "topnet-nat"]),
     ("topnet-metrics", &[]),
-    ("topnet-offload", &[]),
+    ("topnet-offload", &["topnet-checksum"]),
     ("topnet-uapi", &[]),
     // Apart from the log, so that only those who keep or read segments have a store's client.
     (
@@ -76,6 +77,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "topnet-account",
             "topnet-api",
+            "topnet-checksum",
             "topnet-config",
             "topnet-ebpf-abi",
             "topnet-nat",

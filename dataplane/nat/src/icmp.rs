@@ -3,8 +3,9 @@
 //!
 //! An error neither refreshes nor ends anything: anybody can send one.
 
+use topnet_checksum::{Change, checksum};
+
 use crate::Refusal;
-use crate::checksum::{Change, checksum};
 use crate::packet::{End, Header, Part, Protocol, TRANSPORT_BYTES_MIN};
 use crate::packet::{put_word, rewrite, rewrite_address, word};
 

@@ -25,7 +25,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod chains;
-mod checksum;
 pub mod config;
 mod events;
 mod flows;

@@ -8,8 +8,9 @@
 //! compiler passes headers and keys through memory, written in parts and read as a whole, and
 //! the processor waits for that longer than for the hash.
 
+use topnet_checksum::Change;
+
 use crate::Refusal;
-use crate::checksum::Change;
 use crate::tcp::Signal;
 
 /// Bytes of an IPv4 header without options.

@@ -8,7 +8,8 @@
 
 use std::ops::Range;
 
-use crate::checksum::Sum;
+use topnet_checksum::Sum;
+
 use crate::headers::{IPV4_CHECKSUM, TCP_CHECKSUM, TCP_FLAGS, UDP_CHECKSUM, put_u16};
 use crate::{Gso, VnetHeader};
 

@@ -17,7 +17,6 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod checksum;
 mod headers;
 mod join;
 mod split;

@@ -3,7 +3,8 @@
 //! An unfinished checksum holds the sum of its pseudo-header, as the sender's kernel wrote it.
 //! It is continued, never written anew: whatever was wrong with it stays wrong.
 
-use crate::checksum::Sum;
+use topnet_checksum::Sum;
+
 use crate::headers::{
     CWR, FIN, IPV4_CHECKSUM, Ip, PROTOCOL_TCP, PROTOCOL_UDP, PSH, TCP_CHECKSUM, TCP_FLAGS,
     UDP_BYTES, UDP_CHECKSUM, Version, be_u16, be_u32, put_u16, tcp_header_bytes, udp_header_bytes,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::forwarding::{Forwarding, Neighbour, Port, PortIndex, Route, RouteTable, RouteTarget};
 use crate::io::EthernetPath;
-use crate::packet::{ETHERNET_BYTES, IPV4_BYTES, Ipv4, MacAddress, OUTER_BYTES, checksum};
+use crate::packet::{ETHERNET_BYTES, IPV4_BYTES, Ipv4, MacAddress, OUTER_BYTES};
 use crate::session::{Payer, SessionPlan};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use topnet_account::ChannelId;
+use topnet_checksum::checksum;
 use topnet_nat::Refusal;
 use topnet_unit::{Attachment, BootId, CreditGrant, Handover, Header, Slot};
 

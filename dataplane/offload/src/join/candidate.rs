@@ -1,6 +1,7 @@
 //! Which packets can be joined at all, and which two of them.
 
-use crate::checksum::Sum;
+use topnet_checksum::Sum;
+
 use crate::headers::{
     ACK, IPV4_BYTES, IPV4_CHECKSUM, IPV6_BYTES, Ip, PROTOCOL_TCP, PROTOCOL_UDP, PSH, TCP_CHECKSUM,
     TCP_FLAGS, UDP_CHECKSUM, Version, be_u16, be_u32, tcp_header_bytes, udp_header_bytes,

@@ -1,15 +1,15 @@
-//! The Internet checksum (RFC 1071) in the machine's own byte order.
+//! Sums in the machine's own byte order.
 //!
 //! A one's complement sum does not depend on the order of bytes within its words, as long as
 //! summing and storing agree, so the sums here run over native words.
 
 /// Bytes that can be summed at once, far above every packet: the sums of so many halves of words
 /// of 32 bits fit 32 bits.
-const BYTES_MAX: usize = 1 << 18;
+pub const BYTES_MAX: usize = 1 << 18;
 
 /// A sum that is not folded to 16 bits yet.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Sum(u64);
+pub struct Sum(u64);
 
 impl Sum {
     /// Of bytes that begin at an even offset of what is summed.
@@ -17,7 +17,9 @@ impl Sum {
     /// For each word of 32 bits, the word and its upper half are added up, and the lower halves
     /// come from the difference. That way the compiler's vectors need no wider lanes and no
     /// masks: three instructions for 16 bytes.
-    pub(crate) fn of(bytes: &[u8]) -> Self {
+    #[inline]
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
         debug_assert!(bytes.len() <= BYTES_MAX);
         let (words, rest) = bytes.as_chunks::<4>();
         let mut last = [0; 4];
@@ -33,40 +35,55 @@ impl Sum {
     }
 
     /// Of one word in network byte order.
-    pub(crate) fn word(value: u16) -> Self {
+    #[inline]
+    #[must_use]
+    pub fn word(value: u16) -> Self {
         Self(u64::from(value.to_be()))
     }
 
     /// Of two such words.
-    pub(crate) fn double_word(value: u32) -> Self {
+    #[inline]
+    #[must_use]
+    pub fn double_word(value: u32) -> Self {
         Self(u64::from(value.to_be()))
     }
 
     /// Both sums.
-    pub(crate) fn plus(self, other: Self) -> Self {
+    #[inline]
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
         Self(self.0 + other.0)
     }
 
     /// This sum without a word that is in it.
-    pub(crate) fn without_word(self, value: u16) -> Self {
+    #[inline]
+    #[must_use]
+    pub fn without_word(self, value: u16) -> Self {
         self.plus(Self::word(!value))
     }
 
     /// The sum in two bytes, as an unfinished checksum stands in a packet.
-    pub(crate) fn folded(self) -> [u8; 2] {
+    #[inline]
+    #[must_use]
+    pub fn folded(self) -> [u8; 2] {
         self.fold().to_ne_bytes()
     }
 
     /// The checksum: what brings the sum to nought.
-    pub(crate) fn complement(self) -> [u8; 2] {
+    #[inline]
+    #[must_use]
+    pub fn complement(self) -> [u8; 2] {
         (!self.fold()).to_ne_bytes()
     }
 
     /// Whether a checksum that is part of the sum is right.
-    pub(crate) fn verifies(self) -> bool {
+    #[inline]
+    #[must_use]
+    pub fn verifies(self) -> bool {
         self.fold() == u16::MAX
     }
 
+    #[inline]
     fn fold(self) -> u16 {
         let mut sum = self.0;
         while sum > 0xffff {
@@ -111,6 +128,7 @@ mod tests {
             let sum = Sum::of(&bytes);
             prop_assert_eq!(u16::from_be_bytes(sum.folded()), slow(&bytes));
             prop_assert_eq!(u16::from_be_bytes(sum.complement()), !slow(&bytes));
+            prop_assert_eq!(crate::checksum(&bytes), !slow(&bytes));
             let mut longer = bytes.clone();
             longer.resize(bytes.len().next_multiple_of(2), 0);
             longer.extend(word.to_be_bytes());

@@ -3,25 +3,28 @@
 
 /// The sum of what 16-bit words changed by, in one's complement.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Change(u32);
+pub struct Change(u32);
 
 impl Change {
     /// One word. At most a thousand of them fit.
     #[inline(always)]
-    pub(crate) fn word(self, old: u16, new: u16) -> Self {
+    #[must_use]
+    pub fn word(self, old: u16, new: u16) -> Self {
         Self(self.0 + u32::from(!old) + u32::from(new))
     }
 
     /// An address: two words.
     #[inline(always)]
-    pub(crate) fn address(self, old: u32, new: u32) -> Self {
+    #[must_use]
+    pub fn address(self, old: u32, new: u32) -> Self {
         self.word((old >> 16) as u16, (new >> 16) as u16)
             .word(old as u16, new as u16)
     }
 
     /// The checksum after the change (RFC 1624, equation 3).
     #[inline(always)]
-    pub(crate) fn mend(self, checksum: u16) -> u16 {
+    #[must_use]
+    pub fn mend(self, checksum: u16) -> u16 {
         let sum = u32::from(!checksum) + self.0;
         let sum = (sum & 0xffff) + (sum >> 16);
         let sum = (sum & 0xffff) + (sum >> 16);
@@ -31,7 +34,8 @@ impl Change {
     /// A UDP checksum after the change. Zero says that there is none and stays; one that comes
     /// out as zero is sent as its other form (RFC 768).
     #[inline(always)]
-    pub(crate) fn mend_udp(self, checksum: u16) -> u16 {
+    #[must_use]
+    pub fn mend_udp(self, checksum: u16) -> u16 {
         match (checksum, self.mend(checksum)) {
             (0, _) => 0,
             (_, 0) => 0xffff,
@@ -40,24 +44,10 @@ impl Change {
     }
 }
 
-/// The Internet checksum (RFC 1071) of `bytes`; zero over bytes whose checksum is right.
-pub(crate) fn checksum(bytes: &[u8]) -> u16 {
-    let (words, rest) = bytes.as_chunks::<2>();
-    let sum: u64 = words
-        .iter()
-        .map(|word| u64::from(u16::from_be_bytes(*word)))
-        .chain(rest.iter().map(|last| u64::from(*last) << 8))
-        .sum();
-    let mut sum = sum;
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checksum;
     use proptest::prelude::*;
 
     proptest! {
