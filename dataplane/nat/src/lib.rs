@@ -13,6 +13,8 @@
 //! | what can be set, and within which limits | [`config`] |
 //! | how a packet is judged and rewritten | [`Nat44`] |
 //! | why a packet was refused | [`Refusal`] |
+//! | what nobody can take from a subscriber | [`Limits::sure_flows`], [`Limits::sure_mappings`] |
+//! | how a subscriber leaves | [`Nat44::remove`], then [`Nat44::sweep`] |
 //! | which TCP packet leads where | `tcp` |
 //! | what is logged | [`BlockEvent`] |
 //! | what stands in the tables | [`Counters`], [`SubscriberStatus`], [`MappingStatus`] |
