@@ -155,6 +155,9 @@ fn read(file: &mut File, bytes_max: u64) -> Result<Vec<u8>, StateError> {
     Ok(bytes)
 }
 
+/// Stands for the operator's own peers; no channel is named by zeros.
+const NO_CHANNEL: [u8; 32] = [0; 32];
+
 fn encode(place: &Place, state: &NatState) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&MAGIC);
@@ -167,7 +170,7 @@ fn encode(place: &Place, state: &NatState) -> Vec<u8> {
     for (host, holder) in &state.holders {
         bytes.extend_from_slice(&host.to_le_bytes());
         bytes.extend_from_slice(&holder.wireguard_public_key);
-        bytes.extend_from_slice(&holder.channel.0);
+        bytes.extend_from_slice(&holder.channel.map_or(NO_CHANNEL, |channel| channel.0));
     }
     bytes.extend_from_slice(&state.snapshot);
     let sum = digest(&SHA256, &bytes);
@@ -206,7 +209,9 @@ fn decode(place: &Place, bytes: &[u8], now_ms: u64) -> Result<NatState, StateErr
         let host = u32::from_le_bytes(take_front(&mut rest)?);
         let holder = Holder {
             wireguard_public_key: take_front(&mut rest)?,
-            channel: ChannelId(take_front(&mut rest)?),
+            channel: Some(take_front(&mut rest)?)
+                .filter(|channel| *channel != NO_CHANNEL)
+                .map(ChannelId),
         };
         holders.insert(host, holder);
     }
@@ -234,7 +239,7 @@ mod tests {
 
     fn state() -> NatState {
         let holder = |number: u8| Holder {
-            channel: ChannelId([number; 32]),
+            channel: (number > 0).then_some(ChannelId([number; 32])),
             wireguard_public_key: [number + 100; 32],
         };
         NatState {

@@ -260,7 +260,7 @@ mod tests {
 
     fn holder(key: u8, channel: u8) -> Holder {
         Holder {
-            channel: ChannelId([channel; 32]),
+            channel: Some(ChannelId([channel; 32])),
             wireguard_public_key: [key; 32],
         }
     }

@@ -230,7 +230,7 @@ mod tests {
     use super::*;
     use crate::accounting::OpenGate;
     use crate::plane::PlaneConfig;
-    use crate::session::SessionPlan;
+    use crate::session::{Payer, SessionPlan};
     use crate::translation::Translation;
     use etherparse::PacketBuilder;
     use std::net::Ipv4Addr;
@@ -268,16 +268,15 @@ mod tests {
     }
 
     fn session(identity: &Identity, number: u8) -> Box<Session> {
-        let plan = SessionPlan {
-            index: SessionIndex(number.into()),
-            public_key: [number; 32],
+        let payer = Payer {
             channel: ChannelId([number; 32]),
-            inner_address: INNER,
             slot: Slot {
                 index: 1,
                 generation: 1,
             },
         };
+        let index = SessionIndex(number.into());
+        let plan = SessionPlan::of_client(index, [number; 32], payer, INNER);
         Box::new(Session::new(identity, plan))
     }
 
@@ -300,11 +299,11 @@ mod tests {
         builder.write(&mut packet, b"x").unwrap();
         translation.out(0, 2, &mut packet).unwrap();
         let config = PlaneConfig {
-            inner: InnerNetwork::new(
+            inner: Some(InnerNetwork::new(
                 "10.78.0.0/24".parse().unwrap(),
                 None,
                 Ipv4Addr::new(10, 78, 0, 1),
-            ),
+            )),
             inner_mtu: 1420,
             sessions_max: 8,
         };
@@ -327,6 +326,7 @@ mod tests {
             .map(|returned| match returned {
                 Returned::Session(session) => ("session", Some(session.plan.public_key[0])),
                 Returned::Forwarding(_) => ("forwarding", None),
+                Returned::Sockets(_) => ("sockets", None),
                 Returned::Block(event, holder) => {
                     let whose = holder.map(|holder| holder.wireguard_public_key[0]);
                     match event.kind {

@@ -141,7 +141,11 @@ fn peers_work_unmetered(test: &str, more: &str) {
     // Exporters for dashboards read this.
     let dump = tools.said("show IF dump");
     assert_eq!(dump.lines().count(), 2, "{dump}");
-    assert_eq!(dump.lines().nth(1).unwrap().split('\t').count(), 8, "{dump}");
+    assert_eq!(
+        dump.lines().nth(1).unwrap().split('\t').count(),
+        8,
+        "{dump}"
+    );
 
     // The same again changes nothing: not a packet is lost.
     let conf = gateway.home.path("same.conf");

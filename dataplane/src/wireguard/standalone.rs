@@ -8,7 +8,6 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -49,7 +48,8 @@ pub struct Standalone {
     started: Instant,
     link: WorkerLink,
     state: Mutex<State>,
-    worker: Option<JoinHandle<()>>,
+    /// Waits until the worker has ended.
+    join: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 struct State {
@@ -112,7 +112,7 @@ impl Standalone {
                 marks,
                 mtu_bytes: MTU_BYTES as usize,
             }),
-            worker: Some(worker),
+            join: Some(Box::new(move || drop(worker.join()))),
         };
         Ok((interface, stopped))
     }
@@ -273,8 +273,8 @@ impl Drop for Standalone {
     fn drop(&mut self) {
         self.link.queues.stop.store(true, Ordering::Relaxed);
         self.link.wake();
-        if let Some(worker) = self.worker.take() {
-            let _ = worker.join();
+        if let Some(join) = self.join.take() {
+            join();
         }
     }
 }
