@@ -128,6 +128,13 @@ impl Connection {
         Ok(Self { handle, messages })
     }
 
+    /// Connects and hears of nothing by itself: for whoever only asks.
+    pub fn open_quiet() -> Result<Self, NetlinkError> {
+        let (connection, handle, messages) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle, messages })
+    }
+
     /// The interface of this name; `None` if there is none.
     pub async fn interface(&self, name: &str) -> Result<Option<Interface>, NetlinkError> {
         let mut links = self.handle.link().get().match_name(name).execute();

@@ -99,13 +99,31 @@ impl Operators {
         status
     }
 
-    /// Applies a request, as a whole or not at all.
-    pub fn apply(&mut self, set: &Set, indices: &mut Indices) -> Result<Applied, DeviceFull> {
-        // Each section of a request needs a place at most.
-        if indices.free() < set.peers.len() {
+    /// What a request would make of the interface.
+    pub fn preview(
+        &self,
+        set: &Set,
+        indices: &Indices,
+    ) -> Result<(Device, Vec<Change>), DeviceFull> {
+        let mut device = self.device.clone();
+        // An endpoint is compared with where the peer is, not with what was said of it once.
+        for (key, standing) in &self.standing {
+            if let Some(endpoint) = standing.counters.endpoint() {
+                device.handle_roamed(key, endpoint);
+            }
+        }
+        let changes = device.apply(set)?;
+        // What is removed gives its place back later, so each new session needs one of its own.
+        if indices.free() < new_sessions(&changes) {
             return Err(DeviceFull::Peers(self.standing.len()));
         }
-        let changes = self.device.apply(set)?;
+        Ok((device, changes))
+    }
+
+    /// Applies a request, as a whole or not at all.
+    pub fn apply(&mut self, set: &Set, indices: &mut Indices) -> Result<Applied, DeviceFull> {
+        let (device, changes) = self.preview(set, indices)?;
+        self.device = device;
         let mut applied = Applied::default();
         // Peers whose session is made when everything is known about them.
         let mut fresh: BTreeSet<PublicKey> = BTreeSet::new();
@@ -138,7 +156,9 @@ impl Operators {
             }
         }
         for key in fresh {
-            self.install(key, indices, &mut applied.orders);
+            let said = set.peers.iter().rev().find(|peer| peer.public_key == key);
+            let endpoint_is_new = said.is_some_and(|peer| peer.endpoint.is_some());
+            self.install(key, endpoint_is_new, indices, &mut applied.orders);
         }
         Ok(applied)
     }
@@ -152,12 +172,18 @@ impl Operators {
             .collect();
         let keys: Vec<PublicKey> = self.device.peers().map(|(key, _)| *key).collect();
         for key in keys {
-            self.install(key, indices, &mut orders);
+            self.install(key, false, indices, &mut orders);
         }
         orders
     }
 
-    fn install(&mut self, key: PublicKey, indices: &mut Indices, orders: &mut Vec<Order>) {
+    fn install(
+        &mut self,
+        key: PublicKey,
+        endpoint_is_new: bool,
+        indices: &mut Indices,
+        orders: &mut Vec<Order>,
+    ) {
         // Room was checked; a peer that has none after all is as if it had not been configured.
         let (Some(peer), Some(index)) = (self.device.peer(&key), indices.take()) else {
             self.standing.remove(&key);
@@ -169,10 +195,28 @@ impl Operators {
         });
         standing.index = index;
         let mut plan = plan_of(index, &key, peer);
-        // It may be elsewhere by now.
-        plan.endpoint = standing.counters.endpoint().or(plan.endpoint);
+        // It may be elsewhere by now, unless it was just said where it is.
+        if !endpoint_is_new {
+            plan.endpoint = standing.counters.endpoint().or(plan.endpoint);
+        }
         orders.push(Order::Install(plan, Arc::clone(&standing.counters)));
     }
+}
+
+/// Peers whose session is made, or made anew.
+fn new_sessions(changes: &[Change]) -> usize {
+    let mut keys = BTreeSet::new();
+    for change in changes {
+        match change {
+            Change::PeerAdded(key) => drop(keys.insert(*key)),
+            Change::PeerChanged(key, change) if needs_new_session(change) => {
+                keys.insert(*key);
+            }
+            Change::PeerRemoved(key) => drop(keys.remove(key)),
+            _ => {}
+        }
+    }
+    keys.len()
 }
 
 /// What has to be said to boringtun when a tunnel is made.
@@ -342,6 +386,71 @@ mod tests {
                 Order::Install(..)
             ]
         ));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_said_wins_over_where_the_peer_was_heard() {
+        let (mut operators, mut indices) = (Operators::new(8), Indices::new(8));
+        let at = |text: &str| text.parse().unwrap();
+        apply(
+            &mut operators,
+            &mut indices,
+            &[&peer(A), "endpoint=1.1.1.1:1"],
+        );
+        let heard = |operators: &Operators, endpoint: &str| {
+            let counters = &operators.standing(&PublicKey(A)).unwrap().counters;
+            counters.store_endpoint(at(endpoint));
+        };
+        heard(&operators, "2.2.2.2:2");
+        // Back to what was configured: a change all the same.
+        let orders = apply(
+            &mut operators,
+            &mut indices,
+            &[&peer(A), "endpoint=1.1.1.1:1"],
+        );
+        assert_eq!(orders, ["0 at 1.1.1.1:1"]);
+        heard(&operators, "2.2.2.2:2");
+        let lines = [
+            &peer(A),
+            "endpoint=3.3.3.3:3",
+            "persistent_keepalive_interval=5",
+        ];
+        let orders = apply(&mut operators, &mut indices, &lines);
+        assert_eq!(orders, ["-0", "+1 a [] 5 Some(3.3.3.3:3)"]);
+        let orders = apply(
+            &mut operators,
+            &mut indices,
+            &[&peer(A), "persistent_keepalive_interval=6"],
+        );
+        assert_eq!(orders, ["-1", "+2 a [] 6 Some(2.2.2.2:2)"]);
+    }
+
+    #[test]
+    fn a_full_gateway_still_removes() {
+        let (mut operators, mut indices) = (Operators::new(8), Indices::new(2));
+        apply(&mut operators, &mut indices, &[&peer(A), &peer(B)]);
+        let orders = apply(
+            &mut operators,
+            &mut indices,
+            &[
+                &peer(A),
+                "remove=true",
+                &peer([0xc; 32]),
+                "remove=true",
+                &peer(B),
+                "allowed_ip=10.0.0.0/8",
+            ],
+        );
+        assert_eq!(orders, ["-0", "1 [] -> [10.0.0.0/8]"]);
+        let request = set(&[&peer(B), "persistent_keepalive_interval=5"]);
+        assert!(
+            operators.apply(&request, &mut indices).is_err(),
+            "no place for it anew"
+        );
+        assert!(
+            apply(&mut operators, &mut indices, &[&peer(B)]).is_empty(),
+            "nothing was done"
+        );
     }
 
     #[test]

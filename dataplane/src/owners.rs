@@ -10,7 +10,7 @@ use prefix_trie::PrefixMap;
 use topnet_config::InnerNetwork;
 use topnet_uapi::IpNetwork;
 
-use crate::session::{Addresses, Session, SessionIndex};
+use crate::session::{Addresses, SessionIndex};
 
 const NOBODY: u32 = u32::MAX;
 
@@ -95,25 +95,24 @@ impl Owners {
     }
 
     /// Gives a new session what it was made with.
-    pub fn add(&mut self, session: &Session) {
-        match &session.plan.addresses {
+    pub fn add(&mut self, index: SessionIndex, addresses: &Addresses) {
+        match addresses {
             Addresses::Client(address) => {
                 if let Some(place) = self.client_place(*address) {
-                    *place = session.plan.index.0;
+                    *place = index.0;
                 }
             }
             Addresses::Networks(networks) => {
                 for network in networks {
-                    self.add_network(network, session.plan.index);
+                    self.add_network(network, index);
                 }
             }
         }
     }
 
     /// Takes away what a session has.
-    pub fn remove(&mut self, session: &Session) {
-        let index = session.plan.index;
-        match &session.plan.addresses {
+    pub fn remove(&mut self, index: SessionIndex, addresses: &Addresses) {
+        match addresses {
             Addresses::Client(address) => {
                 if let Some(place) = self.client_place(*address)
                     && *place == index.0

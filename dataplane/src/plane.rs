@@ -172,9 +172,11 @@ impl<G: Gate> Plane<G> {
             "a session's index is free when it is installed"
         );
         self.by_key.insert(session.plan.public_key, index);
-        self.owners.add(&session);
-        self.begin_flows(&session);
+        let addresses = session.plan.addresses.clone();
         self.sessions[place] = Some(session);
+        self.change_owners(&addresses.networks(), |owners| {
+            owners.add(index, &addresses)
+        });
     }
 
     /// Removes a session; nothing counts into its slot on its behalf any more.
@@ -183,17 +185,10 @@ impl<G: Gate> Plane<G> {
         if self.by_key.get(&session.plan.public_key) == Some(&index) {
             self.by_key.remove(&session.plan.public_key);
         }
-        self.owners.remove(&session);
-        match &session.plan.addresses {
-            Addresses::Client(address) => {
-                self.end_flows(&IpNetwork::host((*address).into()));
-            }
-            Addresses::Networks(networks) => {
-                for network in networks {
-                    self.end_flows(network);
-                }
-            }
-        }
+        let addresses = &session.plan.addresses;
+        self.change_owners(&addresses.networks(), |owners| {
+            owners.remove(index, addresses)
+        });
         Some(session)
     }
 
@@ -207,13 +202,15 @@ impl<G: Gate> Plane<G> {
         };
         networks.retain(|network| !change.removed.contains(network));
         networks.extend(&change.added);
-        for network in &change.removed {
-            self.owners.remove_network(network, index);
-            self.end_flows(network);
-        }
-        for network in &change.added {
-            self.owners.add_network(network, index);
-        }
+        let changed = [&change.removed[..], &change.added].concat();
+        self.change_owners(&changed, |owners| {
+            for network in &change.removed {
+                owners.remove_network(network, index);
+            }
+            for network in &change.added {
+                owners.add_network(network, index);
+            }
+        });
     }
 
     /// Sends to the peer there, until it is heard from elsewhere.
@@ -236,28 +233,32 @@ impl<G: Gate> Plane<G> {
         self.config.inner_mtu = bytes;
     }
 
-    /// What the session's addresses had under public addresses in the last run, they have again.
-    fn begin_flows(&mut self, session: &Session) {
-        let Some(translation) = &mut self.translation else {
-            return;
-        };
-        let holder = Holder::of(session);
-        let mut begin = |network: &IpNetwork| {
-            for host in self.owners.hosts(network) {
-                translation.install(self.now_ms, host, holder);
-            }
-        };
-        match &session.plan.addresses {
-            Addresses::Client(address) => begin(&IpNetwork::host((*address).into())),
-            Addresses::Networks(networks) => networks.iter().for_each(begin),
+    /// Changes whose the addresses of `networks` are. What an address had under public addresses is
+    /// not the next owner's; what it had in the last run, its owner of then has again.
+    fn change_owners(&mut self, networks: &[IpNetwork], change: impl FnOnce(&mut Owners)) {
+        if self.translation.is_none() {
+            return change(&mut self.owners);
         }
-    }
-
-    /// What an address had under public addresses is not the next owner's.
-    fn end_flows(&mut self, network: &IpNetwork) {
-        if let Some(translation) = &mut self.translation {
-            for host in self.owners.hosts(network) {
+        let mut hosts: Vec<u32> = networks
+            .iter()
+            .flat_map(|network| self.owners.hosts(network))
+            .collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        let owner = |owners: &Owners, host: &u32| owners.of_host(*host);
+        let before: Vec<_> = hosts.iter().map(|host| owner(&self.owners, host)).collect();
+        change(&mut self.owners);
+        for (host, before) in hosts.into_iter().zip(before) {
+            let now = owner(&self.owners, &host);
+            let holder = self.holder(Subscriber(host)).map(Holder::of);
+            let Some(translation) = self.translation.as_mut().filter(|_| now != before) else {
+                continue;
+            };
+            if before.is_some() {
                 translation.remove(self.now_ms, host);
+            }
+            if let Some(holder) = holder {
+                translation.install(self.now_ms, host, holder);
             }
         }
     }
@@ -427,7 +428,8 @@ impl<G: Gate> Plane<G> {
         if ip.hops <= 1 && !P::KERNEL_ROUTES {
             return Err(DropReason::TtlExceeded);
         }
-        if ip.total_bytes > self.config.inner_mtu {
+        // A plain interface takes whatever its peer can send, as WireGuard does.
+        if self.config.inner.is_some() && ip.total_bytes > self.config.inner_mtu {
             return Err(DropReason::TooLarge);
         }
         let hop = path.to_world(ip.destination)?;

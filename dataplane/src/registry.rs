@@ -11,7 +11,7 @@ use std::sync::Arc;
 use topnet_account::ChannelId;
 use topnet_api::{ApiError, DesiredSession, DesiredSessions};
 use topnet_config::Ipv4Subnet;
-use topnet_uapi::{DeviceFull, PublicKey, Set};
+use topnet_uapi::{Device, DeviceFull, PublicKey, Set};
 use topnet_unit::Slot;
 
 use crate::operators::Operators;
@@ -122,14 +122,20 @@ impl Registry {
         self.operators.as_ref()
     }
 
-    /// Applies what WireGuard's tools ask about the operator's own peers.
-    pub fn apply(&mut self, set: &Set) -> Result<Vec<Order>, PeersRefused> {
-        let operators = self.operators.as_mut().ok_or(PeersRefused::NotConfigured)?;
+    /// What a request about the operator's own peers would make of them.
+    pub fn preview(&self, set: &Set) -> Result<Device, PeersRefused> {
+        let operators = self.operators.as_ref().ok_or(PeersRefused::NotConfigured)?;
         for peer in &set.peers {
             if !peer.remove && self.standing.contains_key(&peer.public_key.0) {
                 return Err(PeersRefused::Pays(peer.public_key));
             }
         }
+        Ok(operators.preview(set, &self.indices)?.0)
+    }
+
+    /// Does what a request about them says. It was [previewed](Self::preview) just now.
+    pub fn apply(&mut self, set: &Set) -> Result<Vec<Order>, PeersRefused> {
+        let operators = self.operators.as_mut().ok_or(PeersRefused::NotConfigured)?;
         Ok(operators.apply(set, &mut self.indices)?.orders)
     }
 

@@ -59,7 +59,7 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("watch for signals"))?;
 
     let running = Running::start(section, config).await?;
-    let rules = GatewayRules::of(section, running.program.is_none());
+    let running_on_kernel = running.program.is_none();
     let Running {
         shared,
         mut monitor,
@@ -92,15 +92,13 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
         "forwarding"
     );
 
-    let tools = match (section.unmetered.as_ref(), rules) {
-        (Some(unmetered), Some(rules)) => {
-            let gateway = Arc::new(Gateway::open(Arc::clone(&shared), rules).await?);
-            let directory = &unmetered.socket_dir;
-            let interface = &section.tunnel_interface;
-            let socket = ConfigurationSocket::listen(directory, interface);
-            Some((socket.map_err(socket_error(directory))?, gateway))
+    // What is wrong with them is no reason to leave clients without service.
+    let tools = match open_tools(section, &shared, running_on_kernel).await {
+        Ok(tools) => tools,
+        Err(error) => {
+            tracing::error!(%error, "there are no unmetered peers until that is mended");
+            None
         }
-        _ => None,
     };
     let serve_tools = async {
         match &tools {
@@ -143,6 +141,26 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
         let _ = fs::remove_file(path);
     }
     result
+}
+
+/// The socket for WireGuard's tools and what answers at it, if there are unmetered peers.
+async fn open_tools(
+    section: &Dataplane,
+    shared: &Arc<Shared>,
+    kernel_routes: bool,
+) -> Result<Option<(ConfigurationSocket, Arc<Gateway>)>, RunError> {
+    let rules = GatewayRules::of(section, shared.gateway_address, kernel_routes);
+    let (Some(unmetered), Some(rules)) = (&section.unmetered, rules) else {
+        return Ok(None);
+    };
+    let gateway = Gateway::open(Arc::clone(shared), rules).await?;
+    let directory = &unmetered.socket_dir;
+    let socket = ConfigurationSocket::listen(directory, &section.tunnel_interface);
+    let socket = socket.map_err(|source| RunError::Socket {
+        path: directory.clone(),
+        source,
+    })?;
+    Ok(Some((socket, Arc::new(gateway))))
 }
 
 /// Everything that stands while the data plane runs.

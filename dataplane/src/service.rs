@@ -1,6 +1,6 @@
 //! Answers control and metering: sessions, slots, status.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -111,6 +111,11 @@ impl Shared {
         }
     }
 
+    /// Where a peer was heard last, as the last run knew it.
+    pub(crate) fn remembered(&self, public_key: &[u8; 32]) -> Option<SocketAddr> {
+        self.endpoints().of(public_key)
+    }
+
     fn note_endpoints(&self, registry: &Registry) {
         let mut endpoints = self.endpoints();
         let clients = registry
@@ -200,7 +205,9 @@ impl Shared {
                     if self.shields_ipv6 && session.plan.payer.is_some() {
                         session.solicited = Some(Box::new(Solicited::new(random_seed())));
                     }
-                    if let Some(remote) = self.endpoints().of(&session.plan.public_key) {
+                    let said = session.plan.endpoint;
+                    let known = said.or_else(|| self.endpoints().of(&session.plan.public_key));
+                    if let Some(remote) = known {
                         session.resume_at(Endpoint {
                             remote,
                             local: self.gateway_address,

@@ -59,6 +59,10 @@ impl SessionCounters {
         self.handshake_ms.load(Ordering::Relaxed).checked_sub(1)
     }
 
+    pub(crate) fn store_endpoint(&self, endpoint: SocketAddr) {
+        self.endpoint.store(Some(endpoint));
+    }
+
     pub(crate) fn store_handshake(&self, since_start_ms: u64) {
         self.handshake_ms
             .store(since_start_ms + 1, Ordering::Relaxed);
@@ -155,6 +159,17 @@ pub enum Addresses {
     Client(Ipv4Addr),
     /// Networks, of either version. They may change while the session stands.
     Networks(Vec<IpNetwork>),
+}
+
+impl Addresses {
+    /// All of them as networks.
+    #[must_use]
+    pub fn networks(&self) -> Vec<IpNetwork> {
+        match self {
+            Self::Client(address) => vec![IpNetwork::host((*address).into())],
+            Self::Networks(networks) => networks.clone(),
+        }
+    }
 }
 
 /// Limits of one session; no limit where there is `None`.
@@ -278,7 +293,7 @@ impl Session {
     pub fn heard_from(&mut self, endpoint: Endpoint) {
         if self.endpoint != Some(endpoint) {
             self.endpoint = Some(endpoint);
-            self.counters.endpoint.store(Some(endpoint.remote));
+            self.counters.store_endpoint(endpoint.remote);
         }
     }
 

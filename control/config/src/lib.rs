@@ -98,6 +98,7 @@ trait Section {
 struct Base<'a> {
     dir: &'a Path,
     data_dir: PathBuf,
+    runtime_dir: PathBuf,
 }
 
 impl Base<'_> {
@@ -257,6 +258,7 @@ impl Config {
         let base = Base {
             dir,
             data_dir: self.data_dir.clone(),
+            runtime_dir: self.runtime_dir.clone(),
         };
         self.dataplane
             .iter_mut()

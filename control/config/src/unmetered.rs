@@ -6,9 +6,6 @@ use serde::Deserialize;
 
 use crate::{Base, Ipv4Subnet, error::Problems};
 
-/// Where WireGuard's tools look for an interface.
-const SOCKET_DIR: &str = "/run/wireguard";
-
 /// Peers that `topnet vpn`, `wg` and `wg-quick` configure.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,18 +15,17 @@ pub struct Unmetered {
     /// The peers, in WireGuard's own format. Read at the start and written at every change.
     #[serde(default)]
     pub file: PathBuf,
-    /// Where `wg` finds the interface.
-    #[serde(default = "default_socket_dir")]
+    /// Where the interface's socket is; `wg` looks in `/run/wireguard`, for root's sockets or links.
+    #[serde(default)]
     pub socket_dir: PathBuf,
-}
-
-fn default_socket_dir() -> PathBuf {
-    SOCKET_DIR.into()
 }
 
 impl Unmetered {
     pub(crate) fn resolve(&mut self, base: &Base<'_>) {
         base.join_data(&mut self.file, "dataplane/unmetered.conf");
+        if self.socket_dir.as_os_str().is_empty() {
+            self.socket_dir.clone_from(&base.runtime_dir);
+        }
         base.join(&mut self.socket_dir);
     }
 

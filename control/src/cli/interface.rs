@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::error::CliError;
 
 /// How long an interface may take to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes that are read at once.
 const READ_BYTES: usize = 1 << 16;
 
@@ -21,6 +21,8 @@ const READ_BYTES: usize = 1 << 16;
 #[derive(Clone, Debug)]
 pub(super) struct Interface {
     socket: PathBuf,
+    /// What to do if it does not answer.
+    mend: String,
 }
 
 impl Interface {
@@ -28,7 +30,16 @@ impl Interface {
     pub(super) fn new(directory: &Path, name: &str) -> Self {
         Self {
             socket: directory.join(format!("{name}.sock")),
+            mend: "start the data plane (its configuration needs [dataplane.unmetered]), run this \
+                   as root or as its user, and look into its log"
+                .to_owned(),
         }
+    }
+
+    /// The same with another word on what to do if it does not answer.
+    #[must_use]
+    pub(super) fn with_mend(self, mend: String) -> Self {
+        Self { mend, ..self }
     }
 
     /// True if somebody answers for it.
@@ -47,21 +58,11 @@ impl Interface {
     }
 
     fn ask(&self, request: &Request) -> Result<DeviceStatus, CliError> {
-        let mut stream = UnixStream::connect(&self.socket).map_err(|error| {
-            CliError::new(
-                "interface",
-                format!("{}: {error}", self.socket.display()),
-                "start the data plane (its configuration needs [dataplane.unmetered]), and run this \
-                 as root or as its user",
-            )
-        })?;
         let broken = |error: std::io::Error| {
-            CliError::new(
-                "interface",
-                format!("{}: {error}", self.socket.display()),
-                "look at the log of the data plane; the request may be repeated",
-            )
+            let what = format!("{}: {error}", self.socket.display());
+            CliError::new("interface", what, &self.mend)
         };
+        let mut stream = UnixStream::connect(&self.socket).map_err(broken)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(broken)?;
         stream
@@ -75,16 +76,12 @@ impl Interface {
                 return Err(broken(std::io::ErrorKind::UnexpectedEof.into()));
             }
             if let Some(answer) = reader.read(&mut &buffer[..read]) {
-                return answer.map_err(refused);
+                return answer.map_err(|error| self.refused(error));
             }
         }
     }
-}
 
-fn refused(error: AnswerError) -> CliError {
-    CliError::new(
-        "interface_refused",
-        error.to_string(),
-        "the log of the data plane says what it does not take",
-    )
+    fn refused(&self, error: AnswerError) -> CliError {
+        CliError::new("interface_refused", error.to_string(), &self.mend)
+    }
 }

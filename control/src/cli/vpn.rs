@@ -23,7 +23,7 @@ use super::{
     error::CliError,
     interface::Interface,
     output::Output,
-    session::write_private,
+    session::PrivateFile,
     text::{Table, Text, bytes},
 };
 
@@ -166,6 +166,13 @@ impl<'a> Gateway<'a> {
     }
 
     fn add(&self, add: &VpnAdd, output: Output) -> Result<(), CliError> {
+        if output.json && add.out.is_none() {
+            return Err(CliError::new(
+                "out",
+                "with --json the configuration is not printed, and would be lost",
+                "say where it is to be written: --out FILE",
+            ));
+        }
         // Two that add at once would choose the same address, and one take it from the other.
         let _alone = self.lock()?;
         let status = self.interface.status()?;
@@ -220,9 +227,11 @@ impl<'a> Gateway<'a> {
             }
         };
         // A configuration that cannot be written is not asked for.
-        if let Some(path) = &add.out {
-            write_private(path, text.as_bytes())?;
-        }
+        let staged = add
+            .out
+            .as_ref()
+            .map(|path| PrivateFile::stage(path, text.as_bytes()));
+        let staged = staged.transpose()?;
         self.interface.apply(Set {
             peers: vec![PeerSet {
                 preshared_key: KeyUpdate::Replace(preshared_key),
@@ -236,6 +245,7 @@ impl<'a> Gateway<'a> {
             }],
             ..Set::default()
         })?;
+        staged.map_or(Ok(()), PrivateFile::put)?;
         match &add.out {
             Some(path) => output.progress(&format!("written to {}", path.display())),
             None if add.qr || output.json => {}

@@ -1,9 +1,9 @@
 //! `topnet wallet`: the payer.
 
 pub(super) mod keys;
-pub(super) mod pay;
+mod pay;
 mod recover;
-pub(super) mod report;
+mod report;
 mod statement;
 
 use std::{
@@ -94,7 +94,8 @@ pub(super) async fn execute(
             wallet.finish(&chain.chain, id, patience, output).await
         }
         WalletCommand::Open(open) => {
-            output.print(&wallet.open_channel(open, output).await?);
+            let offer = wallet.offer().await?;
+            output.print(&wallet.open_channel(offer, open, |_| Ok(()), output).await?);
             Ok(())
         }
         WalletCommand::TopUp {
@@ -266,14 +267,15 @@ impl OpenWallet {
         Ok(())
     }
 
-    /// Opens a channel to the provider.
+    /// Opens a channel to whoever makes the offer. `note` is told which one before it is waited for.
     pub(super) async fn open_channel(
         &self,
+        offer: Offer,
         open: WalletOpen,
+        note: impl FnOnce(ChannelId) -> Result<(), CliError>,
         output: Output,
     ) -> Result<OpenedReport, CliError> {
         let account = self.keys.account_key()?;
-        let offer = self.offer().await?;
         if offer.unit_price > self.config.unit_price_max() {
             return Err(CliError::new(
                 "price",
@@ -320,6 +322,7 @@ impl OpenWallet {
             allocation: open.allocation,
         };
         self.note_parties(&parties, output);
+        note(opened.channel)?;
         let status = self
             .wait(&service.chain, opened.transaction, open.patience, output)
             .await?;

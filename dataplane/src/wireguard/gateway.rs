@@ -6,17 +6,19 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use tokio::task::spawn_blocking;
 use topnet_config::{Dataplane, InnerNetwork, Ipv4Subnet};
 use topnet_uapi::{
-    AllowedIpChange, CONF_BYTES_MAX, Conf, ConfInterface, ConfPeer, DeviceStatus, EndpointName,
-    Errno, IpNetwork, KeyUpdate, PeerSet, PeerStatus, PrivateKey, PublicKey, Set, Traffic,
+    AllowedIpChange, CONF_BYTES_MAX, Conf, ConfInterface, ConfPeer, Device, DeviceStatus,
+    EndpointName, Errno, IpNetwork, KeyUpdate, PeerSet, PeerStatus, PrivateKey, PublicKey, Set,
+    Traffic,
 };
 
 use super::socket::Interface;
@@ -24,6 +26,10 @@ use crate::error::RunError;
 use crate::registry::{PeersRefused, Registry};
 use crate::service::Shared;
 use crate::session::SessionCounters;
+
+/// Widest networks of a peer beside the inner network.
+const PREFIX_BITS_MIN: u8 = 8;
+const PREFIX6_BITS_MIN: u8 = 16;
 
 /// What is not for WireGuard's tools to do here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +48,11 @@ enum Refused {
         peer: PublicKey,
         reason: &'static str,
     },
+    #[error("endpoint {endpoint} of peer {peer} lies inside the tunnel; leave it out")]
+    Endpoint {
+        endpoint: SocketAddr,
+        peer: PublicKey,
+    },
     #[error(transparent)]
     Peers(#[from] PeersRefused),
 }
@@ -50,7 +61,9 @@ impl Refused {
     fn errno(&self) -> Errno {
         match self {
             Self::Key | Self::Port(_) | Self::Mark => Errno::NOT_PERMITTED,
-            Self::Network { .. } | Self::Peers(PeersRefused::NotConfigured) => Errno::INVALID,
+            Self::Network { .. }
+            | Self::Endpoint { .. }
+            | Self::Peers(PeersRefused::NotConfigured) => Errno::INVALID,
             Self::Peers(PeersRefused::Pays(_)) => Errno::EXISTS,
             Self::Peers(PeersRefused::Full(full)) => full.errno(),
         }
@@ -64,6 +77,8 @@ pub struct GatewayRules {
     subnet: Ipv4Subnet,
     pool: Option<Ipv4Subnet>,
     listen_port: u16,
+    /// Where clients reach the gateway.
+    gateway_address: IpAddr,
     /// False where only inner addresses are steered into the tunnel.
     kernel_routes: bool,
     file: PathBuf,
@@ -72,13 +87,14 @@ pub struct GatewayRules {
 impl GatewayRules {
     /// As configured; `None` if there are no unmetered peers.
     #[must_use]
-    pub fn of(section: &Dataplane, kernel_routes: bool) -> Option<Self> {
+    pub fn of(section: &Dataplane, gateway_address: IpAddr, kernel_routes: bool) -> Option<Self> {
         let unmetered = section.unmetered.as_ref()?;
         Some(Self {
             inner: section.inner_network(),
             subnet: unmetered.subnet,
             pool: section.nat.as_ref().map(|nat| nat.addresses),
             listen_port: section.wireguard_port,
+            gateway_address,
             kernel_routes,
             file: unmetered.file.clone(),
         })
@@ -95,6 +111,17 @@ impl GatewayRules {
             };
         }
         let covers = |other: IpAddr| network.contains(other);
+        let bits_min = if address.is_ipv4() {
+            PREFIX_BITS_MIN
+        } else {
+            PREFIX6_BITS_MIN
+        };
+        if network.prefix_bits() < bits_min {
+            return Err("it is so wide that clients' own addresses may be in it; name less");
+        }
+        if covers(self.gateway_address) {
+            return Err("the gateway's own address is in it");
+        }
         let inner6 = self.inner.v6().map(|v6| v6.network());
         if covers(self.inner.v4().network().into()) || inner6.is_some_and(|v6| covers(v6.into())) {
             return Err("clients' addresses are in it; choose a network beside inner_subnet");
@@ -112,6 +139,12 @@ impl GatewayRules {
                 "frames come for inner addresses alone; set dataplane.io = \"kernel\" for networks beside",
             )
         }
+    }
+
+    /// True for addresses that are reached through the tunnel, or shared by clients.
+    fn is_inside(&self, address: IpAddr) -> bool {
+        let shared = |pool: Ipv4Subnet| matches!(address, IpAddr::V4(at) if pool.contains(at));
+        self.inner.contains(address) || self.pool.is_some_and(shared)
     }
 
     /// True for a part of the subnet, and for the IPv6 address beside one of its addresses.
@@ -155,26 +188,42 @@ impl Gateway {
             return Ok(gateway);
         };
         // Names are resolved where the file is written; what is kept has addresses.
-        let set = conf.to_set(EndpointName::socket_address);
+        let mut set = conf.to_set(EndpointName::socket_address);
+        for peer in &mut set.peers {
+            // Where it was heard last is newer than what was configured once.
+            let known = gateway.shared.remembered(&peer.public_key.0);
+            peer.endpoint = known.or(peer.endpoint);
+        }
         let mut registry = gateway.shared.registry.lock().await;
-        let orders = gateway
-            .admit(&mut registry, set)
-            .map_err(|refused| failed(refused.to_string()))?;
+        let admitted = gateway
+            .check(&registry, &mut set)
+            .and_then(|_| Ok(registry.apply(&set)?));
+        let orders = admitted.map_err(|refused| failed(refused.to_string()))?;
         gateway.shared.deliver(&mut registry, orders).await;
         drop(registry);
         Ok(gateway)
     }
 
-    fn admit(
-        &self,
-        registry: &mut Registry,
-        mut set: Set,
-    ) -> Result<Vec<crate::orders::Order>, Refused> {
-        self.check_interface(&mut set)?;
+    /// Says what a request would make of the peers, or why it is refused. What it says of the
+    /// interface is taken out of it.
+    fn check(&self, registry: &Registry, set: &mut Set) -> Result<Device, Refused> {
+        self.check_interface(set)?;
         for peer in &set.peers {
-            self.check_networks(peer)?;
+            self.check_peer(peer)?;
         }
-        Ok(registry.apply(&set)?)
+        let device = registry.preview(set)?;
+        for (public_key, peer) in device.peers() {
+            let inside =
+                |network: &IpNetwork| peer.endpoint.is_some_and(|at| network.contains(at.ip()));
+            if let Some(network) = peer.allowed_ips.iter().find(|network| inside(network)) {
+                return Err(Refused::Network {
+                    network: *network,
+                    peer: *public_key,
+                    reason: "the peer's own endpoint is in it",
+                });
+            }
+        }
+        Ok(device)
     }
 
     /// What only repeats how things are, or says nothing, is no harm.
@@ -196,7 +245,15 @@ impl Gateway {
         }
     }
 
-    fn check_networks(&self, peer: &PeerSet) -> Result<(), Refused> {
+    fn check_peer(&self, peer: &PeerSet) -> Result<(), Refused> {
+        if let Some(endpoint) = peer.endpoint
+            && self.rules.is_inside(endpoint.ip())
+        {
+            return Err(Refused::Endpoint {
+                endpoint,
+                peer: peer.public_key,
+            });
+        }
         for change in &peer.allowed_ips {
             let AllowedIpChange::Add(network) = change else {
                 continue;
@@ -248,32 +305,6 @@ impl Gateway {
         });
         clients.collect()
     }
-
-    fn keep(&self, registry: &Registry) {
-        let Some(operators) = registry.operators() else {
-            return;
-        };
-        let peers = operators
-            .device()
-            .peers()
-            .map(|(public_key, peer)| ConfPeer {
-                preshared_key: peer.preshared_key.clone(),
-                allowed_ips: peer.allowed_ips.iter().copied().collect(),
-                endpoint: peer
-                    .endpoint
-                    .and_then(|at| EndpointName::new(&at.ip().to_string(), at.port())),
-                persistent_keepalive_s: Some(peer.persistent_keepalive_s).filter(|s| *s > 0),
-                ..ConfPeer::new(*public_key)
-            });
-        let conf = Conf {
-            interface: ConfInterface::default(),
-            peers: peers.collect(),
-        };
-        if let Err(error) = write(&self.rules.file, conf.to_text().as_bytes()) {
-            let path = self.rules.file.display();
-            tracing::error!(%error, %path, "unmetered peers are not kept over a restart");
-        }
-    }
 }
 
 impl Interface for Gateway {
@@ -290,20 +321,49 @@ impl Interface for Gateway {
         status
     }
 
-    async fn apply(&self, set: Set) -> Errno {
+    async fn apply(&self, mut set: Set) -> Errno {
         let mut registry = self.shared.registry.lock().await;
         self.shared.reap(&mut registry);
-        match self.admit(&mut registry, set) {
-            Ok(orders) => {
-                self.shared.deliver(&mut registry, orders).await;
-                self.keep(&registry);
-                Errno::NONE
-            }
+        let device = match self.check(&registry, &mut set) {
+            Ok(device) => device,
             Err(refused) => {
                 tracing::warn!(%refused, "a change of peers is refused");
-                refused.errno()
+                return refused.errno();
             }
+        };
+        // On disk before it is true: what was removed must not come back with the next run.
+        let (path, text) = (self.rules.file.clone(), conf_of(&device).to_text());
+        let written = spawn_blocking(move || write(&path, text.as_bytes())).await;
+        if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            let path = self.rules.file.display();
+            tracing::error!(%error, %path, "peers cannot be kept, so nothing is changed");
+            return Errno::IO;
         }
+        match registry.apply(&set) {
+            Ok(orders) => {
+                self.shared.deliver(&mut registry, orders).await;
+                Errno::NONE
+            }
+            // It was previewed under the same lock.
+            Err(refused) => Refused::from(refused).errno(),
+        }
+    }
+}
+
+/// The peers of an interface as they are kept.
+fn conf_of(device: &Device) -> Conf {
+    let peers = device.peers().map(|(public_key, peer)| ConfPeer {
+        preshared_key: peer.preshared_key.clone(),
+        allowed_ips: peer.allowed_ips.iter().copied().collect(),
+        endpoint: peer
+            .endpoint
+            .and_then(|at| EndpointName::new(&at.ip().to_string(), at.port())),
+        persistent_keepalive_s: Some(peer.persistent_keepalive_s).filter(|s| *s > 0),
+        ..ConfPeer::new(*public_key)
+    });
+    Conf {
+        interface: ConfInterface::default(),
+        peers: peers.collect(),
     }
 }
 
@@ -324,19 +384,26 @@ fn read(path: &Path) -> Result<Option<Conf>, String> {
 
 /// Replaces the file as a whole and for good. It has preshared keys, so nobody else may read it.
 fn write(path: &Path, text: &[u8]) -> io::Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
+    if text.len() > CONF_BYTES_MAX {
+        return Err(io::Error::other(format!(
+            "they take more than {CONF_BYTES_MAX} bytes"
+        )));
     }
-    let fresh = path.with_extension("new");
+    let directory = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(directory)?;
+    let mut fresh = path.to_owned().into_os_string();
+    fresh.push(".new");
+    // What is there may be open to others, or lead elsewhere.
+    let _ = fs::remove_file(&fresh);
     let mut file = fs::OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(&fresh)?;
     file.write_all(text)?;
     file.sync_all()?;
-    fs::rename(fresh, path)
+    fs::rename(fresh, path)?;
+    fs::File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]
@@ -354,6 +421,7 @@ mod tests {
             subnet: "10.78.255.0/24".parse().unwrap(),
             pool: Some("198.51.100.0/28".parse().unwrap()),
             listen_port: 51_820,
+            gateway_address: "203.0.113.1".parse().unwrap(),
             kernel_routes: true,
             file: PathBuf::new(),
         };
@@ -372,6 +440,8 @@ mod tests {
             ("10.0.0.0/8", false, false),
             ("0.0.0.0/0", false, false),
             ("::/0", false, false),
+            ("128.0.0.0/1", false, false),
+            ("203.0.113.0/24", false, false),
             ("fd78::2/128", false, false),
             ("fd78::ff00/120", false, false),
             ("fd78::1:0:0:ff07/128", false, false),

@@ -68,7 +68,7 @@ impl Standalone {
         name: &str,
         gate: G,
     ) -> Result<(Self, oneshot::Receiver<String>), RunError> {
-        let connection = Connection::open()?;
+        let connection = Connection::open_quiet()?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(system("make an event counter"))?;
         let plan = KernelPlan {
@@ -118,30 +118,38 @@ impl Standalone {
     }
 
     /// Follows what is changed about the device from outside, for ever.
-    pub async fn follow(&self) -> Result<(), RunError> {
-        let connection = Connection::open()?;
+    pub async fn follow(&self) {
         loop {
             tokio::time::sleep(LOOK_PERIOD).await;
             let mut state = self.state.lock().await;
             self.reap(&mut state);
-            let Some(interface) = connection.interface(&self.name).await? else {
-                // The worker notices as well.
-                continue;
-            };
-            let mtu_bytes = interface.mtu_bytes as usize;
-            if mtu_bytes != state.mtu_bytes {
-                if mtu_bytes > INNER_BYTES_MAX {
-                    tracing::warn!(
-                        interface = self.name,
-                        mtu_bytes,
-                        "packets of more than {INNER_BYTES_MAX} bytes are dropped; lower the MTU"
-                    );
+            // A device that is gone is noticed by the worker.
+            match self.look().await {
+                Ok(Some(mtu_bytes)) if mtu_bytes != state.mtu_bytes => {
+                    state.mtu_bytes = mtu_bytes;
+                    self.set_mtu(&mut state, mtu_bytes).await;
                 }
-                state.mtu_bytes = mtu_bytes;
-                let mtu = Command::InnerMtu(mtu_bytes.min(INNER_BYTES_MAX));
-                self.send(&mut state, mtu).await;
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the interface cannot be looked at"),
             }
         }
+    }
+
+    async fn look(&self) -> Result<Option<usize>, RunError> {
+        let interface = Connection::open_quiet()?.interface(&self.name).await?;
+        Ok(interface.map(|interface| interface.mtu_bytes as usize))
+    }
+
+    async fn set_mtu(&self, state: &mut State, mtu_bytes: usize) {
+        if mtu_bytes > INNER_BYTES_MAX {
+            tracing::warn!(
+                interface = self.name,
+                mtu_bytes,
+                "packets of more than {INNER_BYTES_MAX} bytes are dropped; lower the MTU"
+            );
+        }
+        let mtu = Command::InnerMtu(mtu_bytes.min(INNER_BYTES_MAX));
+        self.send(state, mtu).await;
     }
 
     async fn change(&self, set: Set) -> Result<(), Errno> {
@@ -305,7 +313,7 @@ pub async fn run_interface<G: Gate + Send + 'static>(
             tracing::info!(interface = name, reason, "the interface is gone");
         }
         () = socket.serve(Arc::clone(&interface)) => {}
-        followed = interface.follow() => followed?,
+        () = interface.follow() => {}
     }
     Ok(())
 }

@@ -55,6 +55,18 @@ pub enum RpcError {
     },
 }
 
+/// The most that is taken from a provider page by page: it could go on for ever.
+const LIST_MAX: usize = 100_000;
+
+/// True if each is greater than the one before it, and the first than `after`.
+fn rises<P: PartialOrd>(page: impl Iterator<Item = P>, mut after: Option<P>) -> bool {
+    page.into_iter().all(|place| {
+        let new = after.as_ref().is_none_or(|after| place > *after);
+        after = Some(place);
+        new
+    })
+}
+
 /// A provider's public RPC.
 #[derive(Clone, Debug)]
 pub struct Rpc {
@@ -88,10 +100,8 @@ impl Rpc {
             let after = offers.last().map(|offer| offer.provider);
             let page: Vec<MarketOffer> = self.ask("market", rpc_params![service, after]).await?;
             // Whoever gives the same page again would have us ask for ever.
-            if page
-                .first()
-                .is_none_or(|first| after.is_some_and(|after| first.provider <= after))
-            {
+            let new = rises(page.iter().map(|offer| offer.provider), after);
+            if page.is_empty() || !new || offers.len() >= LIST_MAX {
                 return Ok(offers);
             }
             offers.extend(page);
@@ -129,10 +139,8 @@ impl Rpc {
             let after = channels.last().map(|channel| channel.id);
             let page: Vec<ChannelView> = self.ask("channels", rpc_params![party, after]).await?;
             // A provider that gives the same page again would have us ask for ever.
-            if page
-                .first()
-                .is_none_or(|first| after.is_some_and(|after| first.id <= after))
-            {
+            let new = rises(page.iter().map(|channel| channel.id), after);
+            if page.is_empty() || !new || channels.len() >= LIST_MAX {
                 return Ok(channels);
             }
             channels.extend(page);

@@ -3,7 +3,7 @@
 
 use crate::interrupt::Interrupt;
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -136,6 +136,12 @@ impl Process {
     /// How it ended, if it did.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
+    }
+
+    /// Sends a signal to it and to all that it started, as Ctrl-C at a terminal does.
+    pub fn signal_group(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_child(&self.child);
+        kill_process_group(pid, signal).with_context(|| format!("cannot signal {}", self.name))
     }
 
     /// Sends a signal.

@@ -25,6 +25,9 @@ pub(in crate::cli) struct Connect {
     /// Leave the system's name servers as they are.
     #[arg(long)]
     pub(in crate::cli) no_dns: bool,
+    /// Only take back what a run that was killed has left: rules, routes, name servers.
+    #[arg(long)]
+    pub(in crate::cli) undo: bool,
     /// Leave a channel that was opened open at the end, for the next time.
     #[arg(long)]
     pub(in crate::cli) keep_channel: bool,

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Read,
-    os::unix::fs::DirBuilderExt,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -31,13 +31,16 @@ pub(super) struct Device {
 impl Device {
     /// Makes the device `name`; its socket and log are in `directory`.
     pub(super) async fn start(name: &str, directory: &Path) -> Result<Self, CliError> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(|error| CliError::file(directory, error))?;
         let log = directory.join(format!("{name}.log"));
-        let file = fs::File::create(&log).map_err(|error| CliError::file(&log, error))?;
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&log)
+            .map_err(|error| CliError::file(&log, error))?;
+        // What a killed run left is not to be taken for this one's.
+        let _ = fs::remove_file(directory.join(format!("{name}.sock")));
         let program = std::env::current_exe()
             .map_err(|error| CliError::file(Path::new("topnet"), error))?
             .with_file_name(PROGRAM);
@@ -49,6 +52,8 @@ impl Device {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(file)
+            // A Ctrl-C at the terminal is for this process, which ends the device last.
+            .process_group(0)
             .spawn()
             .map_err(|error| {
                 CliError::new(
@@ -64,9 +69,12 @@ impl Device {
             child,
         };
         let began = Instant::now();
-        while !device.interface().answers() {
+        loop {
             if let Ok(Some(_)) = device.child.try_wait() {
                 return Err(device.failed("the tunnel's device cannot be made"));
+            }
+            if device.interface().answers() {
+                break;
             }
             if began.elapsed() > START_PATIENCE {
                 return Err(device.failed("the tunnel's device does not answer"));
@@ -78,7 +86,11 @@ impl Device {
 
     /// What it is configured with.
     pub(super) fn interface(&self) -> Interface {
-        Interface::new(&self.directory, &self.name)
+        let mend = format!(
+            "look into {}; connecting again makes the device anew",
+            self.log.display()
+        );
+        Interface::new(&self.directory, &self.name).with_mend(mend)
     }
 
     /// Where it answers.
@@ -89,6 +101,11 @@ impl Device {
     /// True if it has ended by itself.
     pub(super) fn is_gone(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Why it has ended.
+    pub(super) fn lost(&self) -> CliError {
+        self.failed("the tunnel's device is gone")
     }
 
     fn failed(&self, what: &str) -> CliError {

@@ -4,186 +4,142 @@
 //! this project's own WireGuard interface, whose count of inner packets is what is paid for. At the
 //! end the rest is paid, the tunnel and what was told to the system are taken away, and a channel
 //! that was opened here is closed.
+//!
+//! What can fail for the system's reasons is tried before money is bound. One runs at a time in a
+//! network namespace.
 
+mod channel;
 mod device;
+mod offer;
 mod page;
 mod routes;
+mod stop;
 
 use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::{DirBuilderExt, MetadataExt},
+            net::{SocketAddr as UnixAddress, UnixListener},
+        },
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
 
-use topnet_api::{ChannelState, ChannelView, Offer, SessionGrant, WireguardPublicKey};
-use topnet_ledger::genesis::Rules;
+use topnet_api::{ChannelView, Offer, SessionGrant, WireguardPublicKey};
 use topnet_uapi::{AllowedIpChange, IpNetwork, KeyUpdate, PeerSet, PrivateKey, PublicKey, Set};
 use topnet_wallet::{PayStatus, WireguardCounter};
 
 use super::{
-    arguments::{Connect, Options, Patience, WalletOpen},
+    arguments::{Connect, Options},
     error::CliError,
     output::Output,
     session::nonce,
     vpn::{private_key, public_half},
-    wallet::{OpenWallet, make_private, pay::stop_signal},
+    wallet::{OpenWallet, make_private},
 };
+use channel::Channel;
 use device::Device;
 use page::{Page, Spent};
 use routes::{MARK, Plan, Routes};
+use stop::Stop;
 
-/// How long a channel's opening may take.
-const OPEN_PATIENCE: Duration = Duration::from_secs(120);
 /// How long is waited at the end until everything owed is paid.
 const REST_PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
 /// How often the page is drawn.
 const PAGE_PERIOD: Duration = Duration::from_secs(1);
+/// What a provider may ask a client to lead through the tunnel.
+const NETWORKS_MAX: usize = 256;
+/// Every link of IPv6 carries packets of so many bytes; smaller ones would be headers for the most
+/// part, which are paid for too.
+const MTU_BYTES_MIN: u16 = 1_280;
+/// Held while one runs, in the namespace of its routes.
+const ALONE: &str = "topnet-connect";
+const ROOT_DIRECTORY: &str = "/run/topnet-connect";
 
 pub(super) async fn execute(
     options: &Options,
     connect: Connect,
     output: Output,
 ) -> Result<(), CliError> {
-    // Told to stop while money is being bound, it stops when that is done.
-    let stop = stop_signal()?;
+    let _alone = alone()?;
     let wallet = OpenWallet::open(options)?;
-    let (wallet, offer) = take_offer(wallet, &connect).await?;
-    check_price(&wallet, &offer)?;
-    output.progress(&format!(
-        "{} offers {} for {} KiB, at {}",
-        offer.name,
-        offer.unit_price,
-        offer.unit_bytes >> 10,
-        offer.wireguard_endpoint
-    ));
-    let directory = wallet.config.state_dir.join("connect");
     make_private(&wallet.config.state_dir)?;
-    let journal = directory.join(format!("{}.undo", connect.interface));
-    Routes::recover(&journal);
-    // The device first: where that is not allowed, no money is bound.
+    let directory = directory(&wallet.config.state_dir)?;
+    let journal = directory.join("undo");
+    Routes::recover(&journal)?;
+    if connect.undo {
+        return Ok(());
+    }
+    let mut stop = Stop::listen()?;
+    let (wallet, offer) = offer::take(wallet, &connect, output).await?;
+    // The system first: where something is not allowed, no money is bound.
+    Routes::check()?;
     let device = Device::start(&connect.interface, &directory).await?;
-    let (channel, opened) = channel(&wallet, &offer, &connect, output).await?;
+    stop.check()?;
+    let channel = Channel::find_or_open(&wallet, &offer, &connect, output).await?;
     let run = Run {
         wallet: &wallet,
         offer: &offer,
         connect: &connect,
-        channel,
+        channel: &channel.view,
         journal,
     };
-    let spent = run.tunnel(device, stop, output).await;
-    let closed = match opened && !connect.keep_channel {
-        true => run.close(output).await,
-        false => Ok(()),
+    let spent = match stop.check() {
+        Ok(()) => run.tunnel(device, &mut stop, output).await,
+        Err(stopped) => Err(stopped),
     };
-    let spent = spent?;
-    closed?;
-    output.print(&spent);
-    Ok(())
+    if let Ok(spent) = &spent {
+        spent.print(output);
+    }
+    let closed = channel.end(&wallet, &connect, output).await;
+    match (spent, closed) {
+        (Err(error), Err(second)) => {
+            output.error(&second);
+            Err(error)
+        }
+        (Err(error), Ok(())) | (Ok(_), Err(error)) => Err(error),
+        (Ok(_), Ok(())) => Ok(()),
+    }
 }
 
-/// The offer of the provider that the wallet names, or the cheapest on main.
-async fn take_offer(
-    wallet: OpenWallet,
-    connect: &Connect,
-) -> Result<(OpenWallet, Offer), CliError> {
-    let Some(service) = &connect.cheapest else {
-        let offer = wallet.offer().await?;
-        return Ok((wallet, offer));
-    };
-    let market = wallet.rpc.market(service).await?;
-    let cheapest = market
-        .into_iter()
-        .min_by_key(|offer| offer.terms.unit_price);
-    let Some(cheapest) = cheapest else {
-        return Err(CliError::new(
-            "no_offer",
-            format!("nobody offers {service} on main"),
-            "wait, or name a provider in [wallet] rpc_url",
-        ));
-    };
-    let wallet = wallet.at(&cheapest.terms.rpc_url)?;
-    let offer = wallet.offer().await?;
-    // Whoever answers there is to be who offered on main.
-    if offer.payee != cheapest.provider || offer.payment.key != cheapest.terms.payment_key {
-        return Err(CliError::new(
-            "another_provider",
-            format!(
-                "{} does not make the offer that {} has on main",
-                cheapest.terms.rpc_url, cheapest.provider
-            ),
-            "name a provider in [wallet] rpc_url",
-        ));
-    }
-    Ok((wallet, offer))
+/// Rules and marks are one set for a whole network namespace, and so is this name.
+fn alone() -> Result<UnixListener, CliError> {
+    UnixAddress::from_abstract_name(ALONE)
+        .and_then(|address| UnixListener::bind_addr(&address))
+        .map_err(|error| {
+            CliError::new(
+                "running",
+                format!("another `topnet connect` runs here ({error})"),
+                "stop that one first (Ctrl-C, or SIGTERM)",
+            )
+        })
 }
 
-fn check_price(wallet: &OpenWallet, offer: &Offer) -> Result<(), CliError> {
-    let most = wallet.config.unit_price_max();
-    if offer.unit_price <= most {
-        return Ok(());
-    }
-    Err(CliError::new(
-        "price",
-        format!(
-            "the provider asks {} a unit, more than the {most} that [wallet] allows",
-            offer.unit_price
-        ),
-        "choose another provider, or raise unit_price_ntop_max",
-    ))
-}
-
-/// The channel that is to pay, and whether it was opened now.
-async fn channel(
-    wallet: &OpenWallet,
-    offer: &Offer,
-    connect: &Connect,
-    output: Output,
-) -> Result<(ChannelView, bool), CliError> {
-    if let Some(id) = connect.channel {
-        return Ok((wallet.rpc.channel(id).await?, false));
-    }
-    let ours = wallet.rpc.channels(wallet.keys.account()?).await?;
-    let headroom = offer.unit_price.checked_mul(offer.headroom_units_min);
-    let usable = ours.into_iter().find(|channel| {
-        // What is promised may not be redeemed yet.
-        let status = read_status(&wallet.status_file(channel.id), SystemTime::UNIX_EPOCH);
-        let promised = status.map_or(channel.paid, |status| status.promised.max(channel.paid));
-        let rest = channel.allocation.checked_sub(promised);
-        channel.payee == offer.payee
-            && channel.state == ChannelState::Open
-            && channel.close_window >= offer.close_window_blocks_min
-            && rest >= headroom
-            && matches!(wallet.keys.key_of(channel.signer), Ok(Some(_)))
-    });
-    if let Some(channel) = usable {
-        output.progress(&format!("channel {} pays", channel.id));
-        return Ok((channel, false));
-    }
-    let Some(allocation) = connect.allocation else {
-        return Err(CliError::new(
-            "no_channel",
-            format!("no open channel of this wallet can pay {}", offer.name),
-            "say how much a new one may pay: --allocation",
-        ));
+/// Where socket, log and journal are. Nobody else may write there: the journal says what root is
+/// to take back.
+fn directory(state_dir: &Path) -> Result<PathBuf, CliError> {
+    let own = rustix::process::geteuid();
+    let path = match own.is_root() {
+        true => PathBuf::from(ROOT_DIRECTORY),
+        false => state_dir.join("connect"),
     };
-    output.progress("opening a channel");
-    let opened = wallet
-        .open_channel(
-            WalletOpen {
-                allocation,
-                close_window: None,
-                expiry_blocks: Rules::default().service_silence,
-                signer: None,
-                patience: Patience {
-                    no_wait: false,
-                    timeout: OPEN_PATIENCE.as_secs(),
-                },
-            },
-            output,
-        )
-        .await?;
-    Ok((wallet.rpc.channel(opened.channel).await?, true))
+    let mut builder = std::fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(&path);
+    made.map_err(|error| CliError::file(&path, error))?;
+    let found = std::fs::symlink_metadata(&path).map_err(|error| CliError::file(&path, error))?;
+    let safe = found.is_dir() && found.uid() == own.as_raw() && found.mode() & 0o022 == 0;
+    match safe {
+        true => Ok(path),
+        false => Err(CliError::new(
+            "directory",
+            format!("{} can be written by others", path.display()),
+            "remove it, and connect again",
+        )),
+    }
 }
 
 /// One connection.
@@ -191,7 +147,7 @@ struct Run<'a> {
     wallet: &'a OpenWallet,
     offer: &'a Offer,
     connect: &'a Connect,
-    channel: ChannelView,
+    channel: &'a ChannelView,
     journal: PathBuf,
 }
 
@@ -200,7 +156,7 @@ impl Run<'_> {
     async fn tunnel(
         &self,
         device: Device,
-        stop: impl Future<Output = ()>,
+        stop: &mut Stop,
         output: Output,
     ) -> Result<Spent, CliError> {
         let key = private_key()?;
@@ -225,9 +181,10 @@ impl Run<'_> {
         mut device: Device,
         key: PrivateKey,
         grant: &SessionGrant,
-        stop: impl Future<Output = ()>,
+        stop: &mut Stop,
         output: Output,
     ) -> Result<Spent, CliError> {
+        self.check(grant)?;
         let networks = self.networks(grant)?;
         let config = &grant.wireguard;
         device.interface().apply(Set {
@@ -256,19 +213,20 @@ impl Run<'_> {
         .into_iter()
         .flatten()
         .collect();
+        stop.check()?;
         let routes = Routes::set_up(
             &Plan {
                 device: &self.connect.interface,
                 addresses: &addresses,
                 mtu_bytes: config.mtu,
                 networks: &networks,
-                beside: &self.beside(grant),
+                beside: &self.beside(),
                 dns: &dns,
             },
             &self.journal,
         )?;
-        if let Some(words) = &routes.dns_left {
-            output.progress(words);
+        for words in &routes.warnings {
+            eprintln!("topnet: {words}");
         }
         let counter = WireguardCounter::exact(
             &self.connect.interface,
@@ -276,31 +234,36 @@ impl Run<'_> {
             device.socket(),
         );
         let status_file = self.wallet.status_file(self.channel.id);
-        let began = Instant::now();
-        let since = SystemTime::now();
+        let before = read_status(&status_file, SystemTime::UNIX_EPOCH);
+        let (began, since) = (Instant::now(), SystemTime::now());
         let mut page = Page::new(self.offer, self.channel.id, &self.connect.interface);
-        let mut routes = Some(routes);
         let (told, mut stopping) = tokio::sync::oneshot::channel();
         let end = async {
-            let mut stop = std::pin::pin!(stop);
+            let mut ended = Ok(());
             loop {
                 tokio::select! {
-                    () = &mut stop => break,
+                    () = stop.wait() => break,
                     () = tokio::time::sleep(PAGE_PERIOD) => {}
                 }
                 if device.is_gone() {
-                    output.progress("the tunnel's device is gone");
+                    ended = Err(device.lost());
                     break;
                 }
-                if let Some(status) = read_status(&status_file, since) {
-                    let peer = device.interface().status().ok();
-                    page.show(&status, peer.as_ref(), output);
+                let Some(status) = read_status(&status_file, since) else {
+                    continue;
+                };
+                if !self.can_pay_more(&status) {
+                    ended = Err(self.used_up());
+                    break;
+                }
+                let interface = device.interface().status().ok();
+                // Whoever read it is gone.
+                if page.show(&status, interface.as_ref(), output).is_err() {
+                    break;
                 }
             }
             // Nothing more is used: what is used already is paid, and then paying ends.
-            if let Some(routes) = routes.take() {
-                routes.take_down(&self.connect.interface);
-            }
+            let taken_back = routes.take_down(&self.connect.interface);
             let mut quiet = device.interface().status().ok();
             let rest = Instant::now();
             while rest.elapsed() < REST_PATIENCE {
@@ -314,13 +277,17 @@ impl Run<'_> {
                 quiet = now;
             }
             let _ = told.send(());
+            ended.and(taken_back)
         };
-        let wallet = self.wallet;
         let stopped = async { drop((&mut stopping).await) };
-        let paying = wallet.pay_on(
-            &self.channel,
+        let paying = self.wallet.pay_on(
+            self.channel,
             self.offer,
             counter,
+            // What was shown is what is paid, whatever is asked for later.
+            self.offer
+                .unit_price
+                .min(self.wallet.config.unit_price_max()),
             Some(status_file.clone()),
             stopped,
             output,
@@ -330,9 +297,39 @@ impl Run<'_> {
         let status = tokio::select! {
             // The payee has finished the channel, or paying is not possible.
             paid = &mut paying => paid?,
-            () = &mut end => paying.await?,
+            ended = &mut end => {
+                let status = paying.await?;
+                ended?;
+                status
+            }
         };
-        Ok(Spent::new(self.offer, &status, began.elapsed()))
+        Ok(Spent::new(
+            self.offer,
+            &status,
+            before.as_ref(),
+            began.elapsed(),
+        ))
+    }
+
+    /// A grant that differs from the offer is somebody's mistake, or worse.
+    fn check(&self, grant: &SessionGrant) -> Result<(), CliError> {
+        let (config, offer) = (&grant.wireguard, self.offer);
+        let what = if grant.payment != offer.payment {
+            "another payment endpoint".to_owned()
+        } else if config.endpoint != offer.wireguard_endpoint
+            || config.server_public_key != offer.wireguard_public_key
+        {
+            "another WireGuard endpoint or key".to_owned()
+        } else if config.mtu < MTU_BYTES_MIN {
+            format!("packets of {} bytes", config.mtu)
+        } else {
+            return Ok(());
+        };
+        Err(CliError::new(
+            "grant",
+            format!("the provider offered one thing and grants {what}"),
+            "connect again, or choose another provider",
+        ))
     }
 
     /// What goes through the tunnel.
@@ -340,50 +337,61 @@ impl Run<'_> {
         if !self.connect.allowed_ips.is_empty() {
             return Ok(self.connect.allowed_ips.clone());
         }
-        let parse = |text: &String| {
-            text.parse::<IpNetwork>().map_err(|error| {
-                CliError::new(
-                    "offer",
-                    format!("the provider's allowed IPs: {error}"),
-                    "say what is to go through the tunnel: --allowed-ips",
-                )
-            })
+        let offered = |what: String| {
+            CliError::new(
+                "offer",
+                format!("the provider's allowed IPs: {what}"),
+                "say what is to go through the tunnel: --allowed-ips",
+            )
         };
-        grant.wireguard.allowed_ips.iter().map(parse).collect()
+        let texts = &grant.wireguard.allowed_ips;
+        if texts.len() > NETWORKS_MAX {
+            return Err(offered(format!("more than {NETWORKS_MAX}")));
+        }
+        let parse = |text: &String| {
+            let network = text.parse::<IpNetwork>();
+            network.map_err(|error| offered(error.to_string()))
+        };
+        texts.iter().map(parse).collect()
     }
 
-    /// What must not go through the tunnel, or nothing would.
-    fn beside(&self, grant: &SessionGrant) -> Vec<IpAddr> {
-        let mut addresses = vec![grant.payment.address.ip(), grant.wireguard.endpoint.ip()];
+    /// What must not go through the tunnel, or nothing would: it is paid for beside it.
+    fn beside(&self) -> Vec<IpAddr> {
         let host = self.wallet.rpc.url().split("//").nth(1).unwrap_or_default();
         let host = host.split('/').next().unwrap_or_default();
-        let host = if host.contains(':') {
+        let has_port = host
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let host = if has_port {
             host.to_owned()
         } else {
-            format!("{host}:80")
+            format!("{host}:443")
         };
-        let resolved = host.to_socket_addrs();
-        addresses.extend(resolved.into_iter().flatten().map(|at: SocketAddr| at.ip()));
+        let resolved = host.to_socket_addrs().into_iter().flatten();
+        let mut addresses: Vec<IpAddr> = resolved.map(|at: SocketAddr| at.ip()).collect();
+        addresses.push(self.offer.payment.address.ip());
         addresses.sort_unstable();
         addresses.dedup();
         addresses
     }
 
-    async fn close(&self, output: Output) -> Result<(), CliError> {
-        let patience = Patience {
-            no_wait: false,
-            timeout: OPEN_PATIENCE.as_secs(),
-        };
-        self.wallet.close(self.channel.id, patience, output).await?;
-        output.progress(&format!(
-            "channel {} closes; what is left of it returns after {} blocks",
-            self.channel.id, self.channel.close_window
-        ));
-        Ok(())
+    /// False if the next unit is more than the channel has.
+    fn can_pay_more(&self, status: &PayStatus) -> bool {
+        let next = status.promised.checked_add(self.offer.unit_price);
+        let owed = status.owed_units >= status.released_units;
+        !owed || next.is_some_and(|next| next <= self.channel.allocation)
+    }
+
+    fn used_up(&self) -> CliError {
+        CliError::new(
+            "channel",
+            format!("channel {} is used up", self.channel.id),
+            "connect again with --allocation, or add to it with `topnet wallet top-up`",
+        )
     }
 }
 
-/// False where the system is told to do without IPv6.
+/// False if the system is told to do without IPv6.
 fn has_ipv6(interface: &str) -> bool {
     let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
     std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "0")

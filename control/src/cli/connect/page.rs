@@ -1,6 +1,9 @@
 //! What is shown while connected, and at the end.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use serde::Serialize;
 use topnet_account::{Amount, ChannelId};
@@ -8,10 +11,14 @@ use topnet_api::Offer;
 use topnet_uapi::DeviceStatus;
 use topnet_wallet::PayStatus;
 
+use super::offer::plain;
 use crate::cli::{
     output::Output,
     text::{Table, Text, bytes},
 };
+
+/// Keys that are older are dead (REJECT_AFTER_TIME): nothing passes.
+const KEYS_LIVE_S: u64 = 180;
 
 /// The page that is drawn again and again.
 pub(super) struct Page<'a> {
@@ -51,7 +58,7 @@ impl<'a> Page<'a> {
         paying: &PayStatus,
         device: Option<&DeviceStatus>,
         output: Output,
-    ) {
+    ) -> std::io::Result<()> {
         let peer = device.and_then(|device| device.peers.first());
         let (up, down) = peer.map_or((0, 0), |peer| (peer.tx_bytes, peer.rx_bytes));
         let now = Instant::now();
@@ -71,12 +78,16 @@ impl<'a> Page<'a> {
             unit_price: self.offer.unit_price,
             paying,
         };
-        let state = match (&paying.reason, peer.and_then(|peer| peer.last_handshake)) {
-            (Some(reason), _) => reason.clone(),
+        let heard = peer.and_then(|peer| peer.last_handshake);
+        let state = match (&paying.reason, heard.and_then(age_s)) {
+            (Some(reason), _) => plain(reason),
             (None, None) => "waiting for the provider's handshake".to_owned(),
+            (None, Some(age)) if age > KEYS_LIVE_S => {
+                format!("the provider has not answered for {age} s")
+            }
             (None, Some(_)) => "connected".to_owned(),
         };
-        let page = Table::new(format!("{} by {}", self.interface, self.offer.name))
+        let page = Table::new(format!("{} by {}", self.interface, plain(&self.offer.name)))
             .row("state", state)
             .row("up", format!("{} ({})", bytes(up), bits(up_rate)))
             .row("down", format!("{} ({})", bytes(down), bits(down_rate)))
@@ -96,8 +107,23 @@ impl<'a> Page<'a> {
                 paying.limit.as_ref().map(|limit| format!("{limit:?}")),
             )
             .end();
-        output.show(&look, &page);
+        let mut out = std::io::stdout().lock();
+        if output.json {
+            writeln!(out, "{}", serde_json::to_string(&look).unwrap_or_default())?;
+        } else if out.is_terminal() {
+            // Home, the page, and away with what is left of the one before.
+            write!(out, "\x1b[H\x1b[2J{page}")?;
+        } else {
+            writeln!(out, "{page}")?;
+        }
+        out.flush()
     }
+}
+
+/// Seconds since a time since 1970.
+fn age_s(at: Duration) -> Option<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    Some(now.saturating_sub(at).as_secs())
 }
 
 fn rate(before: u64, now: u64, passed: Duration) -> u64 {
@@ -128,16 +154,38 @@ pub(super) struct Spent {
 }
 
 impl Spent {
-    pub(super) fn new(offer: &Offer, status: &PayStatus, connected: Duration) -> Self {
+    /// What has come to the channel since `before`.
+    pub(super) fn new(
+        offer: &Offer,
+        status: &PayStatus,
+        before: Option<&PayStatus>,
+        connected: Duration,
+    ) -> Self {
+        let own = |status: &PayStatus| status.transfer_bytes.unwrap_or(status.interface_bytes);
+        let less = |now: u64, of: fn(&PayStatus) -> u64| now.saturating_sub(before.map_or(0, of));
+        let promised = before.map_or(Amount::ZERO, |before| before.promised);
         Self {
             channel: status.channel,
             seconds: connected.as_secs(),
-            units: status.released_units,
+            units: less(status.released_units, |before| before.released_units),
             unit_price: offer.unit_price,
-            spent: status.promised,
-            own_bytes: status.transfer_bytes.unwrap_or(status.interface_bytes),
-            metered_bytes: status.metered_bytes,
+            spent: status
+                .promised
+                .checked_sub(promised)
+                .unwrap_or(Amount::ZERO),
+            own_bytes: own(status).saturating_sub(before.map_or(0, own)),
+            metered_bytes: less(status.metered_bytes, |before| before.metered_bytes),
         }
+    }
+
+    /// For programs in a line, as what came before.
+    pub(super) fn print(&self, output: Output) {
+        let words = match output.json {
+            true => serde_json::to_string(self).unwrap_or_default() + "\n",
+            false => self.text(),
+        };
+        // Whoever read it may be gone; what is to be closed is closed all the same.
+        let _ = std::io::stdout().write_all(words.as_bytes());
     }
 }
 

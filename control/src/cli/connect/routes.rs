@@ -1,14 +1,22 @@
 //! What the system is told about a tunnel: addresses, routes, rules and name servers, and how all
 //! of it is taken back.
 //!
-//! Addresses and routes go with the device. Rules and name servers stay, so each step that is done
-//! is written down first: whoever connects next takes back what a killed process left.
+//! What goes through the tunnel stands in a table of its own, so that no route of the machine's is
+//! replaced. Two rules lead there: what the main table has a route for keeps it (the local network),
+//! the rest goes by the tunnel's table, and the tunnel's own packets, which are marked, by neither.
+//! If the device dies, a route that leads nowhere stays: nothing leaves beside the tunnel.
+//!
+//! Rules and name servers do not go with the device. What is about to be done is written down first,
+//! as facts and not as commands, so that the next run takes back what a killed one left.
 
 use std::{
     fs,
+    io::Write,
     net::IpAddr,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -19,9 +27,13 @@ use crate::cli::error::CliError;
 /// Mark of the tunnel's own packets, and the table of what goes into it: "to" in ASCII.
 pub(super) const MARK: u32 = 0x746f;
 /// Rules that are asked before the main table's own (32766).
-const RULE_MAIN: &str = "32001";
-const RULE_TUNNEL: &str = "32002";
-const RULE_EXCEPTION: &str = "32000";
+const PRIORITY_BESIDE: u32 = 32_000;
+const PRIORITY_MAIN: u32 = 32_001;
+const PRIORITY_TUNNEL: u32 = 32_002;
+/// A command that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(5);
+const SRC_VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 
 /// What is to be set up.
 #[derive(Debug)]
@@ -40,61 +52,193 @@ pub(super) struct Plan<'a> {
     pub(super) dns: &'a [IpAddr],
 }
 
-/// A command that takes something back.
+impl Plan<'_> {
+    fn has(&self, version: Version) -> bool {
+        self.addresses.iter().any(|at| Version::of(*at) == version)
+    }
+
+    fn networks_of(&self, version: Version) -> Vec<&IpNetwork> {
+        let of_version = |network: &&IpNetwork| Version::of(network.address()) == version;
+        self.networks.iter().filter(of_version).collect()
+    }
+
+    /// True if all of a version goes through the tunnel.
+    fn takes_all(&self, version: Version) -> bool {
+        let networks = self.networks_of(version);
+        networks.iter().any(|network| network.prefix_bits() == 0)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Version {
+    V4,
+    V6,
+}
+
+impl Version {
+    fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
+    }
+
+    const fn option(self) -> &'static str {
+        match self {
+            Self::V4 => "-4",
+            Self::V6 => "-6",
+        }
+    }
+
+    const fn address_bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}
+
+/// Something that stays when the device goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Undo(Vec<String>);
+enum Done {
+    /// What has a route of its own in the main table goes by it.
+    MainFirst(Version),
+    /// What is not the tunnel's own goes by the tunnel's table.
+    Tunnel(Version),
+    /// This address is reached beside the tunnel.
+    Beside(IpAddr),
+    /// The tunnel's table.
+    Table(Version),
+    /// Name servers, told to systemd-resolved for a device.
+    Resolved(String),
+    /// Name servers, told to resolvconf for a device.
+    Resolvconf(String),
+}
+
+impl Done {
+    /// The words of `ip` about a rule.
+    fn rule(&self) -> Option<(Version, String)> {
+        match self {
+            Self::MainFirst(version) => Some((
+                *version,
+                format!("table main suppress_prefixlength 0 priority {PRIORITY_MAIN}"),
+            )),
+            Self::Tunnel(version) => Some((
+                *version,
+                format!("not fwmark {MARK} table {MARK} priority {PRIORITY_TUNNEL}"),
+            )),
+            Self::Beside(address) => {
+                let version = Version::of(*address);
+                let bits = version.address_bits();
+                Some((
+                    version,
+                    format!("to {address}/{bits} table main priority {PRIORITY_BESIDE}"),
+                ))
+            }
+            Self::Table(_) | Self::Resolved(_) | Self::Resolvconf(_) => None,
+        }
+    }
+
+    /// Takes it back. Said again, it is no error.
+    fn undo(&self) -> Result<(), CliError> {
+        if let Some((version, rule)) = self.rule() {
+            let listed = output("ip", &[version.option(), "rule", "list"])?;
+            let priority = rule.rsplit(' ').next().unwrap_or_default();
+            let begin = format!("{priority}:");
+            let about = match self {
+                Self::Beside(address) => format!(" to {address} "),
+                _ => String::new(),
+            };
+            let stands = |line: &str| line.starts_with(&begin) && line.contains(&about);
+            if !listed.lines().any(stands) {
+                return Ok(());
+            }
+            return ip(&format!("{} rule del {rule}", version.option()));
+        }
+        match self {
+            Self::Table(version) => {
+                // A table that was never filled is not there to be emptied.
+                let _ = ip(&format!("{} route flush table {MARK}", version.option()));
+                Ok(())
+            }
+            Self::Resolved(device) => {
+                // The device took its servers along, if it is gone.
+                match Path::new("/sys/class/net").join(device).exists() {
+                    true => run("resolvectl", &["revert", device]),
+                    false => Ok(()),
+                }
+            }
+            Self::Resolvconf(device) => run("resolvconf", &["-d", &format!("tun.{device}")]),
+            Self::MainFirst(_) | Self::Tunnel(_) | Self::Beside(_) => Ok(()),
+        }
+    }
+}
 
 /// What is set up. Taken back when dropped.
 #[derive(Debug)]
 pub(super) struct Routes {
     journal: PathBuf,
-    undo: Vec<Undo>,
-    /// Why the name servers are as they were.
-    pub(super) dns_left: Option<String>,
+    done: Vec<Done>,
+    /// What is not as it should be, for people.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Routes {
-    /// Takes back what an earlier run left behind.
-    pub(super) fn recover(journal: &Path) {
+    /// Says what the system will not let be set up, before money is bound to it.
+    pub(super) fn check() -> Result<(), CliError> {
+        for version in [Version::V4, Version::V6] {
+            if version == Version::V4 || has_ipv6() {
+                output("ip", &[version.option(), "rule", "list"])?;
+            }
+        }
+        source_marks()
+    }
+
+    /// Takes back what an earlier run left behind; an error says what is left.
+    pub(super) fn recover(journal: &Path) -> Result<(), CliError> {
         let left = fs::read(journal).ok();
-        let undo = left.and_then(|text| serde_json::from_slice::<Vec<Undo>>(&text).ok());
-        drop(Self {
+        let done = left.and_then(|text| serde_json::from_slice::<Vec<Done>>(&text).ok());
+        let mut routes = Self {
             journal: journal.to_owned(),
-            undo: undo.unwrap_or_default(),
-            dns_left: None,
-        });
+            done: done.unwrap_or_default(),
+            warnings: Vec::new(),
+        };
+        routes.take_back()
     }
 
     /// Sets everything up, or nothing.
     pub(super) fn set_up(plan: &Plan<'_>, journal: &Path) -> Result<Self, CliError> {
         let mut routes = Self {
             journal: journal.to_owned(),
-            undo: Vec::new(),
-            dns_left: None,
+            done: Vec::new(),
+            warnings: Vec::new(),
         };
         let device = plan.device;
         for address in plan.addresses {
-            let bits = if address.is_ipv4() { 32 } else { 128 };
-            let version = version(*address);
+            let version = Version::of(*address);
+            let (option, bits) = (version.option(), version.address_bits());
             // There is nobody else on the link whose address it could be.
-            let nodad = if address.is_ipv6() { " nodad" } else { "" };
+            let nodad = if version == Version::V6 { " nodad" } else { "" };
             ip(&format!(
-                "{version} address add {address}/{bits} dev {device}{nodad}"
+                "{option} address add {address}/{bits} dev {device}{nodad}"
             ))?;
         }
         ip(&format!("link set dev {device} mtu {} up", plan.mtu_bytes))?;
-        for version in ["-4", "-6"] {
-            let of_version = |network: &&IpNetwork| {
-                (version == "-4") == network.address().is_ipv4() && has(plan.addresses, version)
-            };
-            let networks = plan.networks.iter().filter(of_version);
-            let (all, some): (Vec<&IpNetwork>, Vec<&IpNetwork>) =
-                networks.partition(|network| network.prefix_bits() == 0);
-            for network in some {
-                ip(&format!("{version} route replace {network} dev {device}"))?;
-            }
-            if !all.is_empty() {
-                routes.everything(version, plan)?;
+        for version in [Version::V4, Version::V6] {
+            let networks = plan.networks_of(version);
+            // Who sends all of IPv4 through a tunnel does not expect IPv6 to go beside it.
+            let closed = version == Version::V6
+                && plan.takes_all(Version::V4)
+                && (networks.is_empty() || !plan.has(version))
+                && has_ipv6();
+            if closed {
+                routes.lead(version, plan, &[])?;
+                routes
+                    .warnings
+                    .push("IPv6 is switched off meanwhile: the provider has none".to_owned());
+            } else if !networks.is_empty() && plan.has(version) {
+                routes.lead(version, plan, &networks)?;
             }
         }
         routes.name_servers(plan)?;
@@ -102,112 +246,183 @@ impl Routes {
     }
 
     /// Lets nothing more through the device, and takes everything back.
-    pub(super) fn take_down(self, device: &str) {
+    pub(super) fn take_down(mut self, device: &str) -> Result<(), CliError> {
         // A device that is gone is down.
         let _ = ip(&format!("link set dev {device} down"));
-        drop(self);
+        self.take_back()
     }
 
-    /// Everything but the tunnel's own packets, what has a route of its own, and the exceptions.
-    fn everything(&mut self, version: &str, plan: &Plan<'_>) -> Result<(), CliError> {
-        let device = plan.device;
-        ip(&format!(
-            "{version} route replace default dev {device} table {MARK}"
-        ))?;
-        let marked = format!("not fwmark {MARK} table {MARK} priority {RULE_TUNNEL}");
-        let mut rules = vec![
-            marked,
-            format!("table main suppress_prefixlength 0 priority {RULE_MAIN}"),
-        ];
-        for address in plan
-            .beside
-            .iter()
-            .filter(|at| self::version(**at) == version)
-        {
-            let bits = if address.is_ipv4() { 32 } else { 128 };
-            rules.push(format!(
-                "to {address}/{bits} table main priority {RULE_EXCEPTION}"
-            ));
+    /// Leads a version's networks through the device; all of it nowhere, if there are none.
+    fn lead(
+        &mut self,
+        version: Version,
+        plan: &Plan<'_>,
+        networks: &[&IpNetwork],
+    ) -> Result<(), CliError> {
+        let (option, device) = (version.option(), plan.device);
+        self.note(Done::Table(version))?;
+        for network in networks {
+            ip(&format!(
+                "{option} route replace {network} dev {device} table {MARK}"
+            ))?;
         }
-        for rule in rules {
-            self.note(&format!("ip {version} rule del {rule}"))?;
-            ip(&format!("{version} rule add {rule}"))?;
+        // What is left when the device goes, which takes its routes along.
+        let ends: Vec<String> = match networks {
+            [] => vec!["default".to_owned()],
+            some => some.iter().map(ToString::to_string).collect(),
+        };
+        for network in ends {
+            let nowhere = format!("unreachable {network} metric 4294967294 table {MARK}");
+            ip(&format!("{option} route replace {nowhere}"))?;
         }
-        if version == "-4" {
-            // Answers to marked packets arrive where unmarked ones would not leave: without this the
-            // reverse path filter drops them. It harms nobody, and stays.
-            let path = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
-            fs::write(path, "1").map_err(|error| CliError::file(Path::new(path), error))?;
+        let beside = plan.beside.iter().filter(|at| Version::of(**at) == version);
+        let beside = beside.map(|address| Done::Beside(*address));
+        let rules = [Done::Tunnel(version), Done::MainFirst(version)];
+        for rule in beside.chain(rules) {
+            self.note(rule.clone())?;
+            if let Some((_, words)) = rule.rule() {
+                ip(&format!("{option} rule add {words}"))?;
+            }
+        }
+        if version == Version::V4 {
+            source_marks()?;
         }
         Ok(())
     }
 
-    /// Has names resolved through the tunnel, where the system has a way to say so.
+    /// Has names resolved through the tunnel, where it takes everything and the system has a way
+    /// to say so.
     fn name_servers(&mut self, plan: &Plan<'_>) -> Result<(), CliError> {
-        if plan.dns.is_empty() {
+        if !plan.takes_all(Version::V4) {
             return Ok(());
         }
         let device = plan.device;
         let servers: Vec<String> = plan.dns.iter().map(ToString::to_string).collect();
-        if works("resolvectl", &["status"]) {
-            self.note(&format!("resolvectl revert {device}"))?;
-            let words = [
-                &["dns", device],
-                &*servers.iter().map(String::as_str).collect::<Vec<_>>(),
-            ]
-            .concat();
-            run("resolvectl", &words)?;
-            return run("resolvectl", &["domain", device, "~."]);
+        if servers.is_empty() {
+            self.warnings.push(
+                "names are resolved as before, perhaps beside the tunnel: no name server is given"
+                    .to_owned(),
+            );
+            return Ok(());
         }
-        if works("resolvconf", &["--version"]) {
-            self.note(&format!("resolvconf -d tun.{device}"))?;
+        let told = if asks_resolved() {
+            self.note(Done::Resolved(device.to_owned()))?;
+            let words = [&["dns", device][..], &words_of(&servers)].concat();
+            run("resolvectl", &words).and_then(|()| run("resolvectl", &["domain", device, "~."]))
+        } else if run("resolvconf", &["--version"]).is_ok() {
+            self.note(Done::Resolvconf(device.to_owned()))?;
             let text: String = servers
                 .iter()
                 .map(|at| format!("nameserver {at}\n"))
                 .collect();
-            return pipe(
-                "resolvconf",
-                &["-a", &format!("tun.{device}"), "-m", "0", "-x"],
-                &text,
-            );
+            let name = format!("tun.{device}");
+            pipe("resolvconf", &["-a", &name, "-m", "0", "-x"], &text).map(drop)
+        } else {
+            Err(CliError::new(
+                "dns",
+                "there is neither systemd-resolved nor resolvconf",
+                "",
+            ))
+        };
+        if let Err(error) = told {
+            self.warnings.push(format!(
+                "names are resolved as before, perhaps beside the tunnel, and not by {}: {}",
+                servers.join(", "),
+                error.0.what
+            ));
         }
-        self.dns_left = Some(format!(
-            "names are resolved as before, perhaps beside the tunnel: the system has neither \
-             resolvectl nor resolvconf to name {} with",
-            servers.join(", ")
-        ));
         Ok(())
     }
 
-    /// Writes down how the next step is taken back.
-    fn note(&mut self, command: &str) -> Result<(), CliError> {
-        let words = command.split(' ').map(str::to_owned).collect();
-        self.undo.push(Undo(words));
-        let text = serde_json::to_vec(&self.undo).unwrap_or_default();
-        fs::write(&self.journal, text).map_err(|error| CliError::file(&self.journal, error))
+    /// Writes down what is done next, as a whole and for good.
+    fn note(&mut self, done: Done) -> Result<(), CliError> {
+        self.done.push(done);
+        self.write_down()
+    }
+
+    fn write_down(&self) -> Result<(), CliError> {
+        let fresh = self.journal.with_extension("new");
+        let written = serde_json::to_vec(&self.done)
+            .map_err(std::io::Error::from)
+            .and_then(|text| {
+                let mut file = fs::File::create(&fresh)?;
+                file.write_all(&text)?;
+                file.sync_all()?;
+                fs::rename(&fresh, &self.journal)
+            });
+        written.map_err(|error| CliError::file(&self.journal, error))
+    }
+
+    /// Takes everything back. What cannot be stays written down.
+    fn take_back(&mut self) -> Result<(), CliError> {
+        let mut left = Vec::new();
+        let mut first = None;
+        while let Some(done) = self.done.pop() {
+            if let Err(error) = done.undo() {
+                left.push(done);
+                first.get_or_insert(error);
+            }
+        }
+        left.reverse();
+        let Some(error) = first else {
+            let _ = fs::remove_file(&self.journal);
+            return Ok(());
+        };
+        self.done = left;
+        let _ = self.write_down();
+        // The next run tries again; this one must not for ever.
+        self.done.clear();
+        Err(CliError::new(
+            "routes",
+            format!("not everything is taken back: {}", error.0.what),
+            "mend that, then take back the rest with `topnet connect --undo`",
+        ))
     }
 }
 
 impl Drop for Routes {
     fn drop(&mut self) {
-        while let Some(Undo(words)) = self.undo.pop() {
-            let Some((program, arguments)) = words.split_first() else {
-                continue;
-            };
-            // What was not done, or went with the device, cannot be taken back.
-            let mut command = Command::new(program);
-            let _ = command.args(arguments).stderr(Stdio::null()).status();
+        if !self.done.is_empty()
+            && let Err(error) = self.take_back()
+        {
+            eprintln!("topnet: {}\n  {}", error.0.what, error.0.mend);
         }
-        let _ = fs::remove_file(&self.journal);
     }
 }
 
-fn version(address: IpAddr) -> &'static str {
-    if address.is_ipv4() { "-4" } else { "-6" }
+/// Answers to marked packets arrive where unmarked ones would not leave: without this the reverse
+/// path filter drops them. It harms nobody, and stays.
+fn source_marks() -> Result<(), CliError> {
+    let path = Path::new(SRC_VALID_MARK);
+    if fs::read_to_string(path).is_ok_and(|text| text.trim() == "1") {
+        return Ok(());
+    }
+    fs::write(path, "1").map_err(|error| {
+        CliError::new(
+            "routes",
+            format!("{SRC_VALID_MARK}: {error}"),
+            "set it: `sysctl -w net.ipv4.conf.all.src_valid_mark=1`, or run this with CAP_NET_ADMIN",
+        )
+    })
 }
 
-fn has(addresses: &[IpAddr], wanted: &str) -> bool {
-    addresses.iter().any(|address| version(*address) == wanted)
+/// True if any device of this machine has an IPv6 address.
+fn has_ipv6() -> bool {
+    let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6");
+    addresses.is_ok_and(|text| !text.trim().is_empty())
+}
+
+/// True if programs of this machine ask systemd-resolved.
+fn asks_resolved() -> bool {
+    let conf = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let through = conf.contains("127.0.0.53")
+        || fs::read_link("/etc/resolv.conf")
+            .is_ok_and(|target| target.to_string_lossy().contains("systemd/resolve"));
+    through && run("resolvectl", &["status"]).is_ok()
+}
+
+fn words_of(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
 }
 
 fn ip(arguments: &str) -> Result<(), CliError> {
@@ -215,13 +430,17 @@ fn ip(arguments: &str) -> Result<(), CliError> {
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<(), CliError> {
+    pipe(program, arguments, "").map(drop)
+}
+
+fn output(program: &str, arguments: &[&str]) -> Result<String, CliError> {
     pipe(program, arguments, "")
 }
 
-fn pipe(program: &str, arguments: &[&str], input: &str) -> Result<(), CliError> {
-    use std::io::Write;
+/// Runs a program of the system's, and gives what it said.
+fn pipe(program: &str, arguments: &[&str], input: &str) -> Result<String, CliError> {
     let line = format!("{program} {}", arguments.join(" "));
-    let failed = |why: String| {
+    let failed = |why: &str| {
         CliError::new(
             "routes",
             format!("`{line}`: {}", why.trim()),
@@ -232,26 +451,60 @@ fn pipe(program: &str, arguments: &[&str], input: &str) -> Result<(), CliError> 
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // A Ctrl-C at the terminal is for this process, which takes things back in order.
+        .process_group(0)
         .spawn()
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|error| failed(&error.to_string()))?;
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(input.as_bytes());
     }
+    let began = Instant::now();
+    // What these programs say fits into a pipe, unless there are thousands of rules.
+    while matches!(child.try_wait(), Ok(None)) {
+        if began.elapsed() > PATIENCE {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(failed("it does not end"));
+        }
+        std::thread::sleep(POLL);
+    }
     let output = child
         .wait_with_output()
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|error| failed(&error.to_string()))?;
     if output.status.success() {
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
-        Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()))
+        Err(failed(&String::from_utf8_lossy(&output.stderr)))
     }
 }
 
-fn works(program: &str, arguments: &[&str]) -> bool {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
-    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    status.is_ok_and(|status| status.success())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_down_is_read_again_and_is_no_command() {
+        let done = vec![
+            Done::Table(Version::V4),
+            Done::Beside("203.0.113.1".parse().unwrap()),
+            Done::Tunnel(Version::V6),
+            Done::Resolvconf("topnet-vpn".to_owned()),
+        ];
+        let text = serde_json::to_string(&done).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<Done>>(&text).unwrap(), done);
+        assert!(serde_json::from_str::<Vec<Done>>("[[\"sh\",\"-c\",\"id\"]]").is_err());
+    }
+
+    #[test]
+    fn rules_are_asked_in_their_order() {
+        let rule = |done: Done| done.rule().unwrap().1;
+        assert_eq!(
+            rule(Done::Beside("2001:db8::1".parse().unwrap())),
+            "to 2001:db8::1/128 table main priority 32000"
+        );
+        assert!(rule(Done::MainFirst(Version::V4)).ends_with("priority 32001"));
+        assert!(rule(Done::Tunnel(Version::V4)).ends_with("priority 32002"));
+    }
 }

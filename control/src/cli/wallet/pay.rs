@@ -25,19 +25,28 @@ pub(super) async fn pay(
     let offer = wallet.offer().await?;
     let channel = wallet.rpc.channel(arguments.channel).await?;
     let counter = WireguardCounter::new(&arguments.interface, offer.wireguard_public_key.0);
-    let status_file = arguments.status_file;
-    let paying = wallet.pay_on(&channel, &offer, counter, status_file, stop, output);
+    let (price_max, status_file) = (wallet.config.unit_price_max(), arguments.status_file);
+    let paying = wallet.pay_on(
+        &channel,
+        &offer,
+        counter,
+        price_max,
+        status_file,
+        stop,
+        output,
+    );
     output.print(&paying.await?);
     Ok(())
 }
 
 impl OpenWallet {
-    /// Pays on a channel until `stop` is ready, or until the payee has finished it.
+    /// Pays on a channel, at most so much a unit, until `stop` is ready, or until the payee has finished it.
     pub(in crate::cli) async fn pay_on(
         &self,
         channel: &ChannelView,
         offer: &Offer,
         counter: WireguardCounter,
+        unit_price_max: Amount,
         status_file: Option<PathBuf>,
         stop: impl Future<Output = ()>,
         output: Output,
@@ -78,7 +87,7 @@ impl OpenWallet {
             payer: PayerTerms {
                 channel: channel.id,
                 allocation: channel.allocation,
-                unit_price_max: config.unit_price_max(),
+                unit_price_max,
                 window_max: config.window_units_max,
             },
             epsilon_ppm_max: config.epsilon_ppm_max,
@@ -112,7 +121,7 @@ impl OpenWallet {
 }
 
 /// Ready when the wallet is told to stop. Registered before anything is paid.
-pub(in crate::cli) fn stop_signal() -> Result<impl Future<Output = ()>, CliError> {
+fn stop_signal() -> Result<impl Future<Output = ()>, CliError> {
     let refused = |error: std::io::Error| {
         CliError::new(
             "signal",

@@ -49,6 +49,9 @@ const JOINED_PACKETS_MAX: usize = 512;
 const JOINED_FLOWS_MAX: usize = 32;
 /// Reads of the TUN device between two looks at the sockets.
 const TUN_READS_MAX: usize = 32;
+/// Ports that are tried where any will do.
+const PORT_TRIES_MAX: u32 = 16;
+
 /// Sockets or a device that could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -127,6 +130,23 @@ impl Sockets {
     /// Binds `port` at every address of this machine; 0 is any port that is free. The tunnel's own
     /// packets have `mark`, by which the system tells them from what is to go into the tunnel.
     pub fn bind(port: u16, mark: u32) -> io::Result<Self> {
+        let mut tries = 0;
+        loop {
+            match Self::bind_once(port, mark) {
+                // A port that is free for one version may be taken for the other.
+                Err(error)
+                    if port == 0
+                        && error.kind() == io::ErrorKind::AddrInUse
+                        && tries < PORT_TRIES_MAX =>
+                {
+                    tries += 1;
+                }
+                bound => return bound,
+            }
+        }
+    }
+
+    fn bind_once(port: u16, mark: u32) -> io::Result<Self> {
         let first = Socket::bind(Ipv4Addr::UNSPECIFIED.into(), port)?;
         let port = first.port()?;
         let mut sockets = vec![first];

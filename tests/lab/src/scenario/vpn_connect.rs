@@ -60,7 +60,7 @@ impl Lab<'_> {
         self.note_session(report)?;
 
         self.say("disconnecting, which closes the channel");
-        connected.signal(Signal::INT)?;
+        connected.signal_group(Signal::INT)?;
         connected.wait_success(interrupt, TRANSFER_WAIT)?;
         let spent = values(&log).pop().context("it said nothing at its end")?;
         let of = |value: &Value, name: &str| {
@@ -122,7 +122,8 @@ impl Lab<'_> {
     }
 
     fn rules(&self) -> Result<String> {
-        self.client_runs("ip", &["rule"])
+        let rules = |version| self.client_runs("ip", &[version, "rule"]);
+        Ok(format!("{}{}", rules("-4")?, rules("-6")?))
     }
 
     fn client_runs(&self, program: &str, words: &[&str]) -> Result<String> {
