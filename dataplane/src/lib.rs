@@ -22,6 +22,7 @@ pub mod drops;
 pub mod endpoints;
 mod error;
 pub mod forwarding;
+pub mod handshakes;
 #[allow(unsafe_code)]
 pub mod io;
 pub mod link;

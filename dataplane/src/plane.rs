@@ -14,7 +14,6 @@
 
 mod handshake;
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,6 +27,7 @@ use topnet_unit::Slot;
 
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
+use crate::handshakes::{Notice, Screener, Screening};
 use crate::owners::Owners;
 use crate::packet::{Ip, Malformed, decrement_hops};
 use crate::session::{
@@ -113,7 +113,7 @@ pub struct Plane<G = Accounting> {
     config: PlaneConfig,
     identity: Arc<Identity>,
     sessions: Vec<Option<Box<Session>>>,
-    by_key: HashMap<[u8; 32], SessionIndex>,
+    screening: Arc<Screening>,
     owners: Owners,
     gate: G,
     translation: Option<Translation>,
@@ -136,7 +136,7 @@ impl<G: Gate> Plane<G> {
         Self {
             identity,
             sessions: Vec::with_capacity(config.sessions_max),
-            by_key: HashMap::with_capacity(config.sessions_max),
+            screening: Arc::default(),
             owners: Owners::new(config.inner),
             gate,
             translation: None,
@@ -154,6 +154,24 @@ impl<G: Gate> Plane<G> {
         self
     }
 
+    /// What looks at initiations before this does. It is to be made once, and started.
+    #[must_use]
+    pub fn screener(&self) -> Screener {
+        let screening = Arc::clone(&self.screening);
+        Screener::new(
+            screening,
+            Arc::clone(&self.identity),
+            self.config.sessions_max,
+        )
+    }
+
+    /// True if a session can be installed or removed, or the identity replaced: the screener is
+    /// told of each.
+    #[must_use]
+    pub fn has_room_for_change(&self) -> bool {
+        self.screening.has_room_for_notice()
+    }
+
     /// Installs a session at its index, which is free.
     pub fn install(&mut self, session: Box<Session>) {
         let index = session.plan.index;
@@ -165,7 +183,8 @@ impl<G: Gate> Plane<G> {
             self.sessions[place].is_none(),
             "a session's index is free when it is installed"
         );
-        self.by_key.insert(session.plan.public_key, index);
+        self.screening
+            .tell(Notice::Installed(session.plan.public_key, index));
         self.owners.add(&session);
         self.sessions[place] = Some(session);
     }
@@ -173,9 +192,8 @@ impl<G: Gate> Plane<G> {
     /// Removes a session; nothing counts into its slot on its behalf any more.
     pub fn remove(&mut self, index: SessionIndex) -> Option<Box<Session>> {
         let session = self.sessions.get_mut(index.0 as usize)?.take()?;
-        if self.by_key.get(&session.plan.public_key) == Some(&index) {
-            self.by_key.remove(&session.plan.public_key);
-        }
+        self.screening
+            .tell(Notice::Removed(session.plan.public_key, index));
         self.owners.remove(&session);
         match &session.plan.addresses {
             Addresses::Client(address) => {
@@ -221,7 +239,8 @@ impl<G: Gate> Plane<G> {
 
     /// The interface has another key; sessions of the old one are to be removed.
     pub fn replace_identity(&mut self, identity: Arc<Identity>) {
-        self.identity = identity;
+        self.identity = Arc::clone(&identity);
+        self.screening.tell(Notice::Identity(identity));
     }
 
     /// What an address had under public addresses is not the next owner's.
@@ -334,13 +353,7 @@ impl<G: Gate> Plane<G> {
         message: &[u8],
         out: &mut [u8],
     ) -> Result<Outcome<P::Hop>, DropReason> {
-        if self.config.inner.is_some()
-            && [endpoint.remote.ip(), endpoint.local]
-                .into_iter()
-                .any(|address| self.owners.is_inside(address) || self.takes(address))
-        {
-            return Err(DropReason::EndpointInside);
-        }
+        self.check_outside(endpoint)?;
         // boringtun panics when its output is short.
         let offset = path.message_offset(&endpoint).max(P::PACKET_OFFSET);
         if out.len() < offset + message.len().max(HANDSHAKE_BYTES_MAX) {
@@ -352,7 +365,7 @@ impl<G: Gate> Plane<G> {
                 let index = SessionIndex::of_receiver(data.receiver_idx);
                 self.up_data(path, index, endpoint, message, out)
             }
-            Packet::HandshakeInit(_) => self.up_initiation(path, endpoint, message, out),
+            Packet::HandshakeInit(_) => self.up_initiation(endpoint, message),
             Packet::HandshakeResponse(response) => {
                 let index = SessionIndex::of_receiver(response.receiver_idx);
                 self.up_handshake(path, index, endpoint, message, out)
@@ -362,6 +375,19 @@ impl<G: Gate> Plane<G> {
                 self.up_handshake(path, index, endpoint, message, out)
             }
         }
+    }
+
+    /// Sealed packets for a peer inside would come back to be sealed again.
+    fn check_outside(&self, endpoint: Endpoint) -> Result<(), DropReason> {
+        let is_inside = |address| self.owners.is_inside(address) || self.takes(address);
+        if self.config.inner.is_some()
+            && [endpoint.remote.ip(), endpoint.local]
+                .into_iter()
+                .any(is_inside)
+        {
+            return Err(DropReason::EndpointInside);
+        }
+        Ok(())
     }
 
     fn up_data<P: Path>(

@@ -46,8 +46,8 @@ pub struct Shared {
     pub usage: Arc<UsageTable>,
     /// Credit of all slots.
     pub credit: Arc<CreditTable>,
-    /// The worker's drops.
-    pub drops: Arc<DropCounters>,
+    /// Drops, each thread's own.
+    pub drops: Vec<Arc<DropCounters>>,
     /// Records that found the ring full.
     pub ring_overflows: Arc<AtomicU64>,
     /// The way to the worker.
@@ -288,7 +288,11 @@ impl Dataplane for Service {
         shared.reap(&mut registry);
         let drops = DropReason::ALL.iter().map(|reason| DropCount {
             reason: reason.name().to_owned(),
-            packets: shared.drops.packets(*reason),
+            packets: shared
+                .drops
+                .iter()
+                .map(|drops| drops.packets(*reason))
+                .sum(),
         });
         DataplaneStatus {
             boot: shared.boot.to_string(),

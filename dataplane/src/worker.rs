@@ -1,10 +1,12 @@
-//! The run-to-completion loop: one thread, pinned, that does everything about a packet.
+//! The run-to-completion loop: one thread, pinned, that does everything about a packet, but for
+//! what a stranger can make costly ([`crate::handshakes`]).
 //!
 //! The worker shares nothing that it could wait for. Commands come over a bounded queue, at
 //! most a few per burst; what it no longer needs goes back over another, so that freeing
 //! memory is somebody else's work and receiving it back proves that the worker is past the
 //! burst in which it was used.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +17,7 @@ use topnet_nat::BlockEvent;
 
 use crate::accounting::{Accounting, Gate};
 use crate::forwarding::Forwarding;
+use crate::handshakes::{Answer, ScreenerThread};
 use crate::io::{Backend, Sockets};
 use crate::nat_log::Holder;
 use crate::plane::Plane;
@@ -24,6 +27,10 @@ use crate::session::{Identity, NetworkChange, Session, SessionIndex};
 pub const QUEUE_MAX: usize = 4096;
 /// Commands between two bursts.
 const COMMANDS_PER_BURST: usize = 16;
+/// Handshakes between two bursts. One takes as long as a hundred packets.
+const HANDSHAKES_PER_BURST: usize = 2;
+/// Cookies between two bursts. One takes as long as a packet.
+const COOKIES_PER_BURST: usize = 32;
 /// How often every session's timers are looked at (what boringtun wants).
 const TICK: Duration = Duration::from_millis(250);
 /// Parts that the sessions are divided into, so that no burst waits for all timers at once.
@@ -87,36 +94,40 @@ pub struct Worker<I, G = Accounting> {
     io: I,
     plane: Plane<G>,
     queues: Queues,
-    identity: Arc<Identity>,
+    screener: ScreenerThread,
     next_tick: Instant,
     next_part: u32,
 }
 
 impl<I: Backend, G: Gate> Worker<I, G> {
-    /// A worker that has not run yet.
-    pub fn new(io: I, plane: Plane<G>, queues: Queues, identity: Arc<Identity>) -> Self {
+    /// A worker that has not run yet, and the screener of its plane, which ends with it.
+    pub fn new(io: I, plane: Plane<G>, queues: Queues, screener: ScreenerThread) -> Self {
         Self {
             io,
             plane,
             queues,
-            identity,
+            screener,
             next_tick: Instant::now(),
             next_part: 0,
         }
     }
 
-    /// Runs until it is told to stop, or until the interface fails.
-    pub fn run(mut self) -> std::io::Result<()> {
+    /// Runs until it is told to stop, or until the interface or the screener fails.
+    pub fn run(mut self) -> io::Result<()> {
         let mut idle = 0;
         while !self.queues.stop.load(Ordering::Relaxed) {
             let received = self.io.receive(&mut self.plane)?;
             self.take_commands();
+            let answered = self.make_answers();
             let now = Instant::now();
             if now >= self.next_tick {
                 self.tick(now);
+                if self.screener.has_ended() {
+                    return Err(io::Error::other("the thread that screens handshakes ended"));
+                }
             }
             self.io.flush();
-            if received > 0 {
+            if received > 0 || answered > 0 {
                 idle = 0;
                 continue;
             }
@@ -134,8 +145,9 @@ impl<I: Backend, G: Gate> Worker<I, G> {
 
     fn take_commands(&mut self) {
         for _ in 0..COMMANDS_PER_BURST {
-            // Every command gives back at most one thing, so there is room for it first.
-            if self.queues.returned.is_full() {
+            // Every command gives back at most one thing and is at most one change, so there is room
+            // for both first.
+            if self.queues.returned.is_full() || !self.plane.has_room_for_change() {
                 return;
             }
             let returned = match self.queues.commands.pop() {
@@ -155,8 +167,7 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                     None
                 }
                 Some(Command::Identity(identity)) => {
-                    self.plane.replace_identity(Arc::clone(&identity));
-                    self.identity = identity;
+                    self.plane.replace_identity(identity);
                     None
                 }
                 Some(Command::Sockets(sockets)) => {
@@ -175,12 +186,24 @@ impl<I: Backend, G: Gate> Worker<I, G> {
         }
     }
 
+    /// Makes answers that the screener left, and returns how many.
+    fn make_answers(&mut self) -> usize {
+        let mut made = 0;
+        for (answer, most) in [
+            (Answer::Handshake, HANDSHAKES_PER_BURST),
+            (Answer::Cookie, COOKIES_PER_BURST),
+        ] {
+            for _ in 0..self.plane.answers(answer).min(most) {
+                self.io.answer(&mut self.plane, answer);
+                made += 1;
+            }
+        }
+        made
+    }
+
     /// Looks at the timers of the next part of the sessions.
     fn tick(&mut self, now: Instant) {
         self.next_tick = now + TICK / TICK_PARTS;
-        if self.next_part == 0 {
-            self.identity.limiter.reset_count();
-        }
         let places = self.plane.session_places();
         for place in (self.next_part as usize..places).step_by(TICK_PARTS as usize) {
             self.io.tick(&mut self.plane, place);

@@ -13,6 +13,7 @@ use allocation_counter::{measure, opt_out};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
+use rustix::event::{EventfdFlags, eventfd};
 use topnet_account::ChannelId;
 use topnet_config::InnerNetwork;
 use topnet_dataplane::accounting::Accounting;
@@ -169,7 +170,9 @@ fn the_fast_path_allocates_nothing() {
     };
     let resolve = Box::new(|neighbour| panic!("{neighbour:?} is known"));
     let io = Ethernet::new(io, EthernetPath::new(GATEWAY, WIREGUARD_PORT, resolve));
-    let worker = Worker::new(io, plane, queues, identity);
+    let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    let screener = plane.screener().start(wake, None).unwrap();
+    let worker = Worker::new(io, plane, queues, screener);
 
     // From the first packet on, and with installing the session and the routes.
     let allocations = measure(|| worker.run().unwrap());

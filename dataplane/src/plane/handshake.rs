@@ -1,23 +1,20 @@
 //! Handshakes, keepalives and timers: what keeps a tunnel up, neither gated nor billed.
+//!
+//! An initiation goes to the screener first ([`crate::handshakes`]) and comes back as an
+//! [`Answer`] that is to be made.
 
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::{Packet, TunnResult};
+use boringtun::noise::TunnResult;
 
-use super::{Outcome, Path, Plane, session};
+use super::{HANDSHAKE_BYTES_MAX, Outcome, Path, Plane, session};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
+use crate::handshakes::guard::COOKIE_BYTES;
+use crate::handshakes::{Answer, INITIATION_BYTES, Initiation};
 use crate::session::{Endpoint, SessionIndex};
 
-/// Bytes of a cookie reply.
-const COOKIE_BYTES: usize = 64;
 /// First byte of a cookie reply: the one answer that proves nothing about who asked.
 const COOKIE_TYPE: u8 = 3;
-
-enum Initiator {
-    Known(SessionIndex),
-    /// The room for an answer holds a cookie reply.
-    AskedForCookie,
-}
+const _: () = assert!(COOKIE_BYTES <= HANDSHAKE_BYTES_MAX);
 
 impl<G: Gate> Plane<G> {
     /// Lets the session at `place` do what its timers say. What leaves stands in `out`.
@@ -47,51 +44,62 @@ impl<G: Gate> Plane<G> {
         }
     }
 
-    /// An initiation: its sender is encrypted to us, or asked to prove its address first.
-    pub(super) fn up_initiation<P: Path>(
+    /// How many answers of a kind wait to be made.
+    #[must_use]
+    pub fn answers(&self, answer: Answer) -> usize {
+        self.screening.answers(answer)
+    }
+
+    /// Makes an answer of this kind, if one waits. What leaves stands in `out`, which has room for
+    /// the longest handshake message at the path's offset.
+    pub fn answer<P: Path>(
+        &mut self,
+        path: &mut P,
+        answer: Answer,
+        out: &mut [u8],
+    ) -> Outcome<P::Hop> {
+        let outcome = match answer {
+            Answer::Handshake => self.accepted(path, out),
+            Answer::Cookie => Ok(self.cookie(path, out)),
+        };
+        self.or_nothing(outcome)
+    }
+
+    fn accepted<P: Path>(
         &mut self,
         path: &P,
-        endpoint: Endpoint,
-        message: &[u8],
         out: &mut [u8],
     ) -> Result<Outcome<P::Hop>, DropReason> {
-        let room = &mut out[path.message_offset(&endpoint)..];
-        match self.initiator(endpoint, message, room)? {
-            Initiator::Known(index) => self.up_handshake(path, index, endpoint, message, out),
-            Initiator::AskedForCookie => Ok(Outcome::Control {
-                endpoint,
-                bytes: COOKIE_BYTES,
-            }),
+        let Some(accepted) = self.screening.take_accepted() else {
+            return Ok(Outcome::Nothing);
+        };
+        let Initiation { endpoint, message } = accepted.initiation;
+        // Sessions and addresses may be others than when it was looked at.
+        self.check_outside(endpoint)?;
+        let session = session(&mut self.sessions, accepted.index)?;
+        if session.plan.public_key != accepted.public_key {
+            return Err(DropReason::SessionUnknown);
+        }
+        self.up_handshake(path, accepted.index, endpoint, &message, out)
+    }
+
+    fn cookie<P: Path>(&mut self, path: &P, out: &mut [u8]) -> Outcome<P::Hop> {
+        match self.screening.take_cookie() {
+            Some(reply) => ask_for_cookie(path, reply.endpoint, &reply.message, out),
+            None => Outcome::Nothing,
         }
     }
 
-    /// Which session a handshake initiation belongs to; its sender is encrypted to us.
-    fn initiator(
+    /// An initiation: its sender is encrypted to us, and opening it is the screener's work.
+    pub(super) fn up_initiation<H>(
         &self,
         endpoint: Endpoint,
         message: &[u8],
-        room: &mut [u8],
-    ) -> Result<Initiator, DropReason> {
-        let mut cookie = [0u8; COOKIE_BYTES];
-        let address = endpoint.remote.ip();
-        let verified = self
-            .identity
-            .limiter
-            .verify_packet(Some(address), message, &mut cookie);
-        let init = match verified {
-            Ok(Packet::HandshakeInit(init)) => init,
-            Err(TunnResult::WriteToNetwork(reply)) => {
-                room[..COOKIE_BYTES].copy_from_slice(reply);
-                return Ok(Initiator::AskedForCookie);
-            }
-            Ok(_) | Err(_) => return Err(DropReason::HandshakeInvalid),
-        };
-        let half = parse_handshake_anon(&self.identity.private, &self.identity.public, &init)
-            .map_err(|_| DropReason::HandshakeInvalid)?;
-        match self.by_key.get(&half.peer_static_public) {
-            Some(index) => Ok(Initiator::Known(*index)),
-            None => Err(DropReason::PeerUnknown),
-        }
+    ) -> Result<Outcome<H>, DropReason> {
+        let message: [u8; INITIATION_BYTES] =
+            message.try_into().map_err(|_| DropReason::NotWireGuard)?;
+        self.screening.submit(Initiation { endpoint, message })?;
+        Ok(Outcome::Nothing)
     }
 
     /// A handshake message of a session that is known.
@@ -121,5 +129,19 @@ impl<G: Gate> Plane<G> {
                 .store_handshake(self.started.elapsed().as_millis() as u64);
         }
         Ok(Outcome::Control { endpoint, bytes })
+    }
+}
+
+fn ask_for_cookie<P: Path>(
+    path: &P,
+    endpoint: Endpoint,
+    reply: &[u8; COOKIE_BYTES],
+    out: &mut [u8],
+) -> Outcome<P::Hop> {
+    let offset = path.message_offset(&endpoint);
+    out[offset..offset + COOKIE_BYTES].copy_from_slice(reply);
+    Outcome::Control {
+        endpoint,
+        bytes: COOKIE_BYTES,
     }
 }

@@ -32,6 +32,7 @@ use super::{BURST_PACKETS, Backend, monotonic_ns};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
 use crate::forwarding::{Forwarding, Neighbour, PortIndex, RouteCache};
+use crate::handshakes::Answer;
 use crate::plane::{Outcome, PADDING_BYTES, Path, Plane};
 use crate::session::Endpoint;
 
@@ -414,6 +415,14 @@ impl Backend for Kernel {
     fn tick<G: Gate>(&mut self, plane: &mut Plane<G>, place: usize) {
         let room = self.ends.trains.room();
         if let Outcome::Control { endpoint, bytes } = plane.tick(&mut self.path, place, room) {
+            self.ends.add(endpoint, bytes);
+        }
+    }
+
+    fn answer<G: Gate>(&mut self, plane: &mut Plane<G>, answer: Answer) {
+        let room = self.ends.trains.room();
+        let outcome = plane.answer(&mut self.path, answer, room);
+        if let Outcome::Control { endpoint, bytes } = outcome {
             self.ends.add(endpoint, bytes);
         }
     }
