@@ -27,6 +27,7 @@ use topnet_unit::Slot;
 
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
+use crate::handshakes::guard::Guard;
 use crate::handshakes::{Notice, Screener, Screening};
 use crate::owners::Owners;
 use crate::packet::{Ip, Malformed, decrement_hops};
@@ -43,6 +44,10 @@ pub const HANDSHAKE_BYTES_MAX: usize = 148;
 /// Packets are sealed in multiples of this, so that their length tells less (WireGuard paper,
 /// section 5.4.6).
 pub const PADDING_BYTES: usize = 16;
+
+/// Responses a second whose senders' addresses are believed. More than initiations, because all
+/// peers answer at once when they are greeted after a restart.
+const RESPONSES_UNPROVEN_PER_SECOND_MAX: u32 = 2_000;
 
 /// What the plane is told once.
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +119,8 @@ pub struct Plane<G = Accounting> {
     identity: Arc<Identity>,
     sessions: Vec<Option<Box<Session>>>,
     screening: Arc<Screening>,
+    /// Of responses, which only their tunnel can open.
+    responses: Guard,
     owners: Owners,
     gate: G,
     translation: Option<Translation>,
@@ -137,6 +144,7 @@ impl<G: Gate> Plane<G> {
             identity,
             sessions: Vec::with_capacity(config.sessions_max),
             screening: Arc::default(),
+            responses: Guard::new(RESPONSES_UNPROVEN_PER_SECOND_MAX),
             owners: Owners::new(config.inner),
             gate,
             translation: None,
@@ -368,7 +376,7 @@ impl<G: Gate> Plane<G> {
             Packet::HandshakeInit(_) => self.up_initiation(endpoint, message),
             Packet::HandshakeResponse(response) => {
                 let index = SessionIndex::of_receiver(response.receiver_idx);
-                self.up_handshake(path, index, endpoint, message, out)
+                self.up_response(path, index, endpoint, message, out)
             }
             Packet::PacketCookieReply(reply) => {
                 let index = SessionIndex::of_receiver(reply.receiver_idx);

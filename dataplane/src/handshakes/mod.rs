@@ -15,6 +15,10 @@
 //! Every queue is bounded, and what finds one full is dropped and counted; senders try again. The
 //! screener's view of who has a session is made of the worker's notices, in their order. What comes
 //! back names the session by its place and its key, and the worker looks whether that still holds.
+//!
+//! Responses to our own initiations, and cookies for them, stay with the worker, because only the
+//! tunnel that asked can open them. A response is guarded like an initiation; a cookie costs no
+//! more than a data packet that does not decrypt.
 
 pub mod guard;
 mod initiation;

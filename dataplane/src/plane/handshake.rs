@@ -8,7 +8,7 @@ use boringtun::noise::TunnResult;
 use super::{HANDSHAKE_BYTES_MAX, Outcome, Path, Plane, session};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
-use crate::handshakes::guard::COOKIE_BYTES;
+use crate::handshakes::guard::{Arrival, COOKIE_BYTES, Refusal};
 use crate::handshakes::{Answer, INITIATION_BYTES, Initiation};
 use crate::session::{Endpoint, SessionIndex};
 
@@ -100,6 +100,30 @@ impl<G: Gate> Plane<G> {
             message.try_into().map_err(|_| DropReason::NotWireGuard)?;
         self.screening.submit(Initiation { endpoint, message })?;
         Ok(Outcome::Nothing)
+    }
+
+    /// A response: whoever guesses the index of a handshake that we began could have us do
+    /// Curve25519 operations with each message.
+    pub(super) fn up_response<P: Path>(
+        &mut self,
+        path: &P,
+        index: SessionIndex,
+        endpoint: Endpoint,
+        message: &[u8],
+        out: &mut [u8],
+    ) -> Result<Outcome<P::Hop>, DropReason> {
+        session(&mut self.sessions, index)?;
+        let arrival = Arrival {
+            source: endpoint.remote.ip(),
+            message,
+            crowded: false,
+            now_ms: self.now_ms,
+        };
+        match self.responses.check(&self.identity, &arrival) {
+            Ok(()) => self.up_handshake(path, index, endpoint, message, out),
+            Err(Refusal::Cookie(reply)) => Ok(ask_for_cookie(path, endpoint, &reply, out)),
+            Err(Refusal::Drop(reason)) => Err(reason),
+        }
     }
 
     /// A handshake message of a session that is known.

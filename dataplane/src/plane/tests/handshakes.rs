@@ -1,6 +1,7 @@
 //! Handshakes: what the screener lets through, what its answers reach, and what waits.
 
 use super::*;
+use crate::handshakes::forging::refit_first_mac;
 
 #[test]
 fn without_keys_the_peer_is_greeted_and_nothing_is_billed() {
@@ -96,4 +97,52 @@ fn what_the_screener_accepted_reaches_no_other_session() {
     assert_eq!(bench.dropped(), [(DropReason::SessionUnknown, 2)]);
     let endpoint = bench.plane.sessions[3].as_ref().unwrap().endpoint;
     assert_eq!(endpoint, None, "the other one was not heard");
+}
+
+#[test]
+fn forged_responses_must_prove_their_address_and_a_true_one_gets_through() {
+    let mut bench = Bench::new();
+    bench.metering.credit.grant(SLOT, ENOUGH);
+    let endpoint = Endpoint {
+        remote: "10.77.1.2:40000".parse().unwrap(),
+        local: GATEWAY.into(),
+    };
+    let session = bench.plane.sessions[3].as_mut().unwrap();
+    session.resume_at(endpoint);
+    let (_, greeting) = bench.down(&udp(ORIGIN, INNER, 64, 8)).unwrap();
+    let answer = bench.client_receives(&greeting).unwrap();
+    // Somebody guesses which handshake is under way; he knows the gateway's key.
+    let mut forged = answer.clone();
+    forged[12] ^= 1;
+    refit_first_mac(&bench.plane.identity.public, &mut forged);
+    let believed = u64::from(RESPONSES_UNPROVEN_PER_SECOND_MAX);
+    for _ in 0..believed {
+        assert_eq!(bench.client_sends(&forged), None);
+    }
+    let refused = [
+        (DropReason::NoTunnel, 1),
+        (DropReason::HandshakeInvalid, believed),
+    ];
+    assert!(refused.iter().all(|count| bench.dropped().contains(count)));
+    for sent in [&forged, &answer] {
+        let (_, cookie) = bench.client_sends(sent).expect("a cookie");
+        assert_eq!(cookie[OUTER_BYTES], 3);
+        assert_eq!(bench.client_receives(&cookie), None);
+    }
+    assert!(refused.iter().all(|count| bench.dropped().contains(count)));
+
+    // The client answers the next greeting with its cookie.
+    let session = bench.plane.sessions[3].as_mut().unwrap();
+    let mut buffer = [0; 2048];
+    let TunnResult::WriteToNetwork(greeting) = session
+        .tunnel
+        .format_handshake_initiation(&mut buffer, true)
+    else {
+        panic!("no greeting");
+    };
+    let mut frame = vec![0; OUTER_BYTES];
+    frame.extend_from_slice(greeting);
+    let answer = bench.client_receives(&frame).unwrap();
+    let (_, keepalive) = bench.client_sends(&answer).expect("a keepalive");
+    assert_eq!(keepalive[OUTER_BYTES], 4);
 }
