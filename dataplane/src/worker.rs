@@ -27,8 +27,9 @@ use crate::session::{Identity, NetworkChange, Session, SessionIndex};
 pub const QUEUE_MAX: usize = 4096;
 /// Commands between two bursts.
 const COMMANDS_PER_BURST: usize = 16;
-/// Handshakes between two bursts. One takes as long as a hundred packets.
-const HANDSHAKES_PER_BURST: usize = 2;
+/// Handshakes between two bursts. One takes as long as two bursts do, so that packets have a third
+/// of the time in the worst of storms.
+const HANDSHAKES_PER_BURST: usize = 1;
 /// Cookies between two bursts. One takes as long as a packet.
 const COOKIES_PER_BURST: usize = 32;
 /// How often every session's timers are looked at (what boringtun wants).
@@ -194,8 +195,7 @@ impl<I: Backend, G: Gate> Worker<I, G> {
             (Answer::Cookie, COOKIES_PER_BURST),
         ] {
             for _ in 0..self.plane.answers(answer).min(most) {
-                self.io.answer(&mut self.plane, answer);
-                made += 1;
+                made += usize::from(self.io.answer(&mut self.plane, answer));
             }
         }
         made
@@ -237,5 +237,62 @@ impl<I: Backend, G: Gate> Worker<I, G> {
             let pushed = self.queues.returned.push(Returned::Block(event, holder));
             assert!(pushed.is_ok(), "room was checked and nobody else pushes");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounting::OpenGate;
+    use crate::plane::PlaneConfig;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    /// Nothing comes.
+    struct Silence;
+
+    impl Backend for Silence {
+        const SPINS_MAX: u32 = 0;
+
+        fn receive<G: Gate>(&mut self, _: &mut Plane<G>) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn tick<G: Gate>(&mut self, _: &mut Plane<G>, _: usize) {}
+
+        fn answer<G: Gate>(&mut self, _: &mut Plane<G>, _: Answer) -> bool {
+            true
+        }
+
+        fn replace_forwarding<G: Gate>(
+            &mut self,
+            _: &mut Plane<G>,
+            forwarding: Arc<Forwarding>,
+        ) -> Arc<Forwarding> {
+            forwarding
+        }
+
+        fn flush(&mut self) {}
+
+        fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+            std::thread::sleep(timeout);
+            Ok(())
+        }
+    }
+
+    /// Nobody would get a handshake any more, and nobody would be told.
+    #[test]
+    fn a_worker_does_not_outlive_its_screener() {
+        let identity = Arc::new(Identity::new([9; 32]));
+        let config = PlaneConfig {
+            inner: None,
+            inner_mtu: 1_420,
+            sessions_max: 8,
+        };
+        let plane = Plane::new(config, identity, OpenGate, Arc::default(), Instant::now());
+        let wake = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let screener = plane.screener().start(wake, None).unwrap();
+        screener.end_by_itself();
+        let worker = Worker::new(Silence, plane, Queues::default(), screener);
+        assert!(worker.run().is_err());
     }
 }

@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 
 use boringtun::noise::TunnResult;
+use boringtun::noise::rate_limiter::RateLimiter;
 
 use super::sources::Sources;
 use crate::drops::DropReason;
@@ -69,22 +70,27 @@ impl Guard {
 
     /// Checks an initiation or a response. No secret of ours but cheap hashes is used for it.
     pub fn check(&mut self, identity: &Identity, arrival: &Arrival<'_>) -> Result<(), Refusal> {
-        let loaded = self.load.count_one(arrival.now_ms) || arrival.crowded;
-        let macs = if loaded {
-            &identity.both_macs
-        } else {
-            &identity.first_mac
-        };
         let mut cookie = [0; COOKIE_BYTES];
-        match macs.verify_packet(Some(arrival.source), arrival.message, &mut cookie) {
-            Ok(_) => {}
-            Err(TunnResult::WriteToNetwork(_)) => return Err(Refusal::Cookie(cookie)),
-            Err(_) => return Err(DropReason::HandshakeInvalid.into()),
+        let mut verify = |macs: &RateLimiter| match macs.verify_packet(
+            Some(arrival.source),
+            arrival.message,
+            &mut cookie,
+        ) {
+            Ok(_) => Ok(()),
+            Err(TunnResult::WriteToNetwork(_)) => Err(Refusal::Cookie(cookie)),
+            Err(_) => Err(DropReason::HandshakeInvalid.into()),
+        };
+        // Who does not know our key does not make others prove their addresses.
+        verify(&identity.first_mac)?;
+        if !self.load.count_one(arrival.now_ms) && !arrival.crowded {
+            return Ok(());
         }
-        if loaded && !self.sources.admit(arrival.source, arrival.now_ms) {
-            return Err(DropReason::HandshakeRate.into());
+        verify(&identity.both_macs)?;
+        if self.sources.admit(arrival.source, arrival.now_ms) {
+            Ok(())
+        } else {
+            Err(DropReason::HandshakeRate.into())
         }
-        Ok(())
     }
 }
 

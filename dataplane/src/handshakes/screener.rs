@@ -228,7 +228,7 @@ impl ScreenerThread {
     }
 
     #[cfg(test)]
-    pub(super) fn end_by_itself(&self) {
+    pub(crate) fn end_by_itself(&self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = &self.thread {
             thread.thread().unpark();

@@ -250,6 +250,20 @@ fn under_load_addresses_are_proved_and_then_limited() {
 }
 
 #[test]
+fn who_does_not_know_the_key_makes_no_load() {
+    let mut bench = Bench::new();
+    let (mut peer, _) = bench.peer(5);
+    let mut junk = initiation(&mut peer);
+    junk[120] ^= 1;
+    let invalid = Said::Dropped(DropReason::HandshakeInvalid);
+    for _ in 0..=BELIEVED {
+        assert_eq!(bench.screen(HERE, &junk, 0), invalid);
+    }
+    let message = initiation(&mut peer);
+    assert_eq!(bench.screen(HERE, &message, 0), Said::Accepted(INDEX));
+}
+
+#[test]
 fn while_many_wait_no_address_is_believed() {
     let mut bench = Bench::new();
     let (mut stranger, _) = client(&bench.identity, 6);

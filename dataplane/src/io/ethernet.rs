@@ -81,9 +81,9 @@ impl<F: FrameIo> Backend for Ethernet<F> {
         });
     }
 
-    fn answer<G: Gate>(&mut self, plane: &mut Plane<G>, answer: Answer) {
+    fn answer<G: Gate>(&mut self, plane: &mut Plane<G>, answer: Answer) -> bool {
         let path = &mut self.path;
-        self.frames.originate(|out| path.answer(plane, answer, out));
+        self.frames.originate(|out| path.answer(plane, answer, out))
     }
 
     fn replace_forwarding<G: Gate>(

@@ -38,8 +38,8 @@ pub trait Backend {
     /// Lets the session at `place` of the plane do what its timers say.
     fn tick<G: Gate>(&mut self, plane: &mut Plane<G>, place: usize);
 
-    /// Lets the plane make an answer that waits, where there is room for it.
-    fn answer<G: Gate>(&mut self, plane: &mut Plane<G>, answer: Answer);
+    /// Lets the plane make an answer that waits; false if there is no room for it now.
+    fn answer<G: Gate>(&mut self, plane: &mut Plane<G>, answer: Answer) -> bool;
 
     /// Takes a new snapshot of routes and neighbours and returns the old one.
     fn replace_forwarding<G: Gate>(

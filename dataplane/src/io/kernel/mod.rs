@@ -419,12 +419,13 @@ impl Backend for Kernel {
         }
     }
 
-    fn answer<G: Gate>(&mut self, plane: &mut Plane<G>, answer: Answer) {
+    fn answer<G: Gate>(&mut self, plane: &mut Plane<G>, answer: Answer) -> bool {
         let room = self.ends.trains.room();
         let outcome = plane.answer(&mut self.path, answer, room);
         if let Outcome::Control { endpoint, bytes } = outcome {
             self.ends.add(endpoint, bytes);
         }
+        true
     }
 
     fn replace_forwarding<G: Gate>(
