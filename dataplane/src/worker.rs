@@ -244,7 +244,9 @@ impl<I: Backend, G: Gate> Worker<I, G> {
 mod tests {
     use super::*;
     use crate::accounting::OpenGate;
+    use crate::handshakes::NOTICES_MAX;
     use crate::plane::PlaneConfig;
+    use crate::session::{Addresses, SessionPlan};
     use rustix::event::{EventfdFlags, eventfd};
 
     /// Nothing comes.
@@ -273,26 +275,66 @@ mod tests {
 
         fn flush(&mut self) {}
 
-        fn wait(&mut self, timeout: Duration) -> io::Result<()> {
-            std::thread::sleep(timeout);
+        fn wait(&mut self, _: Duration) -> io::Result<()> {
+            std::thread::yield_now();
             Ok(())
         }
+    }
+
+    fn plane() -> Plane<OpenGate> {
+        let config = PlaneConfig {
+            inner: None,
+            inner_mtu: 1_420,
+            sessions_max: 2 * NOTICES_MAX,
+        };
+        let identity = Arc::new(Identity::new([9; 32]));
+        Plane::new(config, identity, OpenGate, Arc::default(), Instant::now())
+    }
+
+    fn screener_of(plane: &Plane<OpenGate>) -> ScreenerThread {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        plane.screener().start(wake, None).unwrap()
     }
 
     /// Nobody would get a handshake any more, and nobody would be told.
     #[test]
     fn a_worker_does_not_outlive_its_screener() {
-        let identity = Arc::new(Identity::new([9; 32]));
-        let config = PlaneConfig {
-            inner: None,
-            inner_mtu: 1_420,
-            sessions_max: 8,
-        };
-        let plane = Plane::new(config, identity, OpenGate, Arc::default(), Instant::now());
-        let wake = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let screener = plane.screener().start(wake, None).unwrap();
+        let plane = plane();
+        let screener = screener_of(&plane);
         screener.end_by_itself();
         let worker = Worker::new(Silence, plane, Queues::default(), screener);
         assert!(worker.run().is_err());
+    }
+
+    #[test]
+    fn no_command_is_taken_that_the_screener_cannot_be_told_of() {
+        let identity = Identity::new([9; 32]);
+        let queues = Queues::default();
+        for n in 0..=NOTICES_MAX as u32 {
+            let plan = SessionPlan {
+                index: SessionIndex(n),
+                public_key: [n as u8; 32],
+                payer: None,
+                addresses: Addresses::Networks(Vec::new()),
+                preshared_key: None,
+                persistent_keepalive_s: 0,
+                endpoint: None,
+            };
+            let session = Box::new(Session::new(&identity, plan));
+            assert!(queues.commands.push(Command::Install(session)).is_ok());
+        }
+        // Somebody else's, so that nobody hears what this one tells.
+        let screener = screener_of(&plane());
+        let worker = Worker::new(Silence, plane(), queues.clone(), screener);
+        let worker = std::thread::spawn(move || worker.run());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while queues.commands.len() > 1 {
+            assert!(Instant::now() < deadline, "{} wait", queues.commands.len());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(queues.commands.len(), 1);
+        queues.stop.store(true, Ordering::Relaxed);
+        assert!(worker.join().unwrap().is_ok());
     }
 }

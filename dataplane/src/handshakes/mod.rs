@@ -47,7 +47,7 @@ const ACCEPTED_MAX: usize = 256;
 /// Cookies that may wait for the worker.
 const COOKIES_MAX: usize = 512;
 /// Changes that the screener may not have heard of yet.
-const NOTICES_MAX: usize = 1_024;
+pub const NOTICES_MAX: usize = 1_024;
 
 /// What the worker sends of its own accord after the screener has looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

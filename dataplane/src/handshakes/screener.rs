@@ -24,7 +24,7 @@ const INITIATIONS_PER_TURN: usize = 16;
 /// Least time between two handshakes of one peer, as other implementations of WireGuard have it.
 const PEER_INTERVAL_MS: u64 = 50;
 /// How much the worker goes before, where both must share a CPU.
-const NICENESS: i32 = 10;
+const NICENESS: i32 = 5;
 
 /// A peer that has a session.
 struct Peer {

@@ -121,6 +121,7 @@ mod tests {
                 .count();
             assert_eq!(admitted, SOURCES_MAX, "round {round}");
         }
-        assert_eq!(sources.whole_at_ms.capacity(), capacity);
+        // Places of what was forgotten are not counted until they are used again.
+        assert!(sources.whole_at_ms.capacity() <= capacity);
     }
 }

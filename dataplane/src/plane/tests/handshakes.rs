@@ -100,6 +100,31 @@ fn what_the_screener_accepted_reaches_no_other_session() {
 }
 
 #[test]
+fn the_screener_is_told_of_sessions_and_of_the_interfaces_key() {
+    let mut bench = Bench::connected();
+    let session = bench.plane.remove(SessionIndex(3)).unwrap();
+    let message = initiation(&mut bench.client);
+    assert_eq!(bench.client_sends(&message), None);
+    let mut expected = vec![(DropReason::PeerUnknown, 1)];
+    assert_eq!(bench.dropped(), expected);
+
+    let identity = Arc::new(Identity::new([8; 32]));
+    bench.plane.replace_identity(Arc::clone(&identity));
+    let renewed = Session::new(&identity, session.plan.clone());
+    bench.plane.install(Box::new(renewed));
+    let message = initiation(&mut bench.client);
+    assert_eq!(bench.client_sends(&message), None, "it is for the old key");
+    expected.insert(0, (DropReason::HandshakeInvalid, 1));
+    assert_eq!(bench.dropped(), expected);
+
+    let private = StaticSecret::from([5; 32]);
+    bench.client = Tunn::new(private, identity.public, None, None, 1, None);
+    let message = initiation(&mut bench.client);
+    let (_, answer) = bench.client_sends(&message).expect("an answer");
+    assert!(bench.client_receives(&answer).is_some(), "a keepalive");
+}
+
+#[test]
 fn forged_responses_must_prove_their_address_and_a_true_one_gets_through() {
     let mut bench = Bench::new();
     bench.metering.credit.grant(SLOT, ENOUGH);
