@@ -19,13 +19,14 @@ use topnet_netns::root_tests;
 
 /// Where the storm comes from.
 const SOURCES: u8 = 8;
-/// Every second source proves its address.
-const PROVING: u8 = 2;
-/// Messages of all sources together: several times what a worker could open.
-const STORM_PER_SECOND: u32 = 40_000;
+/// So many of them prove their addresses.
+const PROVING: u8 = 6;
+/// Messages of all sources together: twice what a worker could open, and well below what it and the
+/// screener can refuse on a busy machine.
+const STORM_PER_SECOND: u32 = 20_000;
 const STORM_PART: Duration = Duration::from_millis(2);
 /// WireGuard tries every five seconds. Once it gets a cookie, then it proves its address.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(40);
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(60);
 /// Round trips in the storm.
 const ROUND_TRIPS: u32 = 500;
 const LOST_MAX: u32 = ROUND_TRIPS / 20;
@@ -63,7 +64,7 @@ impl Storm {
                     socket,
                     message: initiation(&mut tunnel),
                     tunnel,
-                    proves: n % PROVING == 0,
+                    proves: n < PROVING,
                 }
             })
             .collect();
@@ -159,7 +160,7 @@ fn a_storm_stalls_nobody(test: &str, io: &str) {
 
     let storm = Storm::start(&gateway);
     eventually("strangers have proved their addresses", || {
-        storm.proven.load(Ordering::Relaxed) >= u64::from(SOURCES / PROVING)
+        storm.proven.load(Ordering::Relaxed) >= u64::from(PROVING)
     });
     let (began, sent_before) = (Instant::now(), storm.sent.load(Ordering::Relaxed));
     let mut lost = 0;

@@ -38,8 +38,9 @@ pub use screener::{Screener, ScreenerThread, Turn};
 
 /// Bytes of a handshake initiation.
 pub const INITIATION_BYTES: usize = 148;
-/// Initiations that may wait for the screener.
-const INITIATIONS_MAX: usize = 1_024;
+/// Initiations that may wait for the screener: a storm's of the time for which a busy machine may
+/// leave it without a CPU.
+const INITIATIONS_MAX: usize = 4_096;
 /// So many of them that there is no time to believe addresses.
 const INITIATIONS_CROWD: usize = INITIATIONS_MAX / 8;
 /// Initiations that may wait for the worker.

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use rustix::process::nice;
 use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
 use super::guard::{Arrival, Guard, Refusal};
@@ -23,8 +22,6 @@ const UNPROVEN_PER_SECOND_MAX: u32 = 1_000;
 const INITIATIONS_PER_TURN: usize = 16;
 /// Least time between two handshakes of one peer, as other implementations of WireGuard have it.
 const PEER_INTERVAL_MS: u64 = 50;
-/// How much the worker goes before, where both must share a CPU.
-const NICENESS: i32 = 5;
 
 /// A peer that has a session.
 struct Peer {
@@ -83,8 +80,7 @@ impl Screener {
         let thread = thread::Builder::new()
             .name("screener-0".to_owned())
             .spawn(move || {
-                // That they cannot be had changes who waits for whom, and nothing else.
-                let _ = nice(NICENESS);
+                // That it cannot be had changes who waits for whom, and nothing else.
                 let _ = workers_cpu.map(keep_off);
                 self.run(&stopped, &wake);
             })?;
