@@ -346,7 +346,8 @@ fn a_notice_is_heard_before_what_was_submitted_after_it() {
             local: [10, 77, 1, 1].into(),
         };
         screening.submit(Initiation { endpoint, message }).unwrap();
-        while screening.initiations.len() > INITIATIONS_CROWD / 2 {
+        // Not all at once: the thread is to be in the middle of a turn when most are installed.
+        while screening.initiations.len() > 4 {
             std::thread::yield_now();
         }
     }
