@@ -6,7 +6,7 @@ use topnet_nat::Refusal;
 
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
-        /// The reason for which the worker did not forward a packet.
+        /// The reason for which a packet was not forwarded.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum DropReason {
             $($(#[$doc])* $variant,)*
@@ -58,8 +58,12 @@ drop_reasons! {
     /// A message that came from inside a tunnel, or to an inner address: what is sealed for such a
     /// peer would come back to be sealed again, and be billed to whoever has the address.
     EndpointInside => "endpoint_inside",
-    /// A handshake whose MAC does not fit our key, or that does not decrypt.
+    /// A handshake whose MAC does not fit our key, that does not decrypt, or that was seen before.
     HandshakeInvalid => "handshake_invalid",
+    /// More handshakes than one source, or one peer, may begin.
+    HandshakeRate => "handshake_rate",
+    /// No room for another handshake to wait.
+    HandshakeQueueFull => "handshake_queue_full",
     /// A handshake from a peer that has no session here.
     PeerUnknown => "peer_unknown",
     /// A message for a receiver index that no session has.
@@ -126,7 +130,7 @@ impl From<Refusal> for DropReason {
     }
 }
 
-/// Packets dropped, by reason. One worker writes, anybody reads.
+/// Packets dropped, by reason. One thread writes, anybody reads.
 #[derive(Debug)]
 pub struct DropCounters {
     packets: [AtomicU64; REASONS],
@@ -141,7 +145,7 @@ impl Default for DropCounters {
 }
 
 impl DropCounters {
-    /// Adds packets. Only the worker that owns these counters may call it.
+    /// Adds packets. Only the thread that owns these counters may call it.
     pub fn add(&self, reason: DropReason, packets: u64) {
         let counter = &self.packets[reason.place()];
         // One writer: a plain store, without the bus lock of an atomic addition.

@@ -3,7 +3,8 @@
 //! The path of a packet: the XDP program (`ebpf/program`) steers it to an AF_XDP socket, or the
 //! kernel to a UDP socket or a TUN device ([`io`]); the worker ([`worker`]) takes a burst;
 //! [`plane`] decides about each packet — WireGuard, checks, credit ([`accounting`]), next hop
-//! ([`forwarding`]) — and writes what is sent; the burst's counts go to the shared tables. Around it the control thread keeps
+//! ([`forwarding`]) — and writes what is sent; handshakes are looked at by a thread of their own
+//! first ([`handshakes`]); the burst's counts go to the shared tables. Around it the control thread keeps
 //! routes and neighbours fresh ([`netlink`]), installs sessions ([`registry`], [`slots`]) and
 //! answers requests ([`service`]).
 //!
@@ -22,6 +23,7 @@ pub mod drops;
 pub mod endpoints;
 mod error;
 pub mod forwarding;
+pub mod handshakes;
 #[allow(unsafe_code)]
 pub mod io;
 pub mod link;

@@ -221,7 +221,7 @@ fn new_sessions(changes: &[Change]) -> usize {
 
 /// What has to be said to boringtun when a tunnel is made.
 fn needs_new_session(change: &PeerChange) -> bool {
-    !matches!(change.preshared_key, KeyUpdate::Keep) || change.persistent_keepalive_s.is_some()
+    !matches!(change.preshared_key, KeyUpdate::Keep)
 }
 
 fn changed(index: SessionIndex, change: PeerChange, orders: &mut Vec<Order>) {
@@ -234,6 +234,9 @@ fn changed(index: SessionIndex, change: PeerChange, orders: &mut Vec<Order>) {
     }
     if let Some(endpoint) = change.endpoint {
         orders.push(Order::Endpoint(index, endpoint));
+    }
+    if let Some(seconds) = change.persistent_keepalive_s {
+        orders.push(Order::Keepalive(index, seconds));
     }
 }
 
@@ -309,6 +312,7 @@ mod tests {
                 format!("{} [{removed}] -> [{added}]", index.0)
             }
             Order::Endpoint(index, at) => format!("{} at {at}", index.0),
+            Order::Keepalive(index, seconds) => format!("{} every {seconds} s", index.0),
         });
         orders.collect()
     }
@@ -335,39 +339,33 @@ mod tests {
         );
     }
 
+    const PRESHARED: &str =
+        "preshared_key=0101010101010101010101010101010101010101010101010101010101010101";
+
     #[test]
-    fn networks_and_endpoints_change_without_a_new_session_and_secrets_with_one() {
+    fn networks_endpoints_and_keepalives_change_without_a_new_session_and_secrets_with_one() {
         let (mut operators, mut indices) = (Operators::new(8), Indices::new(8));
-        apply(
-            &mut operators,
-            &mut indices,
-            &[&peer(A), "allowed_ip=10.0.0.0/8"],
-        );
-        let orders = apply(
-            &mut operators,
-            &mut indices,
-            &[
-                &peer(B),
-                "allowed_ip=10.0.0.0/8",
-                &peer(A),
-                "endpoint=1.2.3.4:5",
-            ],
-        );
+        let mut apply = |lines: &[&str]| apply(&mut operators, &mut indices, lines);
+        apply(&[&peer(A), "allowed_ip=10.0.0.0/8"]);
+        let orders = apply(&[
+            &peer(B),
+            "allowed_ip=10.0.0.0/8",
+            &peer(A),
+            "endpoint=1.2.3.4:5",
+            "persistent_keepalive_interval=9",
+        ]);
         assert_eq!(
             orders,
             [
                 "0 [10.0.0.0/8] -> []",
                 "0 at 1.2.3.4:5",
+                "0 every 9 s",
                 "+1 b [10.0.0.0/8] 0 None"
             ]
         );
-        let orders = apply(
-            &mut operators,
-            &mut indices,
-            &[&peer(B), "persistent_keepalive_interval=9"],
-        );
-        assert_eq!(orders, ["-1", "+2 b [10.0.0.0/8] 9 None"]);
-        let orders = apply(&mut operators, &mut indices, &[&peer(B), "remove=true"]);
+        let orders = apply(&[&peer(B), PRESHARED]);
+        assert_eq!(orders, ["-1", "+2 b [10.0.0.0/8] psk 0 None"]);
+        let orders = apply(&[&peer(B), "remove=true"]);
         assert_eq!(orders, ["-2"]);
         assert!(operators.standing(&PublicKey(B)).is_none());
     }
@@ -410,19 +408,13 @@ mod tests {
         );
         assert_eq!(orders, ["0 at 1.1.1.1:1"]);
         heard(&operators, "2.2.2.2:2");
-        let lines = [
-            &peer(A),
-            "endpoint=3.3.3.3:3",
-            "persistent_keepalive_interval=5",
-        ];
+        let lines = [&peer(A), "endpoint=3.3.3.3:3", PRESHARED];
         let orders = apply(&mut operators, &mut indices, &lines);
-        assert_eq!(orders, ["-0", "+1 a [] 5 Some(3.3.3.3:3)"]);
-        let orders = apply(
-            &mut operators,
-            &mut indices,
-            &[&peer(A), "persistent_keepalive_interval=6"],
-        );
-        assert_eq!(orders, ["-1", "+2 a [] 6 Some(2.2.2.2:2)"]);
+        assert_eq!(orders, ["-0", "+1 a [] psk 0 Some(3.3.3.3:3)"]);
+        heard(&operators, "2.2.2.2:2");
+        let none = format!("preshared_key={}", "0".repeat(64));
+        let orders = apply(&mut operators, &mut indices, &[&peer(A), &none]);
+        assert_eq!(orders, ["-1", "+2 a [] 0 Some(2.2.2.2:2)"]);
     }
 
     #[test]
@@ -442,7 +434,7 @@ mod tests {
             ],
         );
         assert_eq!(orders, ["-0", "1 [] -> [10.0.0.0/8]"]);
-        let request = set(&[&peer(B), "persistent_keepalive_interval=5"]);
+        let request = set(&[&peer(B), PRESHARED]);
         assert!(
             operators.apply(&request, &mut indices).is_err(),
             "no place for it anew"

@@ -16,6 +16,8 @@ pub enum Order {
     Networks(SessionIndex, NetworkChange),
     /// Send to its peer there.
     Endpoint(SessionIndex, SocketAddr),
+    /// Send something to its peer at least so often, in seconds; 0 is not at all.
+    Keepalive(SessionIndex, u16),
 }
 
 /// Places in the worker's list of sessions.

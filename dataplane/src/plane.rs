@@ -14,7 +14,6 @@
 
 mod handshake;
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,6 +27,8 @@ use topnet_unit::Slot;
 
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
+use crate::handshakes::guard::Guard;
+use crate::handshakes::{Notice, Screener, Screening};
 use crate::nat_log::Holder;
 use crate::nat_state::NatState;
 use crate::owners::Owners;
@@ -47,6 +48,10 @@ pub const HANDSHAKE_BYTES_MAX: usize = 148;
 /// Packets are sealed in multiples of this, so that their length tells less (WireGuard paper,
 /// section 5.4.6).
 pub const PADDING_BYTES: usize = 16;
+
+/// Responses a second whose senders' addresses are believed. More than initiations, because all
+/// peers answer at once when they are greeted after a restart.
+const RESPONSES_UNPROVEN_PER_SECOND_MAX: u32 = 2_000;
 
 /// What the plane is told once.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +122,9 @@ pub struct Plane<G = Accounting> {
     config: PlaneConfig,
     identity: Arc<Identity>,
     sessions: Vec<Option<Box<Session>>>,
-    by_key: HashMap<[u8; 32], SessionIndex>,
+    screening: Arc<Screening>,
+    /// Of responses, which only their tunnel can open.
+    responses: Guard,
     owners: Owners,
     gate: G,
     translation: Option<Translation>,
@@ -141,7 +148,8 @@ impl<G: Gate> Plane<G> {
         Self {
             identity,
             sessions: Vec::with_capacity(config.sessions_max),
-            by_key: HashMap::with_capacity(config.sessions_max),
+            screening: Arc::default(),
+            responses: Guard::new(RESPONSES_UNPROVEN_PER_SECOND_MAX),
             owners: Owners::new(config.inner),
             gate,
             translation: None,
@@ -160,6 +168,24 @@ impl<G: Gate> Plane<G> {
         self
     }
 
+    /// What looks at initiations before this does. It is to be made once, and started.
+    #[must_use]
+    pub fn screener(&self) -> Screener {
+        let screening = Arc::clone(&self.screening);
+        Screener::new(
+            screening,
+            Arc::clone(&self.identity),
+            self.config.sessions_max,
+        )
+    }
+
+    /// True if a session can be installed or removed, or the identity replaced: the screener is
+    /// told of each.
+    #[must_use]
+    pub fn has_room_for_change(&self) -> bool {
+        self.screening.has_room_for_notice()
+    }
+
     /// Installs a session at its index, which is free.
     pub fn install(&mut self, session: Box<Session>) {
         let index = session.plan.index;
@@ -171,24 +197,26 @@ impl<G: Gate> Plane<G> {
             self.sessions[place].is_none(),
             "a session's index is free when it is installed"
         );
-        self.by_key.insert(session.plan.public_key, index);
+        self.screening
+            .tell(Notice::Installed(session.plan.public_key, index));
         let addresses = session.plan.addresses.clone();
         self.sessions[place] = Some(session);
-        self.change_owners(&addresses.networks(), |owners| {
-            owners.add(index, &addresses)
-        });
+        self.change_owners(
+            || addresses.networks(),
+            |owners| owners.add(index, &addresses),
+        );
     }
 
     /// Removes a session; nothing counts into its slot on its behalf any more.
     pub fn remove(&mut self, index: SessionIndex) -> Option<Box<Session>> {
         let session = self.sessions.get_mut(index.0 as usize)?.take()?;
-        if self.by_key.get(&session.plan.public_key) == Some(&index) {
-            self.by_key.remove(&session.plan.public_key);
-        }
+        self.screening
+            .tell(Notice::Removed(session.plan.public_key, index));
         let addresses = &session.plan.addresses;
-        self.change_owners(&addresses.networks(), |owners| {
-            owners.remove(index, addresses)
-        });
+        self.change_owners(
+            || addresses.networks(),
+            |owners| owners.remove(index, addresses),
+        );
         Some(session)
     }
 
@@ -202,8 +230,8 @@ impl<G: Gate> Plane<G> {
         };
         networks.retain(|network| !change.removed.contains(network));
         networks.extend(&change.added);
-        let changed = [&change.removed[..], &change.added].concat();
-        self.change_owners(&changed, |owners| {
+        let changed = || [&change.removed[..], &change.added].concat();
+        self.change_owners(changed, |owners| {
             for network in &change.removed {
                 owners.remove_network(network, index);
             }
@@ -223,9 +251,17 @@ impl<G: Gate> Plane<G> {
         }
     }
 
+    /// Sends something to the peer at least so often, in seconds; 0 is not at all.
+    pub fn change_keepalive(&mut self, index: SessionIndex, seconds: u16) {
+        if let Ok(session) = session(&mut self.sessions, index) {
+            session.plan.persistent_keepalive_s = seconds;
+        }
+    }
+
     /// The interface has another key; sessions of the old one are to be removed.
     pub fn replace_identity(&mut self, identity: Arc<Identity>) {
-        self.identity = identity;
+        self.identity = Arc::clone(&identity);
+        self.screening.tell(Notice::Identity(identity));
     }
 
     /// The interface's largest packet is another.
@@ -235,11 +271,15 @@ impl<G: Gate> Plane<G> {
 
     /// Changes whose the addresses of `networks` are. What an address had under public addresses is
     /// not the next owner's; what it had in the last run, its owner of then has again.
-    fn change_owners(&mut self, networks: &[IpNetwork], change: impl FnOnce(&mut Owners)) {
+    fn change_owners(
+        &mut self,
+        networks: impl FnOnce() -> Vec<IpNetwork>,
+        change: impl FnOnce(&mut Owners),
+    ) {
         if self.translation.is_none() {
             return change(&mut self.owners);
         }
-        let mut hosts: Vec<u32> = networks
+        let mut hosts: Vec<u32> = networks()
             .iter()
             .flat_map(|network| self.owners.hosts(network))
             .collect();
@@ -363,13 +403,7 @@ impl<G: Gate> Plane<G> {
         message: &[u8],
         out: &mut [u8],
     ) -> Result<Outcome<P::Hop>, DropReason> {
-        if self.config.inner.is_some()
-            && [endpoint.remote.ip(), endpoint.local]
-                .into_iter()
-                .any(|address| self.owners.is_inside(address) || self.takes(address))
-        {
-            return Err(DropReason::EndpointInside);
-        }
+        self.check_outside(endpoint)?;
         // boringtun panics when its output is short.
         let offset = path.message_offset(&endpoint).max(P::PACKET_OFFSET);
         if out.len() < offset + message.len().max(HANDSHAKE_BYTES_MAX) {
@@ -381,16 +415,29 @@ impl<G: Gate> Plane<G> {
                 let index = SessionIndex::of_receiver(data.receiver_idx);
                 self.up_data(path, index, endpoint, message, out)
             }
-            Packet::HandshakeInit(_) => self.up_initiation(path, endpoint, message, out),
+            Packet::HandshakeInit(_) => self.up_initiation(endpoint, message),
             Packet::HandshakeResponse(response) => {
                 let index = SessionIndex::of_receiver(response.receiver_idx);
-                self.up_handshake(path, index, endpoint, message, out)
+                self.up_response(path, index, endpoint, message, out)
             }
             Packet::PacketCookieReply(reply) => {
                 let index = SessionIndex::of_receiver(reply.receiver_idx);
                 self.up_handshake(path, index, endpoint, message, out)
             }
         }
+    }
+
+    /// Sealed packets for a peer inside would come back to be sealed again.
+    fn check_outside(&self, endpoint: Endpoint) -> Result<(), DropReason> {
+        let is_inside = |address| self.owners.is_inside(address) || self.takes(address);
+        if self.config.inner.is_some()
+            && [endpoint.remote.ip(), endpoint.local]
+                .into_iter()
+                .any(is_inside)
+        {
+            return Err(DropReason::EndpointInside);
+        }
+        Ok(())
     }
 
     fn up_data<P: Path>(
@@ -531,6 +578,7 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::NoTunnel);
         };
         let bytes = message.len();
+        session.sent_ms = self.now_ms;
         if pass.counts(&session.counters, ip.total_bytes) {
             count(&mut self.gate, slot, ip.total_bytes);
             SessionCounters::add(&session.counters.down_bytes, ip.total_bytes);

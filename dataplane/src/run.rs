@@ -236,11 +236,17 @@ impl Running {
             started,
         )
         .with_translation(translation);
+        let screener = plane.screener();
+        let drops = vec![drops, screener.drops()];
+        let workers_wake = wake.try_clone();
+        let workers_wake = workers_wake.map_err(system("make an event counter"))?;
+        let screener = screener.start(workers_wake, section.cpu);
+        let screener = screener.map_err(system("start a thread"))?;
         let interfaces: Vec<Interface> = ports.iter().map(|port| port.interface.clone()).collect();
         let shared = Arc::new(Shared {
             boot,
             started,
-            identity: Arc::clone(&identity),
+            identity,
             io,
             usage,
             credit,
@@ -277,12 +283,12 @@ impl Running {
                 });
                 let path = EthernetPath::new(gateway_address, section.wireguard_port, resolve);
                 let io = Ethernet::new(frames.sockets, path);
-                let worker = Worker::new(io, plane, queues, identity);
+                let worker = Worker::new(io, plane, queues, screener);
                 let (worker, stopped) = spawn(worker, section.cpu, frames.placeholder)?;
                 (Some(frames.program), worker, stopped)
             }
             Way::Kernel(kernel) => {
-                let worker = Worker::new(*kernel, plane, queues, identity);
+                let worker = Worker::new(*kernel, plane, queues, screener);
                 // Nobody asks for neighbours, but the queue is not to look closed.
                 let (worker, stopped) = spawn(worker, section.cpu, want)?;
                 (None, worker, stopped)

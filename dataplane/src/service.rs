@@ -48,8 +48,8 @@ pub struct Shared {
     pub usage: Arc<UsageTable>,
     /// Credit of all slots.
     pub credit: Arc<CreditTable>,
-    /// The worker's drops.
-    pub drops: Arc<DropCounters>,
+    /// Drops, each thread's own.
+    pub drops: Vec<Arc<DropCounters>>,
     /// Records that found the ring full.
     pub ring_overflows: Arc<AtomicU64>,
     /// How full the worker's pool of public addresses is, if they are shared.
@@ -196,6 +196,7 @@ impl Shared {
                 Order::Remove(index) => Command::Remove(index),
                 Order::Networks(index, change) => Command::Networks(index, change),
                 Order::Endpoint(index, remote) => Command::Endpoint(index, remote),
+                Order::Keepalive(index, seconds) => Command::Keepalive(index, seconds),
                 Order::Install(plan, counters) => {
                     let mut session = Session::new(&self.identity, plan);
                     session.counters = counters;
@@ -316,7 +317,11 @@ impl Dataplane for Service {
         shared.reap(&mut registry);
         let drops = DropReason::ALL.iter().map(|reason| DropCount {
             reason: reason.name().to_owned(),
-            packets: shared.drops.packets(*reason),
+            packets: shared
+                .drops
+                .iter()
+                .map(|drops| drops.packets(*reason))
+                .sum(),
         });
         DataplaneStatus {
             boot: shared.boot.to_string(),

@@ -220,6 +220,8 @@ pub struct Session {
     pub resume: bool,
     /// For others to read.
     pub counters: Arc<SessionCounters>,
+    /// When something was sent to the peer last, by the monotonic clock.
+    pub sent_ms: u64,
     /// How fast it may go.
     pub rates: SessionRates,
     /// Whom a client has sent to over IPv6; `None` where nobody is kept from it.
@@ -232,13 +234,16 @@ pub struct Identity {
     pub private: StaticSecret,
     /// Its public half.
     pub public: PublicKey,
-    /// Guards the handshake against floods, over all peers.
-    pub limiter: Arc<RateLimiter>,
+    /// Looks at a handshake message's first MAC only: its sender knows our key.
+    pub first_mac: Arc<RateLimiter>,
+    /// Looks at both: its sender has the cookie of its address too, or is told it.
+    pub both_macs: RateLimiter,
 }
 
-/// Handshakes a second above which senders must prove their address by a cookie. Each
-/// initiation is looked at twice, once to learn the peer and once by the peer's tunnel.
-const HANDSHAKES_PER_SECOND: u64 = 2 * 1_000;
+/// boringtun counts messages, and looks at the second MAC when there were too many. Who counts
+/// here is [`crate::handshakes::guard`]; to boringtun there are never too many, or always.
+const NEVER: u64 = u64::MAX;
+const ALWAYS: u64 = 0;
 
 impl Identity {
     /// An identity with this private key.
@@ -246,11 +251,11 @@ impl Identity {
     pub fn new(private: [u8; 32]) -> Self {
         let private = StaticSecret::from(private);
         let public = PublicKey::from(&private);
-        let limiter = Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND));
         Self {
+            first_mac: Arc::new(RateLimiter::new(&public, NEVER)),
+            both_macs: RateLimiter::new(&public, ALWAYS),
             private,
             public,
-            limiter,
         }
     }
 }
@@ -263,9 +268,10 @@ impl Session {
             identity.private.clone(),
             PublicKey::from(plan.public_key),
             plan.preshared_key,
-            Some(plan.persistent_keepalive_s).filter(|seconds| *seconds > 0),
+            // Ours: boringtun cannot change it, and gives up where nobody answers.
+            None,
             plan.index.0,
-            Some(Arc::clone(&identity.limiter)),
+            Some(Arc::clone(&identity.first_mac)),
         );
         let expected = |remote| Endpoint {
             remote,
@@ -278,6 +284,7 @@ impl Session {
             established: false,
             resume: false,
             counters: Arc::default(),
+            sent_ms: 0,
             rates: SessionRates::default(),
             solicited: None,
         }
@@ -295,6 +302,13 @@ impl Session {
             self.endpoint = Some(endpoint);
             self.counters.store_endpoint(endpoint.remote);
         }
+    }
+
+    /// True if the peer has been sent nothing for as long as it may.
+    #[must_use]
+    pub fn is_keepalive_due(&self, now_ms: u64) -> bool {
+        let seconds = u64::from(self.plan.persistent_keepalive_s);
+        seconds > 0 && now_ms >= self.sent_ms.saturating_add(seconds * 1_000)
     }
 
     /// Asks the tunnel whether it has keys to send with. Reads a clock: not for every packet.

@@ -214,12 +214,15 @@ impl Translation {
 impl PoolLevels {
     /// For the operator, with the packets that found no room.
     #[must_use]
-    pub fn status(&self, drops: &DropCounters) -> NatStatus {
+    pub fn status(&self, drops: &[Arc<DropCounters>]) -> NatStatus {
         let level = |level: &AtomicU32| level.load(Ordering::Relaxed);
         let shortages = Refusal::ALL.iter().filter(|refusal| refusal.is_shortage());
         let refused = shortages.map(|refusal| DropCount {
             reason: refusal.name().to_owned(),
-            packets: drops.packets(DropReason::Nat(*refusal)),
+            packets: drops
+                .iter()
+                .map(|drops| drops.packets(DropReason::Nat(*refusal)))
+                .sum(),
         });
         NatStatus {
             blocks: self.blocks,

@@ -1,10 +1,12 @@
-//! The run-to-completion loop: one thread, pinned, that does everything about a packet.
+//! The run-to-completion loop: one thread, pinned, that does everything about a packet, but for
+//! what a stranger can make costly ([`crate::handshakes`]).
 //!
 //! The worker shares nothing that it could wait for. Commands come over a bounded queue, at
 //! most a few per burst; what it no longer needs goes back over another, so that freeing
 //! memory is somebody else's work and receiving it back proves that the worker is past the
 //! burst in which it was used.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +17,7 @@ use topnet_nat::{BlockEvent, BlockEventKind};
 
 use crate::accounting::{Accounting, Gate};
 use crate::forwarding::Forwarding;
+use crate::handshakes::{Answer, ScreenerThread};
 use crate::io::{Backend, Sockets};
 use crate::nat_log::Holder;
 use crate::plane::Plane;
@@ -24,6 +27,11 @@ use crate::session::{Identity, NetworkChange, Session, SessionIndex};
 pub const QUEUE_MAX: usize = 4096;
 /// Commands between two bursts.
 const COMMANDS_PER_BURST: usize = 16;
+/// Handshakes between two bursts. One takes as long as two bursts do, so that packets have a third
+/// of the time in the worst of storms.
+const HANDSHAKES_PER_BURST: usize = 1;
+/// Cookies between two bursts. One takes as long as a packet.
+const COOKIES_PER_BURST: usize = 32;
 /// How often every session's timers are looked at (what boringtun wants).
 const TICK: Duration = Duration::from_millis(250);
 /// Parts that the sessions are divided into, so that no burst waits for all timers at once.
@@ -41,6 +49,8 @@ pub enum Command {
     Networks(SessionIndex, NetworkChange),
     /// Where a peer is to be expected.
     Endpoint(SessionIndex, SocketAddr),
+    /// How often a peer is to be sent something, in seconds; 0 is not at all.
+    Keepalive(SessionIndex, u16),
     /// Another key of the interface. Sessions are made anew for it.
     Identity(Arc<Identity>),
     /// Another size of the largest inner packet.
@@ -89,25 +99,25 @@ pub struct Worker<I, G = Accounting> {
     io: I,
     plane: Plane<G>,
     queues: Queues,
-    identity: Arc<Identity>,
+    screener: ScreenerThread,
     next_tick: Instant,
     next_part: u32,
 }
 
 impl<I: Backend, G: Gate> Worker<I, G> {
-    /// A worker that has not run yet.
-    pub fn new(io: I, plane: Plane<G>, queues: Queues, identity: Arc<Identity>) -> Self {
+    /// A worker that has not run yet, and the screener of its plane, which ends with it.
+    pub fn new(io: I, plane: Plane<G>, queues: Queues, screener: ScreenerThread) -> Self {
         Self {
             io,
             plane,
             queues,
-            identity,
+            screener,
             next_tick: Instant::now(),
             next_part: 0,
         }
     }
 
-    /// Runs until it is told to stop, or until the interface fails.
+    /// Runs until it is told to stop, or until the interface or the screener fails.
     pub fn run(self) -> std::io::Result<()> {
         self.run_to_the_end().map(drop)
     }
@@ -118,12 +128,16 @@ impl<I: Backend, G: Gate> Worker<I, G> {
         while !self.queues.stop.load(Ordering::Relaxed) {
             let received = self.io.receive(&mut self.plane)?;
             self.take_commands();
+            let answered = self.make_answers();
             let now = Instant::now();
             if now >= self.next_tick {
                 self.tick(now);
+                if self.screener.has_ended() {
+                    return Err(io::Error::other("the thread that screens handshakes ended"));
+                }
             }
             self.io.flush();
-            if received > 0 {
+            if received > 0 || answered > 0 {
                 idle = 0;
                 continue;
             }
@@ -144,7 +158,8 @@ impl<I: Backend, G: Gate> Worker<I, G> {
             // A command may give somebody else a number: blocks that were lent before are told
             // before. And every command gives back at most one thing, so there is room for it.
             self.report_blocks();
-            if !self.has_room() {
+            // It is at most one change too.
+            if !self.has_room() || !self.plane.has_room_for_change() {
                 return;
             }
             let returned = match self.queues.commands.pop() {
@@ -162,9 +177,12 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                     self.plane.change_endpoint(index, remote);
                     None
                 }
+                Some(Command::Keepalive(index, seconds)) => {
+                    self.plane.change_keepalive(index, seconds);
+                    None
+                }
                 Some(Command::Identity(identity)) => {
-                    self.plane.replace_identity(Arc::clone(&identity));
-                    self.identity = identity;
+                    self.plane.replace_identity(identity);
                     None
                 }
                 Some(Command::InnerMtu(bytes)) => {
@@ -187,12 +205,23 @@ impl<I: Backend, G: Gate> Worker<I, G> {
         }
     }
 
+    /// Makes answers that the screener left, and returns how many.
+    fn make_answers(&mut self) -> usize {
+        let mut made = 0;
+        for (answer, most) in [
+            (Answer::Handshake, HANDSHAKES_PER_BURST),
+            (Answer::Cookie, COOKIES_PER_BURST),
+        ] {
+            for _ in 0..self.plane.answers(answer).min(most) {
+                made += usize::from(self.io.answer(&mut self.plane, answer));
+            }
+        }
+        made
+    }
+
     /// Looks at the timers of the next part of the sessions.
     fn tick(&mut self, now: Instant) {
         self.next_tick = now + TICK / TICK_PARTS;
-        if self.next_part == 0 {
-            self.identity.limiter.reset_count();
-        }
         let places = self.plane.session_places();
         for place in (self.next_part as usize..places).step_by(TICK_PARTS as usize) {
             self.io.tick(&mut self.plane, place);
@@ -226,121 +255,4 @@ impl<I: Backend, G: Gate> Worker<I, G> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::accounting::OpenGate;
-    use crate::plane::PlaneConfig;
-    use crate::session::{Payer, SessionPlan};
-    use crate::translation::Translation;
-    use etherparse::PacketBuilder;
-    use std::net::Ipv4Addr;
-    use topnet_account::ChannelId;
-    use topnet_config::InnerNetwork;
-    use topnet_unit::Slot;
-
-    const INNER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
-
-    /// Nothing comes in and nothing goes out.
-    struct Nowhere;
-
-    impl Backend for Nowhere {
-        const SPINS_MAX: u32 = 0;
-
-        fn receive<G: Gate>(&mut self, _: &mut Plane<G>) -> std::io::Result<usize> {
-            Ok(0)
-        }
-
-        fn tick<G: Gate>(&mut self, _: &mut Plane<G>, _: usize) {}
-
-        fn replace_forwarding<G: Gate>(
-            &mut self,
-            _: &mut Plane<G>,
-            forwarding: Arc<Forwarding>,
-        ) -> Arc<Forwarding> {
-            forwarding
-        }
-
-        fn flush(&mut self) {}
-
-        fn wait(&mut self, _: Duration) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn session(identity: &Identity, number: u8) -> Box<Session> {
-        let payer = Payer {
-            channel: ChannelId([number; 32]),
-            slot: Slot {
-                index: 1,
-                generation: 1,
-            },
-        };
-        let index = SessionIndex(number.into());
-        let plan = SessionPlan::of_client(index, [number; 32], payer, INNER);
-        Box::new(Session::new(identity, plan))
-    }
-
-    /// The next client has the number already when the worker looks.
-    #[test]
-    fn a_block_is_told_of_whoever_had_the_number_when_it_was_lent() {
-        let section = topnet_config::Nat {
-            addresses: "198.51.100.0/30".parse().unwrap(),
-            block_ports: 512,
-            blocks_per_client_max: 8,
-            flows_max: None,
-            flows_per_client_max: None,
-            mappings_max: None,
-            mappings_per_client_max: None,
-            log_file: std::path::PathBuf::new(),
-        };
-        let mut translation = Translation::new(&section, 8, [1; 32]).unwrap();
-        let mut packet = Vec::new();
-        let builder = PacketBuilder::ipv4(INNER.octets(), [192, 0, 2, 1], 64).udp(1, 2);
-        builder.write(&mut packet, b"x").unwrap();
-        translation.out(0, 2, &mut packet).unwrap();
-        let config = PlaneConfig {
-            inner: Some(InnerNetwork::new(
-                "10.78.0.0/24".parse().unwrap(),
-                None,
-                Ipv4Addr::new(10, 78, 0, 1),
-            )),
-            inner_mtu: 1420,
-            sessions_max: 8,
-        };
-        let identity = Arc::new(Identity::new([9; 32]));
-        let now = Instant::now();
-        let mut plane = Plane::new(config, Arc::clone(&identity), OpenGate, Arc::default(), now)
-            .with_translation(Some(translation));
-        plane.install(session(&identity, 1));
-        let queues = Queues::default();
-        for command in [
-            Command::Remove(SessionIndex(1)),
-            Command::Install(session(&identity, 2)),
-        ] {
-            assert!(queues.commands.push(command).is_ok());
-        }
-        let mut worker = Worker::new(Nowhere, plane, queues.clone(), identity);
-        worker.take_commands();
-        worker.tick(now);
-        let told: Vec<_> = std::iter::from_fn(|| queues.returned.pop())
-            .map(|returned| match returned {
-                Returned::Session(session) => ("session", Some(session.plan.public_key[0])),
-                Returned::Forwarding(_) => ("forwarding", None),
-                Returned::Sockets(_) => ("sockets", None),
-                Returned::Block(event, holder) => {
-                    let whose = holder.map(|holder| holder.wireguard_public_key[0]);
-                    match event.kind {
-                        BlockEventKind::Allocated => ("allocated", whose),
-                        BlockEventKind::Released => ("released", whose),
-                    }
-                }
-            })
-            .collect();
-        let expected = [
-            ("allocated", Some(1)),
-            ("session", Some(1)),
-            ("released", None),
-        ];
-        assert_eq!(told, expected);
-    }
-}
+mod tests;

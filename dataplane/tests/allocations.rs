@@ -13,6 +13,7 @@ use allocation_counter::{measure, opt_out};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
+use rustix::event::{EventfdFlags, eventfd};
 use topnet_account::ChannelId;
 use topnet_config::InnerNetwork;
 use topnet_dataplane::accounting::Accounting;
@@ -44,6 +45,8 @@ const SLOT: Slot = Slot {
 };
 /// Packets each way.
 const PACKETS: usize = 4096;
+/// Packets each way between two initiations, so few that they all fit into the screener's queue.
+const STRANGER_EVERY: usize = 64;
 /// Bytes between two records: several in each run, so that publishing one is looked at too.
 const RECORD_BYTES: u64 = 100_000;
 
@@ -157,7 +160,7 @@ fn the_fast_path_allocates_nothing() {
     }
     let (outcome, result) = std::sync::mpsc::channel();
     let io = Frames {
-        frames: frames(&mut client),
+        frames: frames(&mut client, identity.public),
         next: 0,
         out: vec![0; FRAME_DATA_BYTES],
         sent: [0; 2],
@@ -169,7 +172,9 @@ fn the_fast_path_allocates_nothing() {
     };
     let resolve = Box::new(|neighbour| panic!("{neighbour:?} is known"));
     let io = Ethernet::new(io, EthernetPath::new(GATEWAY, WIREGUARD_PORT, resolve));
-    let worker = Worker::new(io, plane, queues, identity);
+    let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    let screener = plane.screener().start(wake, None).unwrap();
+    let worker = Worker::new(io, plane, queues, screener);
 
     // From the first packet on, and with installing the session and the routes.
     let allocations = measure(|| worker.run().unwrap());
@@ -263,10 +268,13 @@ fn message_of(result: TunnResult<'_>) -> Vec<u8> {
     message.to_vec()
 }
 
-/// Packets both ways in turn, of all lengths.
-fn frames(client: &mut Tunn) -> Vec<(PortIndex, Vec<u8>)> {
+/// Packets both ways in turn, of all lengths, and a stranger's initiations between them.
+fn frames(client: &mut Tunn, gateway: PublicKey) -> Vec<(PortIndex, Vec<u8>)> {
     let mut buffer = [0; 2048];
     let mut frames = Vec::new();
+    let private = StaticSecret::from([6; 32]);
+    let mut stranger = Tunn::new(private, gateway, None, None, 1, None);
+    let initiation = message_of(stranger.format_handshake_initiation(&mut buffer, false));
     for number in 0..PACKETS {
         let payload = vec![7; number % 1373];
         let inner = udp(INNER, ORIGIN, 7, &payload);
@@ -274,6 +282,10 @@ fn frames(client: &mut Tunn) -> Vec<(PortIndex, Vec<u8>)> {
         let outer = udp(CLIENT, GATEWAY, WIREGUARD_PORT, &sealed);
         frames.push((CLIENTS, ethernet(CLIENTS, &outer)));
         frames.push((UPLINK, ethernet(UPLINK, &udp(ORIGIN, INNER, 7, &payload))));
+        if number % STRANGER_EVERY == 0 {
+            let outer = udp(CLIENT, GATEWAY, WIREGUARD_PORT, &initiation);
+            frames.push((CLIENTS, ethernet(CLIENTS, &outer)));
+        }
     }
     frames
 }

@@ -13,6 +13,7 @@ use super::{Backend, FrameIo, Handler, Transmit, monotonic_ns};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
 use crate::forwarding::{Forwarding, Neighbour, NextHop, PortIndex, RouteCache, Unreachable};
+use crate::handshakes::Answer;
 use crate::packet::{
     ETHERNET_BYTES, Ethernet as Header, Ipv4, Malformed, OUTER_BYTES, Outer, Udp, write_ethernet,
     write_outer,
@@ -78,6 +79,11 @@ impl<F: FrameIo> Backend for Ethernet<F> {
             let outcome = plane.tick(path, place, out);
             path.finish(plane, outcome, out)
         });
+    }
+
+    fn answer<G: Gate>(&mut self, plane: &mut Plane<G>, answer: Answer) -> bool {
+        let path = &mut self.path;
+        self.frames.originate(|out| path.answer(plane, answer, out))
     }
 
     fn replace_forwarding<G: Gate>(
@@ -174,6 +180,17 @@ impl EthernetPath {
             local: ip.destination.into(),
         };
         Ok(plane.handle_message(self, endpoint, &packet[udp.payload], out))
+    }
+
+    /// Lets `plane` make an answer that waits; what is to be sent stands in `out`.
+    pub fn answer<G: Gate>(
+        &mut self,
+        plane: &mut Plane<G>,
+        answer: Answer,
+        out: &mut [u8],
+    ) -> Option<Transmit> {
+        let outcome = plane.answer(self, answer, out);
+        self.finish(plane, outcome, out)
     }
 
     /// Writes the headers of what the plane left in `out`.

@@ -20,6 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::accounting::Gate;
 use crate::forwarding::{Forwarding, PortIndex};
+use crate::handshakes::Answer;
 use crate::plane::Plane;
 
 /// Packets handled between two looks at commands, clock and tables.
@@ -36,6 +37,9 @@ pub trait Backend {
 
     /// Lets the session at `place` of the plane do what its timers say.
     fn tick<G: Gate>(&mut self, plane: &mut Plane<G>, place: usize);
+
+    /// Lets the plane make an answer that waits; false if there is no room for it now.
+    fn answer<G: Gate>(&mut self, plane: &mut Plane<G>, answer: Answer) -> bool;
 
     /// Takes a new snapshot of routes and neighbours and returns the old one.
     fn replace_forwarding<G: Gate>(

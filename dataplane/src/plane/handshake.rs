@@ -1,23 +1,20 @@
 //! Handshakes, keepalives and timers: what keeps a tunnel up, neither gated nor billed.
+//!
+//! An initiation goes to the screener first ([`crate::handshakes`]) and comes back as an
+//! [`Answer`] that is to be made.
 
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::{Packet, TunnResult};
+use boringtun::noise::TunnResult;
 
-use super::{Outcome, Path, Plane, session};
+use super::{HANDSHAKE_BYTES_MAX, Outcome, Path, Plane, session};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
+use crate::handshakes::guard::{Arrival, COOKIE_BYTES, Refusal};
+use crate::handshakes::{Answer, INITIATION_BYTES, Initiation};
 use crate::session::{Endpoint, SessionIndex};
 
-/// Bytes of a cookie reply.
-const COOKIE_BYTES: usize = 64;
 /// First byte of a cookie reply: the one answer that proves nothing about who asked.
 const COOKIE_TYPE: u8 = 3;
-
-enum Initiator {
-    Known(SessionIndex),
-    /// The room for an answer holds a cookie reply.
-    AskedForCookie,
-}
+const _: () = assert!(COOKIE_BYTES <= HANDSHAKE_BYTES_MAX);
 
 impl<G: Gate> Plane<G> {
     /// Lets the session at `place` do what its timers say. What leaves stands in `out`.
@@ -30,67 +27,113 @@ impl<G: Gate> Plane<G> {
             .endpoint
             .map_or(P::PACKET_OFFSET, |endpoint| path.message_offset(&endpoint));
         let room = &mut out[offset..];
-        let mut result = session.tunnel.update_timers(room);
-        if matches!(result, TunnResult::Done) && std::mem::take(&mut session.resume) {
-            let room = &mut out[offset..];
-            result = session.tunnel.format_handshake_initiation(room, false);
-        }
-        let message_bytes = match result {
+        let written = |result: TunnResult<'_>| match result {
             TunnResult::WriteToNetwork(message) => Some(message.len()),
-            // Expired keys are boringtun's business: the next handshake mends them.
+            // After 90 seconds without an answer boringtun gives up, until somebody begins again.
             _ => None,
         };
+        let mut message_bytes = written(session.tunnel.update_timers(room));
         session.refresh_established();
+        if message_bytes.is_none() && std::mem::take(&mut session.resume) {
+            let room = &mut out[offset..];
+            message_bytes = written(session.tunnel.format_handshake_initiation(room, false));
+        }
+        if message_bytes.is_none() && session.is_keepalive_due(self.now_ms) {
+            let room = &mut out[offset..];
+            message_bytes = written(match session.established {
+                true => session.tunnel.encapsulate(&[], room),
+                false => session.tunnel.format_handshake_initiation(room, false),
+            });
+            session.sent_ms = self.now_ms;
+        }
+        if message_bytes.is_some() {
+            session.sent_ms = self.now_ms;
+        }
         match (session.endpoint, message_bytes) {
             (Some(endpoint), Some(bytes)) => Outcome::Control { endpoint, bytes },
             _ => Outcome::Nothing,
         }
     }
 
-    /// An initiation: its sender is encrypted to us, or asked to prove its address first.
-    pub(super) fn up_initiation<P: Path>(
+    /// How many answers of a kind wait to be made.
+    #[must_use]
+    pub fn answers(&self, answer: Answer) -> usize {
+        self.screening.answers(answer)
+    }
+
+    /// Makes an answer of this kind, if one waits. What leaves stands in `out`, which has room for
+    /// the longest handshake message at the path's offset.
+    pub fn answer<P: Path>(
+        &mut self,
+        path: &mut P,
+        answer: Answer,
+        out: &mut [u8],
+    ) -> Outcome<P::Hop> {
+        let outcome = match answer {
+            Answer::Handshake => self.accepted(path, out),
+            Answer::Cookie => Ok(self.cookie(path, out)),
+        };
+        self.or_nothing(outcome)
+    }
+
+    fn accepted<P: Path>(
         &mut self,
         path: &P,
+        out: &mut [u8],
+    ) -> Result<Outcome<P::Hop>, DropReason> {
+        let Some(accepted) = self.screening.take_accepted() else {
+            return Ok(Outcome::Nothing);
+        };
+        let Initiation { endpoint, message } = accepted.initiation;
+        // Sessions and addresses may be others than when it was looked at.
+        self.check_outside(endpoint)?;
+        let session = session(&mut self.sessions, accepted.index)?;
+        if session.plan.public_key != accepted.public_key {
+            return Err(DropReason::SessionUnknown);
+        }
+        self.up_handshake(path, accepted.index, endpoint, &message, out)
+    }
+
+    fn cookie<P: Path>(&mut self, path: &P, out: &mut [u8]) -> Outcome<P::Hop> {
+        match self.screening.take_cookie() {
+            Some(reply) => ask_for_cookie(path, reply.endpoint, &reply.message, out),
+            None => Outcome::Nothing,
+        }
+    }
+
+    /// An initiation: its sender is encrypted to us, and opening it is the screener's work.
+    pub(super) fn up_initiation<H>(
+        &self,
+        endpoint: Endpoint,
+        message: &[u8],
+    ) -> Result<Outcome<H>, DropReason> {
+        let message: [u8; INITIATION_BYTES] =
+            message.try_into().map_err(|_| DropReason::NotWireGuard)?;
+        self.screening.submit(Initiation { endpoint, message })?;
+        Ok(Outcome::Nothing)
+    }
+
+    /// A response: whoever guesses the index of a handshake that we began could have us do
+    /// Curve25519 operations with each message.
+    pub(super) fn up_response<P: Path>(
+        &mut self,
+        path: &P,
+        index: SessionIndex,
         endpoint: Endpoint,
         message: &[u8],
         out: &mut [u8],
     ) -> Result<Outcome<P::Hop>, DropReason> {
-        let room = &mut out[path.message_offset(&endpoint)..];
-        match self.initiator(endpoint, message, room)? {
-            Initiator::Known(index) => self.up_handshake(path, index, endpoint, message, out),
-            Initiator::AskedForCookie => Ok(Outcome::Control {
-                endpoint,
-                bytes: COOKIE_BYTES,
-            }),
-        }
-    }
-
-    /// Which session a handshake initiation belongs to; its sender is encrypted to us.
-    fn initiator(
-        &self,
-        endpoint: Endpoint,
-        message: &[u8],
-        room: &mut [u8],
-    ) -> Result<Initiator, DropReason> {
-        let mut cookie = [0u8; COOKIE_BYTES];
-        let address = endpoint.remote.ip();
-        let verified = self
-            .identity
-            .limiter
-            .verify_packet(Some(address), message, &mut cookie);
-        let init = match verified {
-            Ok(Packet::HandshakeInit(init)) => init,
-            Err(TunnResult::WriteToNetwork(reply)) => {
-                room[..COOKIE_BYTES].copy_from_slice(reply);
-                return Ok(Initiator::AskedForCookie);
-            }
-            Ok(_) | Err(_) => return Err(DropReason::HandshakeInvalid),
+        session(&mut self.sessions, index)?;
+        let arrival = Arrival {
+            source: endpoint.remote.ip(),
+            message,
+            crowded: false,
+            now_ms: self.now_ms,
         };
-        let half = parse_handshake_anon(&self.identity.private, &self.identity.public, &init)
-            .map_err(|_| DropReason::HandshakeInvalid)?;
-        match self.by_key.get(&half.peer_static_public) {
-            Some(index) => Ok(Initiator::Known(*index)),
-            None => Err(DropReason::PeerUnknown),
+        match self.responses.check(&self.identity, &arrival) {
+            Ok(()) => self.up_handshake(path, index, endpoint, message, out),
+            Err(Refusal::Cookie(reply)) => Ok(ask_for_cookie(path, endpoint, &reply, out)),
+            Err(Refusal::Drop(reason)) => Err(reason),
         }
     }
 
@@ -121,5 +164,19 @@ impl<G: Gate> Plane<G> {
                 .store_handshake(self.started.elapsed().as_millis() as u64);
         }
         Ok(Outcome::Control { endpoint, bytes })
+    }
+}
+
+fn ask_for_cookie<P: Path>(
+    path: &P,
+    endpoint: Endpoint,
+    reply: &[u8; COOKIE_BYTES],
+    out: &mut [u8],
+) -> Outcome<P::Hop> {
+    let offset = path.message_offset(&endpoint);
+    out[offset..offset + COOKIE_BYTES].copy_from_slice(reply);
+    Outcome::Control {
+        endpoint,
+        bytes: COOKIE_BYTES,
     }
 }

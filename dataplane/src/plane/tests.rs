@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::forwarding::{Forwarding, Neighbour, Port, PortIndex, Route, RouteTable, RouteTarget};
+use crate::handshakes::Answer;
 use crate::io::EthernetPath;
 use crate::packet::{ETHERNET_BYTES, IPV4_BYTES, Ipv4, MacAddress, OUTER_BYTES};
 use crate::session::{Payer, SessionPlan};
@@ -40,7 +41,9 @@ struct Bench {
     plane: Plane,
     path: EthernetPath,
     metering: Attachment,
+    screener: Screener,
     client: Tunn,
+    now_ms: u64,
     asked: mpsc::Receiver<Neighbour>,
 }
 
@@ -134,6 +137,8 @@ impl Bench {
         plane.install(Box::new(Session::new(&identity, plan)));
         let client = Tunn::new(private, identity.public, None, None, 1, None);
         Self {
+            screener: plane.screener(),
+            now_ms: 0,
             plane,
             path,
             metering: Attachment::receive(&theirs).unwrap(),
@@ -167,8 +172,23 @@ impl Bench {
         let arrived_bytes = frame.len();
         let mut frame = [frame, &[0xab; PADDING_BYTES - 1]].concat();
         let mut out = [0; BUFFER];
-        let Self { plane, path, .. } = self;
-        let transmit = path.handle(plane, port, &mut frame, arrived_bytes, &mut out);
+        let Self {
+            plane,
+            path,
+            screener,
+            ..
+        } = self;
+        let mut transmit = path.handle(plane, port, &mut frame, arrived_bytes, &mut out);
+        // What a worker and its screener do in two threads.
+        self.now_ms += 100;
+        if screener.turn(self.now_ms).looked_at > 0 {
+            assert_eq!(transmit, None, "an initiation is answered later");
+            let answers = [Answer::Handshake, Answer::Cookie];
+            let waiting = answers
+                .into_iter()
+                .find(|answer| plane.answers(*answer) > 0);
+            transmit = waiting.and_then(|answer| path.answer(plane, answer, &mut out));
+        }
         self.plane.settle(0);
         transmit.map(|transmit| (transmit.port, out[..transmit.bytes].to_vec()))
     }
@@ -210,7 +230,9 @@ impl Bench {
     }
 
     fn dropped(&self) -> Vec<(DropReason, u64)> {
-        let count = |reason: &DropReason| (*reason, self.plane.drops.packets(*reason));
+        let drops = [&self.plane.drops, &self.screener.drops()];
+        let packets = |reason| drops.iter().map(|drops| drops.packets(reason)).sum();
+        let count = |reason: &DropReason| (*reason, packets(*reason));
         DropReason::ALL
             .iter()
             .map(count)
@@ -445,7 +467,7 @@ fn a_client_that_opens_flows_without_end_takes_nobody_else_s() {
         assert_eq!(bench.dropped(), [(DropReason::Nat(reason), refused)]);
         let levels = bench.plane.translation.as_ref().unwrap().levels();
         bench.plane.sweep();
-        let status = levels.status(&bench.plane.drops);
+        let status = levels.status(&[Arc::clone(&bench.plane.drops)]);
         assert_eq!((status.flows, status.flows_max), (most as u32, 80));
         assert_eq!((status.clients, status.blocks_lent), (1, 1));
         let told = status.refused.iter().filter(|count| count.packets > 0);
@@ -580,55 +602,7 @@ fn a_removed_session_is_gone_and_its_key_may_come_back() {
     assert!(bench.up(&udp(INNER, ORIGIN, 64, 8)).is_some());
 }
 
-#[test]
-fn without_keys_the_peer_is_greeted_and_nothing_is_billed() {
-    let mut bench = Bench::new();
-    bench.metering.credit.grant(SLOT, ENOUGH);
-    let packet = udp(ORIGIN, INNER, 64, 8);
-    assert_eq!(bench.down(&packet), None);
-    assert_eq!(bench.dropped(), [(DropReason::NoTunnel, 1)]);
-    let endpoint = Endpoint {
-        remote: "10.77.1.2:40000".parse().unwrap(),
-        local: GATEWAY.into(),
-    };
-    bench.plane.sessions[3]
-        .as_mut()
-        .unwrap()
-        .resume_at(endpoint);
-    let (_, greeting) = bench.down(&packet).unwrap();
-    assert_eq!(greeting[OUTER_BYTES], 1, "a handshake initiation");
-    assert_eq!(bench.usage(), 0);
-    let answer = bench
-        .client_receives(&greeting)
-        .expect("the client answers");
-    let (_, keepalive) = bench.client_sends(&answer).expect("a keepalive");
-    bench.client_receives(&keepalive);
-    assert!(bench.down(&packet).is_some());
-    assert_eq!(bench.usage(), packet.len() as u64);
-}
-
-#[test]
-fn an_answer_waits_for_its_neighbour() {
-    let mut bench = Bench::new();
-    let mut unknown = forwarding();
-    unknown.neighbours.clear();
-    bench.path.replace_forwarding(Arc::new(unknown));
-    let mut buffer = [0; 2048];
-    let TunnResult::WriteToNetwork(init) =
-        bench.client.format_handshake_initiation(&mut buffer, false)
-    else {
-        panic!("no initiation");
-    };
-    let init = init.to_vec();
-    assert_eq!(bench.client_sends(&init), None);
-    assert!(bench.asked.try_recv().is_ok());
-    assert_eq!(bench.path.waiting(), 1);
-    bench.path.replace_forwarding(Arc::new(forwarding()));
-    let mut out = [0; BUFFER];
-    let transmit = bench.path.retry_waiting(&bench.plane, &mut out).unwrap();
-    assert!(bench.client_receives(&out[..transmit.bytes]).is_some());
-    assert_eq!(bench.path.waiting(), 0);
-}
+mod handshakes;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]

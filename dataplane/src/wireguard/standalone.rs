@@ -97,7 +97,12 @@ impl Standalone {
             started,
         );
         let queues = Queues::default();
-        let worker = Worker::new(kernel, plane, queues.clone(), Arc::clone(&identity));
+        let screeners_wake = wake
+            .try_clone()
+            .map_err(system::<io::Error>("make an event counter"))?;
+        let screener = plane.screener().start(screeners_wake, None);
+        let screener = screener.map_err(system("start a thread"))?;
+        let worker = Worker::new(kernel, plane, queues.clone(), screener);
         let (worker, stopped) = spawn(worker, None, ())?;
         let mut operators = Operators::new(PEERS_MAX);
         operators.device_mut().handle_bound(port);
@@ -220,6 +225,7 @@ impl Standalone {
                 Order::Remove(index) => Command::Remove(index),
                 Order::Networks(index, change) => Command::Networks(index, change),
                 Order::Endpoint(index, remote) => Command::Endpoint(index, remote),
+                Order::Keepalive(index, seconds) => Command::Keepalive(index, seconds),
                 Order::Install(plan, counters) => {
                     // Whoever was heard before may use keys that are gone.
                     let was_heard = counters.handshake_ms().is_some();

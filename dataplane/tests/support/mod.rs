@@ -383,8 +383,34 @@ impl WireGuard {
     }
 
     fn start_towards(gateway: &Gateway, interface: &str, endpoint: IpAddr) -> Self {
+        let client = Self::start_silent(gateway, interface);
         let namespace = &gateway.topology.client;
+        client.point_at(gateway, endpoint, 0);
+        ip(
+            namespace,
+            &format!("address add {CLIENT_INNER}/32 dev {interface}"),
+        );
+        ip(
+            namespace,
+            &format!("route add 10.77.2.0/24 dev {interface}"),
+        );
+        client
+    }
+
+    /// Says where the gateway is, and how often to send it a keepalive.
+    pub fn point_at(&self, gateway: &Gateway, endpoint: IpAddr, keepalive_s: u16) {
+        let server = base64(&gateway.status().wireguard_public_key);
         let endpoint = SocketAddr::new(endpoint, 51_820).to_string();
+        let mut set = Command::new("wg");
+        set.args(["set", &self.interface, "peer", &server])
+            .args(["endpoint", &endpoint, "allowed-ips", "10.77.2.0/24"])
+            .args(["persistent-keepalive", &keepalive_s.to_string()]);
+        gateway.topology.client.run(set).unwrap();
+    }
+
+    /// Starts it without addresses and routes; it does not know where the gateway is.
+    pub fn start_silent(gateway: &Gateway, interface: &str) -> Self {
+        let namespace = &gateway.topology.client;
         let spawn = || {
             let mut command = Command::new("wireguard-go");
             command
@@ -400,7 +426,6 @@ impl WireGuard {
         let key_file = gateway.home.path("client.key");
         fs::write(&key_file, &private).unwrap();
         let public = key_bytes(&pipe("wg", &["pubkey"], &private));
-        let server = base64(&gateway.status().wireguard_public_key);
         eventually("wireguard-go is up", || {
             // It was seen to end at once beside heavy builds. What it says is on standard error;
             // its start is not what is tested.
@@ -411,18 +436,9 @@ impl WireGuard {
             }
             let mut set = Command::new("wg");
             set.args(["set", interface, "private-key"]).arg(&key_file);
-            set.args(["peer", &server, "endpoint", &endpoint]);
-            set.args(["allowed-ips", "10.77.2.0/24"]);
             namespace.run(set).is_ok()
         });
-        let ip = |arguments: &str| {
-            let mut command = Command::new("ip");
-            command.args(arguments.split(' '));
-            namespace.run(command).unwrap();
-        };
-        ip(&format!("address add {CLIENT_INNER}/32 dev {interface}"));
-        ip(&format!("link set {interface} mtu 1420 up"));
-        ip(&format!("route add 10.77.2.0/24 dev {interface}"));
+        ip(namespace, &format!("link set {interface} mtu 1420 up"));
         Self {
             process,
             interface: interface.to_owned(),

@@ -32,6 +32,7 @@ use super::{BURST_PACKETS, Backend, monotonic_ns};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
 use crate::forwarding::{Forwarding, Neighbour, PortIndex, RouteCache};
+use crate::handshakes::Answer;
 use crate::plane::{Outcome, PADDING_BYTES, Path, Plane, WIREGUARD_BYTES};
 use crate::session::Endpoint;
 
@@ -449,6 +450,15 @@ impl Backend for Kernel {
         if let Outcome::Control { endpoint, bytes } = plane.tick(&mut self.path, place, room) {
             self.ends.add(endpoint, bytes);
         }
+    }
+
+    fn answer<G: Gate>(&mut self, plane: &mut Plane<G>, answer: Answer) -> bool {
+        let room = self.ends.trains.room();
+        let outcome = plane.answer(&mut self.path, answer, room);
+        if let Outcome::Control { endpoint, bytes } = outcome {
+            self.ends.add(endpoint, bytes);
+        }
+        true
     }
 
     fn replace_forwarding<G: Gate>(
