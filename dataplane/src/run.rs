@@ -336,12 +336,15 @@ impl Shares {
     }
 }
 
+/// A worker that runs, and what it says if it ends by itself.
+pub(crate) type Spawned<G> = (JoinHandle<Option<Plane<G>>>, oneshot::Receiver<String>);
+
 /// Starts the worker on its CPU. What it is to keep lives as long as it.
 pub(crate) fn spawn<B: Backend + Send + 'static, G: Gate + Send + 'static>(
     worker: Worker<B, G>,
     cpu: Option<u16>,
     kept: impl Send + 'static,
-) -> Result<(JoinHandle<Option<Plane<G>>>, oneshot::Receiver<String>), RunError> {
+) -> Result<Spawned<G>, RunError> {
     let (ended, stopped) = oneshot::channel();
     let (pinned, pinning) = std::sync::mpsc::channel();
     let thread = std::thread::Builder::new()

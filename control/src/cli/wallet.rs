@@ -1,7 +1,7 @@
 //! `topnet wallet`: the payer.
 
 pub(super) mod keys;
-mod pay;
+pub(super) mod pay;
 mod recover;
 mod report;
 mod statement;

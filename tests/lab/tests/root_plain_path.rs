@@ -118,7 +118,7 @@ fn files_come_through_a_tunnel_unchanged_and_nothing_stays() {
     let offered = origin.offer_random("file", 8 << 20).unwrap();
     let fetched = home.join("file");
     client
-        .download(&Origin::download_url("file"), &fetched)
+        .download(&Origin::download_url(ORIGIN.into(), "file"), &fetched)
         .unwrap()
         .finish(&interrupt, LIMIT, |_| ())
         .unwrap();
@@ -128,7 +128,7 @@ fn files_come_through_a_tunnel_unchanged_and_nothing_stays() {
     let sent = files::write_random(&to_send, 2 << 20).unwrap();
     std::os::unix::fs::chown(&to_send, Some(person.uid), None).unwrap();
     client
-        .upload(&to_send, &Origin::upload_url("sent"), None)
+        .upload(&to_send, &Origin::upload_url(ORIGIN.into(), "sent"), None)
         .unwrap()
         .finish(&interrupt, LIMIT, |_| ())
         .unwrap();
@@ -142,7 +142,10 @@ fn files_come_through_a_tunnel_unchanged_and_nothing_stays() {
     assert!(outer > inner, "{outer} outer bytes for {inner} inner ones");
 
     let missing = client
-        .download(&Origin::download_url("nothing"), &home.join("nothing"))
+        .download(
+            &Origin::download_url(ORIGIN.into(), "nothing"),
+            &home.join("nothing"),
+        )
         .unwrap()
         .finish(&interrupt, LIMIT, |_| ());
     let words = format!("{:#}", missing.unwrap_err());
@@ -170,7 +173,10 @@ fn the_origin_is_out_of_reach_without_the_tunnel() {
         user: user(1_900_000_102),
     };
     let reached = client
-        .download(&Origin::download_url(""), Path::new("/dev/null"))
+        .download(
+            &Origin::download_url(ORIGIN.into(), ""),
+            Path::new("/dev/null"),
+        )
         .unwrap()
         .finish(&interrupt, Duration::from_secs(10), |_| ());
     assert!(reached.is_err());

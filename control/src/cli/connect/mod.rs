@@ -38,7 +38,7 @@ use super::{
     output::Output,
     session::nonce,
     vpn::{private_key, public_half},
-    wallet::{OpenWallet, make_private},
+    wallet::{OpenWallet, make_private, pay::HowToPay},
 };
 use channel::Channel;
 use device::Device;
@@ -280,18 +280,15 @@ impl Run<'_> {
             ended.and(taken_back)
         };
         let stopped = async { drop((&mut stopping).await) };
-        let paying = self.wallet.pay_on(
-            self.channel,
-            self.offer,
+        let how = HowToPay {
             counter,
             // What was shown is what is paid, whatever is asked for later.
-            self.offer
-                .unit_price
-                .min(self.wallet.config.unit_price_max()),
-            Some(status_file.clone()),
-            stopped,
-            output,
-        );
+            unit_price_max: self.offer.unit_price,
+            status_file: Some(status_file.clone()),
+        };
+        let paying = self
+            .wallet
+            .pay_on(self.channel, self.offer, how, stopped, output);
         let mut paying = std::pin::pin!(paying);
         let mut end = std::pin::pin!(end);
         let status = tokio::select! {

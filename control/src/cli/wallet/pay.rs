@@ -25,32 +25,39 @@ pub(super) async fn pay(
     let offer = wallet.offer().await?;
     let channel = wallet.rpc.channel(arguments.channel).await?;
     let counter = WireguardCounter::new(&arguments.interface, offer.wireguard_public_key.0);
-    let (price_max, status_file) = (wallet.config.unit_price_max(), arguments.status_file);
-    let paying = wallet.pay_on(
-        &channel,
-        &offer,
+    let how = HowToPay {
         counter,
-        price_max,
-        status_file,
-        stop,
-        output,
-    );
+        unit_price_max: wallet.config.unit_price_max(),
+        status_file: arguments.status_file,
+    };
+    let paying = wallet.pay_on(&channel, &offer, how, stop, output);
     output.print(&paying.await?);
     Ok(())
 }
 
+/// What is counted, and how much a unit may cost.
+pub(in crate::cli) struct HowToPay {
+    pub(in crate::cli) counter: WireguardCounter,
+    pub(in crate::cli) unit_price_max: Amount,
+    /// Where to show how it stands; the wallet's own place if there is none.
+    pub(in crate::cli) status_file: Option<PathBuf>,
+}
+
 impl OpenWallet {
-    /// Pays on a channel, at most so much a unit, until `stop` is ready, or until the payee has finished it.
+    /// Pays on a channel until `stop` is ready, or until the payee has finished it.
     pub(in crate::cli) async fn pay_on(
         &self,
         channel: &ChannelView,
         offer: &Offer,
-        counter: WireguardCounter,
-        unit_price_max: Amount,
-        status_file: Option<PathBuf>,
+        how: HowToPay,
         stop: impl Future<Output = ()>,
         output: Output,
     ) -> Result<PayStatus, CliError> {
+        let HowToPay {
+            counter,
+            unit_price_max,
+            status_file,
+        } = how;
         let secret = self.signer(channel)?;
         if channel.payee != offer.payee {
             return Err(another_payee(channel.id));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::handshakes::forging::refit_first_mac;
+use crate::session::Addresses;
 
 #[test]
 fn without_keys_the_peer_is_greeted_and_nothing_is_billed() {

@@ -1,0 +1,136 @@
+//! What the control side changes about the plane between two bursts: sessions, whose addresses are,
+//! and the interface itself.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use topnet_nat::Subscriber;
+use topnet_uapi::IpNetwork;
+
+use super::{Plane, session};
+use crate::accounting::Gate;
+use crate::handshakes::Notice;
+use crate::nat_log::Holder;
+use crate::owners::Owners;
+use crate::session::{
+    Addresses, Endpoint, Identity, NetworkChange, Session, SessionIndex, unspecified,
+};
+
+impl<G: Gate> Plane<G> {
+    /// Installs a session at its index, which is free.
+    pub fn install(&mut self, session: Box<Session>) {
+        let index = session.plan.index;
+        let place = index.0 as usize;
+        if self.sessions.len() <= place {
+            self.sessions.resize_with(place + 1, || None);
+        }
+        assert!(
+            self.sessions[place].is_none(),
+            "a session's index is free when it is installed"
+        );
+        self.screening
+            .tell(Notice::Installed(session.plan.public_key, index));
+        let addresses = session.plan.addresses.clone();
+        self.sessions[place] = Some(session);
+        self.change_owners(
+            || addresses.networks(),
+            |owners| owners.add(index, &addresses),
+        );
+    }
+
+    /// Removes a session; nothing counts into its slot on its behalf any more.
+    pub fn remove(&mut self, index: SessionIndex) -> Option<Box<Session>> {
+        let session = self.sessions.get_mut(index.0 as usize)?.take()?;
+        self.screening
+            .tell(Notice::Removed(session.plan.public_key, index));
+        let addresses = &session.plan.addresses;
+        self.change_owners(
+            || addresses.networks(),
+            |owners| owners.remove(index, addresses),
+        );
+        Some(session)
+    }
+
+    /// Changes the networks of an unmetered peer; no key is lost by it.
+    pub fn change_networks(&mut self, index: SessionIndex, change: &NetworkChange) {
+        let Ok(session) = session(&mut self.sessions, index) else {
+            return;
+        };
+        let Addresses::Networks(networks) = &mut session.plan.addresses else {
+            return;
+        };
+        networks.retain(|network| !change.removed.contains(network));
+        networks.extend(&change.added);
+        let changed = || [&change.removed[..], &change.added].concat();
+        self.change_owners(changed, |owners| {
+            for network in &change.removed {
+                owners.remove_network(network, index);
+            }
+            for network in &change.added {
+                owners.add_network(network, index);
+            }
+        });
+    }
+
+    /// Sends to the peer there, until it is heard from elsewhere.
+    pub fn change_endpoint(&mut self, index: SessionIndex, remote: SocketAddr) {
+        if let Ok(session) = session(&mut self.sessions, index) {
+            session.heard_from(Endpoint {
+                remote,
+                local: unspecified(remote),
+            });
+        }
+    }
+
+    /// Sends something to the peer at least so often, in seconds; 0 is not at all.
+    pub fn change_keepalive(&mut self, index: SessionIndex, seconds: u16) {
+        if let Ok(session) = session(&mut self.sessions, index) {
+            session.plan.persistent_keepalive_s = seconds;
+        }
+    }
+
+    /// The interface has another key; sessions of the old one are to be removed.
+    pub fn replace_identity(&mut self, identity: Arc<Identity>) {
+        self.identity = Arc::clone(&identity);
+        self.screening.tell(Notice::Identity(identity));
+    }
+
+    /// The interface's largest packet is another.
+    pub fn change_inner_mtu(&mut self, bytes: usize) {
+        self.config.inner_mtu = bytes;
+    }
+
+    /// Changes whose the addresses of `networks` are. What an address had under public addresses is
+    /// not the next owner's; what it had in the last run, its owner of then has again.
+    fn change_owners(
+        &mut self,
+        networks: impl FnOnce() -> Vec<IpNetwork>,
+        change: impl FnOnce(&mut Owners),
+    ) {
+        if self.translation.is_none() {
+            return change(&mut self.owners);
+        }
+        let mut hosts: Vec<u32> = networks()
+            .iter()
+            .flat_map(|network| self.owners.hosts(network))
+            .collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        let owner = |owners: &Owners, host: &u32| owners.of_host(*host);
+        let before: Vec<_> = hosts.iter().map(|host| owner(&self.owners, host)).collect();
+        change(&mut self.owners);
+        for (host, before) in hosts.into_iter().zip(before) {
+            let now = owner(&self.owners, &host);
+            let holder = self.holder(Subscriber(host)).map(Holder::of);
+            let Some(translation) = self.translation.as_mut().filter(|_| now != before) else {
+                continue;
+            };
+            if before.is_some() {
+                translation.remove(self.now_ms, host);
+            }
+            if let Some(holder) = holder {
+                translation.install(self.now_ms, host, holder);
+            }
+        }
+    }
+}
