@@ -23,6 +23,8 @@ use crate::provider::{Installed, Provider};
 
 /// How often everything is looked at without a reason.
 const TICK: Duration = Duration::from_secs(1);
+/// How often a data plane that does not answer is asked again: clients wait for it.
+const RETRY: Duration = Duration::from_millis(50);
 /// Channels with sessions that are looked at each time, whether somebody else has closed them.
 const CLOSED_LOOKS_PER_TICK: usize = 64;
 
@@ -76,6 +78,7 @@ async fn keep_installed(provider: Arc<Provider>) {
     let mut trouble = Trouble::default();
     loop {
         let result = install(&provider).await;
+        let pause = if result.is_ok() { TICK } else { RETRY };
         if trouble.note("installing sessions", result).is_none() {
             // Nobody may believe what a data plane confirmed that is not there any more.
             provider
@@ -83,7 +86,7 @@ async fn keep_installed(provider: Arc<Provider>) {
                 .send_modify(|installed| installed.revision = None);
         }
         // A change wakes this at once; otherwise it looks again after a while.
-        let _ = tokio::time::timeout(TICK, provider.book_changed()).await;
+        let _ = tokio::time::timeout(pause, provider.book_changed()).await;
     }
 }
 

@@ -276,6 +276,10 @@ impl Run<'_> {
                 }
                 quiet = now;
             }
+            if let Some(status) = read_status(&status_file, since) {
+                // The last word, for whoever still reads.
+                let _ = page.show(&status, quiet.as_ref(), output);
+            }
             let _ = told.send(());
             ended.and(taken_back)
         };
