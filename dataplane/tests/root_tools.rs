@@ -235,4 +235,12 @@ fn paying_clients_are_shown_and_left_alone() {
         metering.usage.totals(slot.index).bytes > before,
         "and goes on paying"
     );
+    // What is shown and loaded again gives nobody free service, now or when it is paid no more.
+    let shown = gateway.home.path("shown.conf");
+    fs::write(&shown, tools.said("showconf IF")).unwrap();
+    tools.refused(&format!("setconf IF {}", shown.display()));
+    gateway.install(&[]);
+    tools.refused(&format!("setconf IF {}", shown.display()));
+    echo.drain();
+    assert!(!echo.round_trip(100));
 }

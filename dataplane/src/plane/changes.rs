@@ -1,6 +1,7 @@
 //! What the control side changes about the plane between two bursts: sessions, whose addresses are,
 //! and the interface itself.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -59,7 +60,8 @@ impl<G: Gate> Plane<G> {
         let Addresses::Networks(networks) = &mut session.plan.addresses else {
             return;
         };
-        networks.retain(|network| !change.removed.contains(network));
+        let removed: HashSet<&IpNetwork> = change.removed.iter().collect();
+        networks.retain(|network| !removed.contains(network));
         networks.extend(&change.added);
         let changed = || [&change.removed[..], &change.added].concat();
         self.change_owners(changed, |owners| {

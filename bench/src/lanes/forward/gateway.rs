@@ -178,7 +178,9 @@ fn start<G: Gate + Send + 'static>(
     }
     // Every neighbour is known.
     let path = EthernetPath::new(PROVIDER, WIREGUARD_PORT, Box::new(|_| ()));
-    let screener = plane.screener().start(wake.try_clone()?, u16::try_from(GATEWAY_CPU).ok())?;
+    let screener = plane
+        .screener()
+        .start(wake.try_clone()?, u16::try_from(GATEWAY_CPU).ok())?;
     let worker = Worker::new(Ethernet::new(io, path), plane, queues.clone(), screener);
     let metering_ended = Arc::<AtomicBool>::default();
     let ended = Arc::clone(&metering_ended);
