@@ -39,7 +39,8 @@ impl Output {
     /// Says what is happening, to people only.
     pub(super) fn progress(self, words: &str) {
         if !self.json {
-            eprintln!("{words}");
+            // Whoever watched may be gone; that is no reason to end half-way.
+            let _ = writeln!(std::io::stderr(), "{words}");
         }
     }
 
@@ -48,16 +49,18 @@ impl Output {
         if self.json {
             println!("null");
         } else {
-            eprintln!("{words}");
+            // Whoever watched may be gone; that is no reason to end half-way.
+            let _ = writeln!(std::io::stderr(), "{words}");
         }
     }
 
     /// Prints why the command failed.
     pub(super) fn error(self, error: &CliError) {
+        let mut stderr = std::io::stderr();
         if self.json {
-            eprintln!("{}", serde_json::json!({ "error": error.0 }));
+            let _ = writeln!(stderr, "{}", serde_json::json!({ "error": error.0 }));
         } else {
-            eprintln!("topnet: {}\n  {}", error.0.what, error.0.mend);
+            let _ = writeln!(stderr, "topnet: {}\n  {}", error.0.what, error.0.mend);
         }
     }
 }

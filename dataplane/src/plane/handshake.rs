@@ -34,11 +34,12 @@ impl<G: Gate> Plane<G> {
         };
         let mut message_bytes = written(session.tunnel.update_timers(room));
         session.refresh_established();
-        if message_bytes.is_none() && std::mem::take(&mut session.resume) {
+        let reachable = session.endpoint.is_some();
+        if message_bytes.is_none() && reachable && std::mem::take(&mut session.resume) {
             let room = &mut out[offset..];
             message_bytes = written(session.tunnel.format_handshake_initiation(room, false));
         }
-        if message_bytes.is_none() && session.is_keepalive_due(self.now_ms) {
+        if message_bytes.is_none() && reachable && session.is_keepalive_due(self.now_ms) {
             let room = &mut out[offset..];
             message_bytes = written(match session.established {
                 true => session.tunnel.encapsulate(&[], room),

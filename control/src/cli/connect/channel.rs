@@ -1,6 +1,7 @@
 //! The channel that pays: one that is open already, or a new one that is closed at the end.
 
 use std::{
+    cell::Cell,
     fs,
     path::PathBuf,
     time::{Duration, SystemTime},
@@ -23,6 +24,9 @@ use crate::cli::{
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Units that an open channel must still be able to pay to be worth a connection.
 const UNITS_MIN: u64 = 64;
+
+/// Ends the name of a channel's marker.
+const MARKER: &str = ".close-at-end";
 
 /// What pays.
 pub(super) struct Channel {
@@ -67,7 +71,9 @@ impl Channel {
             ));
         };
         output.progress("opening a channel");
+        let begun = Cell::new(None);
         let note = |id: ChannelId| {
+            begun.set(Some(id));
             let path = marker(wallet, id);
             fs::write(&path, "").map_err(|error| CliError::file(&path, error))
         };
@@ -78,13 +84,43 @@ impl Channel {
             signer: None,
             patience: patience(),
         };
-        let opened = wallet
-            .open_channel(offer.clone(), open, note, output)
-            .await?;
-        Ok(Self {
-            view: wallet.rpc.channel(opened.channel).await?,
-            closes: true,
-        })
+        let opened = async {
+            let opened = wallet
+                .open_channel(offer.clone(), open, note, output)
+                .await?;
+            Ok::<_, CliError>(wallet.rpc.channel(opened.channel).await?)
+        };
+        match (opened.await, begun.get()) {
+            (Ok(view), _) => Ok(Self { view, closes: true }),
+            (Err(error), None) => Err(error),
+            (Err(CliError(error)), Some(id)) => Err(CliError::new(
+                &error.code,
+                format!("channel {id} may be open: {}", error.what),
+                format!(
+                    "the next `topnet connect` uses or closes it, or `topnet wallet close {id}`"
+                ),
+            )),
+        }
+    }
+
+    /// Closes what earlier runs have opened to be closed and had no time to. What cannot be closed
+    /// now is left to the next run.
+    pub(super) async fn close_others(&self, wallet: &OpenWallet, output: Output) {
+        let files = fs::read_dir(&wallet.config.state_dir);
+        let files = files.into_iter().flatten().flatten();
+        let names = files.filter_map(|file| file.file_name().into_string().ok());
+        let left: Vec<ChannelId> = names
+            .filter_map(|name| name.strip_suffix(MARKER)?.parse().ok())
+            .filter(|id| *id != self.view.id)
+            .collect();
+        for id in left {
+            output.progress(&format!(
+                "closing channel {id}, which an earlier run has left"
+            ));
+            if let Err(error) = close(wallet, id, true, output).await {
+                output.progress(&format!("channel {id} is not closed: {}", error.0.what));
+            }
+        }
     }
 
     /// Closes it, if it was opened to be closed.
@@ -102,16 +138,13 @@ impl Channel {
             let _ = fs::remove_file(marker(wallet, id));
             return Ok(());
         }
-        wallet
-            .close(id, patience(), output)
-            .await
-            .map_err(|error| {
-                CliError::new(
-                    &error.0.code,
-                    format!("channel {id} is not closed: {}", error.0.what),
-                    format!("close it: `topnet wallet close {id}`"),
-                )
-            })?;
+        close(wallet, id, false, output).await.map_err(|error| {
+            CliError::new(
+                &error.0.code,
+                format!("channel {id} is not closed: {}", error.0.what),
+                format!("close it: `topnet wallet close {id}`"),
+            )
+        })?;
         let _ = fs::remove_file(marker(wallet, id));
         output.progress(&format!(
             "channel {id} closes; what is left of it returns after {} blocks",
@@ -119,6 +152,24 @@ impl Channel {
         ));
         Ok(())
     }
+}
+
+/// Closes a channel, unless somebody has begun to.
+async fn close(
+    wallet: &OpenWallet,
+    id: ChannelId,
+    no_wait: bool,
+    output: Output,
+) -> Result<(), CliError> {
+    if wallet.rpc.channel(id).await?.state == ChannelState::Open {
+        let patience = Patience {
+            no_wait,
+            ..patience()
+        };
+        wallet.close(id, patience, output).await?;
+    }
+    let _ = fs::remove_file(marker(wallet, id));
+    Ok(())
 }
 
 /// An open channel to whoever makes the offer, with enough left.
@@ -148,7 +199,7 @@ async fn find(wallet: &OpenWallet, offer: &Offer) -> Result<Option<ChannelView>,
 
 /// Stands while a channel is to be closed at the end, even if this run does not come to it.
 fn marker(wallet: &OpenWallet, id: ChannelId) -> PathBuf {
-    wallet.config.state_dir.join(format!("{id}.close-at-end"))
+    wallet.config.state_dir.join(format!("{id}{MARKER}"))
 }
 
 fn patience() -> Patience {

@@ -16,6 +16,7 @@ mod routes;
 mod stop;
 
 use std::{
+    io::Write as _,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     os::{
         linux::net::SocketAddrExt,
@@ -29,7 +30,9 @@ use std::{
 };
 
 use topnet_api::{ChannelView, Offer, SessionGrant, WireguardPublicKey};
-use topnet_uapi::{AllowedIpChange, IpNetwork, KeyUpdate, PeerSet, PrivateKey, PublicKey, Set};
+use topnet_uapi::{
+    AllowedIpChange, DeviceStatus, IpNetwork, KeyUpdate, PeerSet, PrivateKey, PublicKey, Set,
+};
 use topnet_wallet::{PayStatus, WireguardCounter};
 
 use super::{
@@ -81,6 +84,7 @@ pub(super) async fn execute(
     let device = Device::start(&connect.interface, &directory).await?;
     stop.check()?;
     let channel = Channel::find_or_open(&wallet, &offer, &connect, output).await?;
+    channel.close_others(&wallet, output).await;
     let run = Run {
         wallet: &wallet,
         offer: &offer,
@@ -123,10 +127,15 @@ fn alone() -> Result<UnixListener, CliError> {
 /// to take back.
 fn directory(state_dir: &Path) -> Result<PathBuf, CliError> {
     let own = rustix::process::geteuid();
-    let path = match own.is_root() {
+    let above = match own.is_root() {
         true => PathBuf::from(ROOT_DIRECTORY),
         false => state_dir.join("connect"),
     };
+    // Rules are a network namespace's, and so is what is written down about them.
+    let namespace = Path::new("/proc/self/ns/net");
+    let namespace =
+        std::fs::metadata(namespace).map_err(|error| CliError::file(namespace, error))?;
+    let path = above.join(namespace.ino().to_string());
     let mut builder = std::fs::DirBuilder::new();
     let made = builder.recursive(true).mode(0o700).create(&path);
     made.map_err(|error| CliError::file(&path, error))?;
@@ -226,7 +235,7 @@ impl Run<'_> {
             &self.journal,
         )?;
         for words in &routes.warnings {
-            eprintln!("topnet: {words}");
+            let _ = writeln!(std::io::stderr(), "topnet: {words}");
         }
         let counter = WireguardCounter::exact(
             &self.connect.interface,
@@ -264,21 +273,25 @@ impl Run<'_> {
             }
             // Nothing more is used: what is used already is paid, and then paying ends.
             let taken_back = routes.take_down(&self.connect.interface);
-            let mut quiet = device.interface().status().ok();
-            let rest = Instant::now();
+            let mut last = device.interface().status().ok();
+            let (rest, mut still) = (Instant::now(), Instant::now());
             while rest.elapsed() < REST_PATIENCE {
                 tokio::time::sleep(POLL).await;
                 let now = device.interface().status().ok();
+                if counts(now.as_ref()) != counts(last.as_ref()) {
+                    still = Instant::now();
+                }
+                last = now;
                 let paid = read_status(&status_file, since)
                     .is_some_and(|status| status.accepted_units >= status.owed_units);
-                if paid && now == quiet && rest.elapsed() > 5 * POLL {
+                // What is written down is a little older than what is counted.
+                if paid && still.elapsed() > 5 * POLL {
                     break;
                 }
-                quiet = now;
             }
             if let Some(status) = read_status(&status_file, since) {
                 // The last word, for whoever still reads.
-                let _ = page.show(&status, quiet.as_ref(), output);
+                let _ = page.show(&status, last.as_ref(), output);
             }
             let _ = told.send(());
             ended.and(taken_back)
@@ -390,6 +403,12 @@ impl Run<'_> {
             "connect again with --allocation, or add to it with `topnet wallet top-up`",
         )
     }
+}
+
+/// Bytes of a device's peers, both ways.
+fn counts(device: Option<&DeviceStatus>) -> Vec<(u64, u64)> {
+    let peers = device.into_iter().flat_map(|device| &device.peers);
+    peers.map(|peer| (peer.tx_bytes, peer.rx_bytes)).collect()
 }
 
 /// False if the system is told to do without IPv6.

@@ -4,7 +4,8 @@
 //! What goes through the tunnel stands in a table of its own, so that no route of the machine's is
 //! replaced. Two rules lead there: what the main table has a route for keeps it (the local network),
 //! the rest goes by the tunnel's table, and the tunnel's own packets, which are marked, by neither.
-//! If the device dies, a route that leads nowhere stays: nothing leaves beside the tunnel.
+//! If the device dies, a route that leads nowhere stays until all is taken back: what was to go
+//! through the tunnel does not go beside it meanwhile.
 //!
 //! Rules and name servers do not go with the device. What is about to be done is written down first,
 //! as facts and not as commands, so that the next run takes back what a killed one left.
@@ -12,7 +13,7 @@
 use std::{
     fs,
     io::Write,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -30,10 +31,15 @@ pub(super) const MARK: u32 = 0x746f;
 const PRIORITY_BESIDE: u32 = 32_000;
 const PRIORITY_MAIN: u32 = 32_001;
 const PRIORITY_TUNNEL: u32 = 32_002;
+/// Addresses that are reached beside the tunnel, at most.
+const RULES_MAX: u32 = 64;
 /// A command that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 const SRC_VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
+
+/// First bytes of public addresses, from all parts of the space.
+const PROBES: [u8; 12] = [1, 23, 45, 62, 77, 93, 104, 142, 151, 185, 203, 217];
 
 /// What is to be set up.
 #[derive(Debug)]
@@ -64,8 +70,14 @@ impl Plan<'_> {
 
     /// True if all of a version goes through the tunnel.
     fn takes_all(&self, version: Version) -> bool {
+        // Defaults come in halves, or without private networks, as well.
         let networks = self.networks_of(version);
-        networks.iter().any(|network| network.prefix_bits() == 0)
+        let within = |probe: &&IpAddr| networks.iter().any(|network| network.contains(**probe));
+        let probes: Vec<IpAddr> = PROBES
+            .into_iter()
+            .map(|first| version.probe(first))
+            .collect();
+        probes.iter().filter(within).count() * 4 >= probes.len() * 3
     }
 }
 
@@ -76,6 +88,14 @@ enum Version {
 }
 
 impl Version {
+    /// An address that anybody may want to reach.
+    fn probe(self, first: u8) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(first, 1, 1, 1).into(),
+            Self::V6 => Ipv6Addr::new(0x2000 | u16::from(first), 1, 0, 0, 0, 0, 0, 1).into(),
+        }
+    }
+
     fn of(address: IpAddr) -> Self {
         if address.is_ipv4() {
             Self::V4
@@ -197,11 +217,25 @@ impl Routes {
 
     /// Takes back what an earlier run left behind; an error says what is left.
     pub(super) fn recover(journal: &Path) -> Result<(), CliError> {
-        let left = fs::read(journal).ok();
-        let done = left.and_then(|text| serde_json::from_slice::<Vec<Done>>(&text).ok());
+        let done = match fs::read(journal) {
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|_| {
+                // Written by another version: everything has its fixed place.
+                for version in [Version::V4, Version::V6] {
+                    let beside =
+                        format!("{} rule del priority {PRIORITY_BESIDE}", version.option());
+                    let _ = (0..RULES_MAX).take_while(|_| ip(&beside).is_ok()).count();
+                }
+                [Version::V4, Version::V6]
+                    .into_iter()
+                    .flat_map(|v| [Done::Table(v), Done::Tunnel(v), Done::MainFirst(v)])
+                    .collect()
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(CliError::file(journal, error)),
+        };
         let mut routes = Self {
             journal: journal.to_owned(),
-            done: done.unwrap_or_default(),
+            done,
             warnings: Vec::new(),
         };
         routes.take_back()
@@ -385,7 +419,13 @@ impl Drop for Routes {
         if !self.done.is_empty()
             && let Err(error) = self.take_back()
         {
-            eprintln!("topnet: {}\n  {}", error.0.what, error.0.mend);
+            // A panic here would leave the rest; a terminal may be gone.
+            let _ = writeln!(
+                std::io::stderr(),
+                "topnet: {}\n  {}",
+                error.0.what,
+                error.0.mend
+            );
         }
     }
 }
@@ -495,6 +535,27 @@ mod tests {
         let text = serde_json::to_string(&done).unwrap();
         assert_eq!(serde_json::from_str::<Vec<Done>>(&text).unwrap(), done);
         assert!(serde_json::from_str::<Vec<Done>>("[[\"sh\",\"-c\",\"id\"]]").is_err());
+    }
+
+    #[test]
+    fn a_default_in_parts_takes_all() {
+        let takes_all = |texts: &[&str]| {
+            let networks: Vec<IpNetwork> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            let plan = Plan {
+                device: "x",
+                addresses: &[],
+                mtu_bytes: 1_420,
+                networks: &networks,
+                beside: &[],
+                dns: &[],
+            };
+            (plan.takes_all(Version::V4), plan.takes_all(Version::V6))
+        };
+        assert_eq!(takes_all(&["0.0.0.0/0"]), (true, false));
+        let halves = ["0.0.0.0/1", "128.0.0.0/1", "::/0"];
+        assert_eq!(takes_all(&halves), (true, true));
+        let some = ["10.0.0.0/8", "192.168.0.0/16", "2000::/3"];
+        assert_eq!(takes_all(&some), (false, true));
     }
 
     #[test]
