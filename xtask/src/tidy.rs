@@ -503,7 +503,7 @@ mod tests {
     #[test]
     fn an_arrow_that_nobody_draws_is_told() {
         let drawn = |kind: Option<&str>| Package {
-            name: "topnet-config".into(),
+            name: "topnet-api".into(),
             manifest_path: "Cargo.toml".into(),
             dependencies: vec![Dependency {
                 name: "topnet-account".into(),

@@ -94,6 +94,8 @@ pub(super) async fn execute(
             wallet.finish(&chain.chain, id, patience, output).await
         }
         WalletCommand::Open(open) => {
+            // Whoever has no account here need not ask a provider.
+            wallet.keys.account()?;
             let offer = wallet.offer().await?;
             output.print(&wallet.open_channel(offer, open, |_| Ok(()), output).await?);
             Ok(())
