@@ -339,7 +339,9 @@ fn a_session_goes_as_fast_as_it_may_and_beyond_its_credit_at_a_trickle() {
     far.connect((support::CLIENT_INNER, 9)).unwrap();
     for (socket, limit) in [(&far, DOWN), (&near, UP)] {
         let rate = passes(&gateway, slot, socket, limit) / limit as f64;
-        assert!((0.98..=1.02).contains(&rate), "{limit} bit/s: {rate}");
+        // How exact it is, the limit's own tests say with a clock of theirs; here a sender that others
+        // keep from sending must not be taken for a limit that is too low.
+        assert!((0.90..=1.02).contains(&rate), "{limit} bit/s: {rate}");
     }
     assert!(gateway.drops("rate_exceeded") > 1000);
     // The credit is used up: nothing more is billed, and a trickle passes.
@@ -350,7 +352,7 @@ fn a_session_goes_as_fast_as_it_may_and_beyond_its_credit_at_a_trickle() {
     passes(&gateway, slot, &far, DOWN);
     let rate = (given() - before) as f64 * 8.0 / began.elapsed().as_secs_f64();
     assert!(
-        (0.95..=1.05).contains(&(rate / TRICKLE as f64)),
+        (0.90..=1.05).contains(&(rate / TRICKLE as f64)),
         "{rate} bit/s"
     );
     assert_eq!(gateway.attach().usage.totals(slot.index).bytes, usage);
