@@ -22,6 +22,7 @@ pub mod accounting;
 pub mod drops;
 pub mod endpoints;
 mod error;
+mod files;
 pub mod forwarding;
 pub mod handshakes;
 #[allow(unsafe_code)]

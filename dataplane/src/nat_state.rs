@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -21,12 +21,11 @@ use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use topnet_account::ChannelId;
 use topnet_config::Ipv4Subnet;
 
+use crate::files::replace_private;
 use crate::nat_log::Holder;
 
 /// Name of the file in the runtime directory.
 const FILE: &str = "nat-state";
-/// Who talks to whom is nobody else's business.
-const FILE_MODE: u32 = 0o600;
 const MAGIC: [u8; 8] = *b"topnet-n";
 const VERSION: u16 = 1;
 /// As the kernel writes it, without its newline.
@@ -104,20 +103,7 @@ impl Place {
 
 /// Leaves a state to the next run. A reader sees all of it or none.
 pub fn write(runtime_dir: &Path, place: &Place, state: &NatState) -> io::Result<()> {
-    let path = runtime_dir.join(FILE);
-    let fresh = path.with_extension("new");
-    // What stands there is of a run that died while it wrote.
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(FILE_MODE)
-        .open(&fresh)?;
-    file.write_all(&encode(place, state))?;
-    fs::rename(&fresh, &path)
+    replace_private(&runtime_dir.join(FILE), &encode(place, state))
 }
 
 /// Takes the state that the last run left, if it left one. The file is gone afterwards, whatever
@@ -260,7 +246,8 @@ mod tests {
             .unwrap()
             .permissions()
             .mode();
-        assert_eq!(mode & 0o777, FILE_MODE);
+        // Who talks to whom is nobody else's business.
+        assert_eq!(mode & 0o777, 0o600);
         let taken = take(dir.path(), &place(), 7000).unwrap();
         assert_eq!(taken, Some(state()));
         assert!(matches!(take(dir.path(), &place(), 7000), Ok(None)));

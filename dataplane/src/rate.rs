@@ -4,16 +4,13 @@
 //! What is faster is dropped, not delayed: the sender's congestion control finds the rate, and
 //! nobody else's packets wait behind it.
 
+use topnet_config::Rates;
+
 /// How much earlier than its turn a packet may come. At a megabit a second these are four packets,
 /// and over ten seconds half a percent.
 const BURST_NS: u64 = 50_000_000;
 const NS_PER_S: u64 = 1_000_000_000;
 const BITS_PER_BYTE: u64 = 8;
-
-/// Slowest rate that can be asked for: below it a packet waits for seconds.
-pub const BITS_PER_S_MIN: u64 = 64_000;
-/// Fastest rate that can be asked for; no limit does for more.
-pub const BITS_PER_S_MAX: u64 = 100_000_000_000;
 
 /// One way of one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +24,10 @@ pub struct RateLimit {
 const FRACTION_BITS: u32 = 16;
 
 impl RateLimit {
-    /// A limit of so many bits of inner packets a second, within the bounds above.
+    /// A limit of so many bits of inner packets a second, within what can be configured.
     #[must_use]
     pub fn new(bits_per_s: u64) -> Self {
-        let bits_per_s = bits_per_s.clamp(BITS_PER_S_MIN, BITS_PER_S_MAX);
+        let bits_per_s = bits_per_s.clamp(Rates::BITS_PER_S_MIN, Rates::BITS_PER_S_MAX);
         Self {
             byte_time: ((NS_PER_S * BITS_PER_BYTE) << FRACTION_BITS) / bits_per_s,
             due_ns: 0,
@@ -105,7 +102,7 @@ mod tests {
         /// No stretch of time sees more than its share, the allowance and one packet.
         #[test]
         fn never_more_than_the_rate_and_the_allowance(
-            bits_per_s in BITS_PER_S_MIN..10_000_000_000,
+            bits_per_s in Rates::BITS_PER_S_MIN..10_000_000_000,
             packets in prop::collection::vec((0u64..20_000_000, 1usize..9_000), 1..400),
         ) {
             let mut limit = RateLimit::new(bits_per_s);

@@ -405,7 +405,7 @@ fn random_boot() -> Result<BootId, RunError> {
     random("draw a random name").map(BootId)
 }
 
-fn random<const BYTES: usize>(what: &'static str) -> Result<[u8; BYTES], RunError> {
+pub(crate) fn random<const BYTES: usize>(what: &'static str) -> Result<[u8; BYTES], RunError> {
     let mut bytes = [0; BYTES];
     let filled = SystemRandom::new().fill(&mut bytes);
     filled.map_err(|_| system(what)(io::Error::other("no randomness")))?;

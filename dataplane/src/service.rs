@@ -23,7 +23,7 @@ use crate::link::WorkerLink;
 use crate::nat_log::{Holder, NatLog};
 use crate::orders::Order;
 use crate::registry::{Registry, Standing};
-use crate::session::{Endpoint, Identity, Session, SessionRates};
+use crate::session::{Endpoint, Identity, Session, SessionCounters, SessionPlan, SessionRates};
 use crate::slots::Phase;
 use crate::solicited::Solicited;
 use crate::translation::PoolLevels;
@@ -191,36 +191,28 @@ impl Shared {
 
     /// Has the worker do what the registry noted.
     pub(crate) async fn deliver(&self, registry: &mut Registry, orders: Vec<Order>) {
-        for order in orders {
-            let command = match order {
-                Order::Remove(index) => Command::Remove(index),
-                Order::Networks(index, change) => Command::Networks(index, change),
-                Order::Endpoint(index, remote) => Command::Endpoint(index, remote),
-                Order::Keepalive(index, seconds) => Command::Keepalive(index, seconds),
-                Order::Install(plan, counters) => {
-                    let mut session = Session::new(&self.identity, plan);
-                    session.counters = counters;
-                    if session.plan.payer.is_some() {
-                        session.rates = self.rates;
-                    }
-                    if self.shields_ipv6 && session.plan.payer.is_some() {
-                        session.solicited = Some(Box::new(Solicited::new(random_seed())));
-                    }
-                    let said = session.plan.endpoint;
-                    let known = said.or_else(|| self.endpoints().of(&session.plan.public_key));
-                    if let Some(remote) = known {
-                        session.resume_at(Endpoint {
-                            remote,
-                            local: self.gateway_address,
-                        });
-                    }
-                    // A Curve25519 operation each: let others have a turn.
-                    tokio::task::yield_now().await;
-                    Command::Install(Box::new(session))
-                }
-            };
-            self.send(registry, command).await;
+        let make = |plan, counters| self.session(plan, counters);
+        let take = |returned| self.take_back(registry, returned);
+        self.worker.deliver(orders, make, take).await;
+    }
+
+    fn session(&self, plan: SessionPlan, counters: Arc<SessionCounters>) -> Session {
+        let mut session = Session::new(&self.identity, plan);
+        session.counters = counters;
+        if session.plan.payer.is_some() {
+            session.rates = self.rates;
+            let solicited = || Box::new(Solicited::new(random_seed()));
+            session.solicited = self.shields_ipv6.then(solicited);
         }
+        let said = session.plan.endpoint;
+        let known = said.or_else(|| self.remembered(&session.plan.public_key));
+        if let Some(remote) = known {
+            session.resume_at(Endpoint {
+                remote,
+                local: self.gateway_address,
+            });
+        }
+        session
     }
 
     fn session_status(&self, standing: &Standing) -> SessionStatus {

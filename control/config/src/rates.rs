@@ -4,8 +4,6 @@ use serde::Deserialize;
 
 use crate::error::Problems;
 
-const BITS_PER_S: std::ops::RangeInclusive<u64> = 64_000..=100_000_000_000;
-
 /// Limits of each session, in bits of inner packets a second; none where a key is left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,6 +17,11 @@ pub struct Rates {
 }
 
 impl Rates {
+    /// Slowest rate: below it a packet waits for seconds.
+    pub const BITS_PER_S_MIN: u64 = 64_000;
+    /// Fastest rate: no limit does for more.
+    pub const BITS_PER_S_MAX: u64 = 100_000_000_000;
+
     pub(crate) fn check(&self, problems: &mut Problems<'_>) {
         let rates = [
             ("rates.up_bits_per_s", self.up_bits_per_s),
@@ -26,7 +29,8 @@ impl Rates {
             ("rates.unpaid_bits_per_s", self.unpaid_bits_per_s),
         ];
         for (key, rate) in rates {
-            if let Some(rate) = rate.filter(|rate| !BITS_PER_S.contains(rate)) {
+            let possible = Self::BITS_PER_S_MIN..=Self::BITS_PER_S_MAX;
+            if let Some(rate) = rate.filter(|rate| !possible.contains(rate)) {
                 problems.add(
                     key,
                     format!("{rate} is out of range"),

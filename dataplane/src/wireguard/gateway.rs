@@ -5,27 +5,24 @@
 //! protocol answers with a number alone: clients that pay, the gateway's key and its port.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
 
 use tokio::task::spawn_blocking;
 use topnet_config::{Dataplane, InnerNetwork, Ipv4Subnet};
 use topnet_uapi::{
     AllowedIpChange, CONF_BYTES_MAX, Conf, ConfInterface, ConfPeer, Device, DeviceStatus,
     EndpointName, Errno, IpNetwork, KeyUpdate, PeerSet, PeerStatus, PrivateKey, PublicKey, Set,
-    Traffic,
 };
 
+use super::Since;
 use super::socket::Interface;
 use crate::error::RunError;
+use crate::files::replace_private;
 use crate::registry::{PeersRefused, Registry};
 use crate::service::Shared;
-use crate::session::SessionCounters;
 
 /// Widest networks of a peer beside the inner network.
 const PREFIX_BITS_MIN: u8 = 8;
@@ -168,16 +165,19 @@ pub struct Gateway {
     shared: Arc<Shared>,
     rules: GatewayRules,
     private_key: Option<PrivateKey>,
+    since: Since,
 }
 
 impl Gateway {
     /// The interface of the gateway behind `shared`, with the peers of the last run.
     pub async fn open(shared: Arc<Shared>, rules: GatewayRules) -> Result<Self, RunError> {
         let private_key = PrivateKey::new(shared.identity.private.to_bytes());
+        let since = Since::new(shared.started);
         let gateway = Self {
             shared,
             rules,
             private_key,
+            since,
         };
         let path = gateway.rules.file.clone();
         let failed = |reason: String| RunError::Unmetered {
@@ -268,23 +268,10 @@ impl Gateway {
         Ok(())
     }
 
-    fn traffic(&self, counters: &SessionCounters) -> Traffic {
-        let started = SystemTime::now().checked_sub(self.shared.started.elapsed());
-        let since_1970 = started.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let handshake = counters.handshake_ms().map(Duration::from_millis);
-        Traffic {
-            last_handshake: since_1970
-                .zip(handshake)
-                .map(|(start, after)| start + after),
-            tx_bytes: counters.down_bytes.load(Ordering::Relaxed),
-            rx_bytes: counters.up_bytes.load(Ordering::Relaxed),
-        }
-    }
-
     /// Paying clients, whom the tools see and do not configure.
     fn clients(&self, registry: &Registry) -> Vec<PeerStatus> {
         let clients = registry.standing().map(|standing| {
-            let traffic = self.traffic(&standing.counters);
+            let traffic = self.since.traffic(&standing.counters);
             let address = standing.desired.inner_address;
             let addresses = [
                 Some(IpAddr::from(address)),
@@ -313,7 +300,7 @@ impl Interface for Gateway {
         self.shared.reap(&mut registry);
         let mut status = registry
             .operators()
-            .map(|operators| operators.status(|standing| self.traffic(&standing.counters)))
+            .map(|operators| operators.status(|standing| self.since.traffic(&standing.counters)))
             .unwrap_or_default();
         status.private_key.clone_from(&self.private_key);
         status.listen_port = self.rules.listen_port;
@@ -382,7 +369,7 @@ fn read(path: &Path) -> Result<Option<Conf>, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Replaces the file as a whole and for good. It has preshared keys, so nobody else may read it.
+/// Keeps them, for good when it returns.
 fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     if text.len() > CONF_BYTES_MAX {
         return Err(io::Error::other(format!(
@@ -391,18 +378,7 @@ fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     }
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory)?;
-    let mut fresh = path.to_owned().into_os_string();
-    fresh.push(".new");
-    // What is there may be open to others, or lead elsewhere.
-    let _ = fs::remove_file(&fresh);
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&fresh)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(fresh, path)?;
+    replace_private(path, text)?;
     fs::File::open(directory)?.sync_all()
 }
 

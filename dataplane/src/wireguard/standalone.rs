@@ -8,14 +8,14 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use ring::rand::{SecureRandom, SystemRandom};
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, oneshot};
-use topnet_uapi::{DeviceStatus, Errno, PrivateKey, Set, Traffic};
+use topnet_uapi::{DeviceStatus, Errno, Set};
 
+use super::Since;
 use super::socket::{ConfigurationSocket, Interface};
 use crate::accounting::Gate;
 use crate::drops::DropCounters;
@@ -23,11 +23,11 @@ use crate::error::{RunError, system};
 use crate::io::{INNER_BYTES_MAX, Kernel, KernelPlan, Marks, Reach, Sockets};
 use crate::link::WorkerLink;
 use crate::netlink::Connection;
-use crate::operators::{InterfaceChange, Operators, StandingPeer};
+use crate::operators::{InterfaceChange, Operators};
 use crate::orders::{Indices, Order};
 use crate::plane::{Plane, PlaneConfig};
-use crate::run::spawn;
-use crate::session::{Identity, Session};
+use crate::run::{random, spawn};
+use crate::session::{Identity, Session, SessionCounters};
 use crate::worker::{Command, Queues, Returned, Worker};
 
 /// Peers of one interface, as many as wireguard-go takes.
@@ -40,12 +40,11 @@ const SESSIONS_EXPECTED: usize = 16;
 const MTU_BYTES: u32 = 1_420;
 /// How often the interface is looked at for what `ip link` changed.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
-const KEY_BYTES: usize = 32;
 
 /// An interface that stands.
 pub struct Standalone {
     name: String,
-    started: Instant,
+    since: Since,
     link: WorkerLink,
     state: Mutex<State>,
     /// Waits until the worker has ended.
@@ -108,7 +107,7 @@ impl Standalone {
         operators.device_mut().handle_bound(port);
         let interface = Self {
             name: name.to_owned(),
-            started,
+            since: Since::new(started),
             link: WorkerLink { queues, wake },
             state: Mutex::new(State {
                 operators,
@@ -220,25 +219,19 @@ impl Standalone {
     }
 
     async fn deliver(&self, state: &mut State, orders: Vec<Order>) {
-        for order in orders {
-            let command = match order {
-                Order::Remove(index) => Command::Remove(index),
-                Order::Networks(index, change) => Command::Networks(index, change),
-                Order::Endpoint(index, remote) => Command::Endpoint(index, remote),
-                Order::Keepalive(index, seconds) => Command::Keepalive(index, seconds),
-                Order::Install(plan, counters) => {
-                    // Whoever was heard before may use keys that are gone.
-                    let was_heard = counters.handshake_ms().is_some();
-                    let mut session = Session::new(&state.identity, plan);
-                    session.counters = counters;
-                    session.resume = was_heard && session.endpoint.is_some();
-                    // A Curve25519 operation each: let others have a turn.
-                    tokio::task::yield_now().await;
-                    Command::Install(Box::new(session))
-                }
-            };
-            self.send(state, command).await;
-        }
+        let State {
+            identity, indices, ..
+        } = state;
+        let make = |plan, counters: Arc<SessionCounters>| {
+            // Whoever was heard before may use keys that are gone.
+            let was_heard = counters.handshake_ms().is_some();
+            let mut session = Session::new(identity, plan);
+            session.counters = counters;
+            session.resume = was_heard && session.endpoint.is_some();
+            session
+        };
+        let take = |returned| take_back(indices, returned);
+        self.link.deliver(orders, make, take).await;
     }
 
     async fn send(&self, state: &mut State, command: Command) {
@@ -252,27 +245,14 @@ impl Standalone {
         let indices = &mut state.indices;
         self.link.reap(|returned| take_back(indices, returned));
     }
-
-    fn traffic(&self, peer: &StandingPeer) -> Traffic {
-        let counters = &peer.counters;
-        let started = SystemTime::now().checked_sub(self.started.elapsed());
-        let since_1970 = started.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let handshake = counters.handshake_ms().map(Duration::from_millis);
-        Traffic {
-            last_handshake: since_1970
-                .zip(handshake)
-                .map(|(start, after)| start + after),
-            tx_bytes: counters.down_bytes.load(Ordering::Relaxed),
-            rx_bytes: counters.up_bytes.load(Ordering::Relaxed),
-        }
-    }
 }
 
 impl Interface for Standalone {
     async fn status(&self) -> DeviceStatus {
         let mut state = self.state.lock().await;
         self.reap(&mut state);
-        state.operators.status(|peer| self.traffic(peer))
+        let since = self.since;
+        state.operators.status(|peer| since.traffic(&peer.counters))
     }
 
     async fn apply(&self, set: Set) -> Errno {
@@ -343,10 +323,5 @@ fn refused(error: &io::Error, what: &str) -> Errno {
 
 /// The identity of an interface that was given none: a key that nobody knows.
 fn nobody() -> Result<Identity, RunError> {
-    let mut bytes = [0; KEY_BYTES];
-    let filled = SystemRandom::new().fill(&mut bytes);
-    filled.map_err(|_| system("draw a key")(io::Error::other("no randomness")))?;
-    let key = PrivateKey::new(bytes);
-    let bytes = key.as_ref().map_or(bytes, |key| *key.as_bytes());
-    Ok(Identity::new(bytes))
+    random("draw a key").map(Identity::new)
 }
