@@ -22,6 +22,7 @@ mod provider;
 mod run;
 mod session;
 mod since;
+mod stop;
 mod text;
 mod vpn;
 mod wallet;

@@ -28,7 +28,7 @@ use crate::{
 /// How long a request waits for the data plane to have installed its change.
 const INSTALL_WAIT: Duration = Duration::from_secs(3);
 /// WireGuard's own advice for clients behind NAT.
-const PERSISTENT_KEEPALIVE_S: u16 = 25;
+pub(crate) const PERSISTENT_KEEPALIVE_S: u16 = 25;
 
 /// A provider, from control's side.
 #[derive(Debug)]

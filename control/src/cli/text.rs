@@ -347,6 +347,12 @@ impl Text for SessionReport {
             .row("up", bytes(traffic.up_bytes))
             .row("down", bytes(traffic.down_bytes))
             .row_if(
+                "given",
+                Some(traffic.given_bytes)
+                    .filter(|given| *given > 0)
+                    .map(bytes),
+            )
+            .row_if(
                 "handshake",
                 traffic.handshake_age_s.map(|age| format!("{age} s ago")),
             )

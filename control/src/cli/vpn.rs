@@ -26,9 +26,7 @@ use super::{
     session::PrivateFile,
     text::{Table, Text, bytes},
 };
-
-/// What keeps a peer reachable behind NATs.
-const PERSISTENT_KEEPALIVE_S: u16 = 25;
+use crate::provider::PERSISTENT_KEEPALIVE_S;
 
 pub(super) fn execute(
     options: &Options,

@@ -141,7 +141,7 @@ http {{
     client_max_body_size {UPLOAD_MIB_MAX}m;
     default_type application/octet-stream;
     server {{
-        listen {ORIGIN}:{PORT};
+        listen {PORT};
         listen [::]:{PORT} ipv6only=on;
         root {home}/files;
         location /upload/ {{

@@ -13,7 +13,6 @@ mod device;
 mod offer;
 mod page;
 mod routes;
-mod stop;
 
 use std::{
     io::Write as _,
@@ -40,6 +39,7 @@ use super::{
     error::CliError,
     output::Output,
     session::nonce,
+    stop::Stop,
     vpn::{private_key, public_half},
     wallet::{OpenWallet, make_private, pay::HowToPay},
 };
@@ -47,7 +47,6 @@ use channel::Channel;
 use device::Device;
 use page::{Page, Spent};
 use routes::{MARK, Plan, Routes};
-use stop::Stop;
 
 /// How long is waited at the end until everything owed is paid.
 const REST_PATIENCE: Duration = Duration::from_secs(5);

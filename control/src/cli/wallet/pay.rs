@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use tokio::signal::unix::{SignalKind, signal};
 use topnet_account::{Amount, ChannelId};
 use topnet_api::{ChannelState, ChannelView, Offer};
 use topnet_channel::PayerTerms;
@@ -12,16 +11,16 @@ use topnet_wallet::{
 };
 
 use super::{OpenWallet, another_payee, make_private, report::status_file};
-use crate::cli::{arguments::WalletPay, error::CliError, output::Output};
+use crate::cli::{arguments::WalletPay, error::CliError, output::Output, stop::Stop};
 
-/// Pays until SIGINT or SIGTERM, or until the payee has finished the channel.
+/// Pays until it is told to stop, or until the payee has finished the channel.
 pub(super) async fn pay(
     wallet: &OpenWallet,
     arguments: WalletPay,
     output: Output,
 ) -> Result<(), CliError> {
     log_to_stderr("info,tarpc=warn");
-    let stop = stop_signal()?;
+    let mut stop = Stop::listen()?;
     let offer = wallet.offer().await?;
     let channel = wallet.rpc.channel(arguments.channel).await?;
     let counter = WireguardCounter::new(&arguments.interface, offer.wireguard_public_key.0);
@@ -30,7 +29,7 @@ pub(super) async fn pay(
         unit_price_max: wallet.config.unit_price_max(),
         status_file: arguments.status_file,
     };
-    let paying = wallet.pay_on(&channel, &offer, how, stop, output);
+    let paying = wallet.pay_on(&channel, &offer, how, stop.wait(), output);
     output.print(&paying.await?);
     Ok(())
 }
@@ -125,23 +124,4 @@ impl OpenWallet {
     pub(in crate::cli) fn status_file(&self, channel: ChannelId) -> PathBuf {
         status_file(self, channel)
     }
-}
-
-/// Ready when the wallet is told to stop. Registered before anything is paid.
-fn stop_signal() -> Result<impl Future<Output = ()>, CliError> {
-    let refused = |error: std::io::Error| {
-        CliError::new(
-            "signal",
-            format!("cannot wait for signals: {error}"),
-            "try again",
-        )
-    };
-    let mut terminate = signal(SignalKind::terminate()).map_err(refused)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(refused)?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
 }

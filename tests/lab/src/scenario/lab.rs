@@ -1,6 +1,11 @@
 //! One run's parts, and the steps that scenarios share.
 
-use std::{fs, net::Ipv4Addr, os::unix::fs::chown, path::PathBuf};
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+    os::unix::fs::chown,
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -64,6 +69,8 @@ pub(super) struct Lab<'a> {
     pub(super) options: &'a Options<'a>,
     pub(super) paying: Option<Process>,
     pub(super) tunnel: Option<Tunnel>,
+    /// The IPv6 address that the session was granted, if it was.
+    pub(super) inner6: Option<Ipv6Addr>,
     pub(super) watch: Watch,
     pub(super) provider: Provider,
     pub(super) tower: Option<Tower>,
@@ -144,6 +151,7 @@ impl<'a> Lab<'a> {
             options,
             paying: None,
             tunnel: None,
+            inner6: None,
             watch,
             provider,
             tower,
@@ -237,6 +245,8 @@ impl<'a> Lab<'a> {
         let wireguard = &grant["wireguard"];
         let address = text(&wireguard["address"]).context("no inner address")?;
         let address: Ipv4Addr = address.split('/').next().unwrap_or_default().parse()?;
+        let address6 = text(&wireguard["address6"]);
+        self.inner6 = address6.map(|address| address.parse()).transpose()?;
         let mtu_bytes = number(&wireguard["mtu"]).and_then(|mtu| u16::try_from(mtu).ok());
         let name = tunnel_name();
         let interface = Interface {

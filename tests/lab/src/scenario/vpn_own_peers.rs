@@ -1,7 +1,7 @@
 //! The operator's own peer beside a paying client: `topnet vpn`, and `wg-quick` with this project's
 //! interface.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -11,18 +11,19 @@ use crate::{
     origin::Origin,
     process::{User, output},
     report::{Report, Transferred},
-    topology::ORIGIN,
 };
 
 use super::{
     TRANSFER_WAIT,
-    lab::{Lab, ORIGIN_NETWORK, Opened, number, text},
+    lab::{Lab, Opened, number, text},
     paid_download::{ALLOCATION_UNITS, DOWNLOAD_BYTES},
 };
 
 /// Where the operator's own peers are.
 pub(super) const UNMETERED: &str = "subnet = \"10.78.255.0/24\"\nsocket_dir = \"../run\"";
 const OWN_BYTES: u64 = 16 << 20;
+/// Another address of the origin's.
+const ORIGIN_TOO: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 3);
 const COMMAND_WAIT: Duration = Duration::from_secs(30);
 /// The operator has the machine.
 const ROOT: User = User {
@@ -46,39 +47,57 @@ impl Lab<'_> {
             .to_str()
             .context("a path that is not UTF-8")?
             .to_owned();
-        let added = self.as_root(&[
-            "vpn",
-            "add",
-            "--allowed-ips",
-            ORIGIN_NETWORK,
-            "--out",
-            &path,
-        ])?;
+        let reaches = format!("{ORIGIN_TOO}/32");
+        let words = ["vpn", "add", "--allowed-ips", &reaches, "--out", &path];
+        let added = self.as_root(&words)?;
         let key = text(&added["public_key"]).context("no key")?;
+        let own = text(&added["allowed_ips"][0]).context("no address")?;
+        self.add_origin_address()?;
+
+        // Both at once: a client that pays, and one that nobody pays for.
+        let channel = self.begin(ALLOCATION_UNITS, report)?;
         let quick = Quick { lab: self, conf };
         quick.run("up")?;
-        let free = self.download_own(report)?;
+        let paid = self.begin_download(DOWNLOAD_BYTES)?;
+        let free_bytes = self.download_own(report)?;
+        self.finish_download(paid, report)?;
+        let peers = self.as_root(&["vpn", "peers"])?;
+        let peers = peers.as_array().context("no list of peers")?;
+        let one = |paid: bool| peers.iter().find(|peer| peer["paid"] == paid);
+        let (own_peer, payer) = (one(false), one(true));
+        ensure!(peers.len() == 2 && payer.is_some(), "{peers:?}");
+        let own_peer = own_peer.filter(|peer| peer["public_key"] == key);
+        let own_peer = own_peer.context("the operator's own peer is not listed")?;
+        let down = number(&own_peer["down_bytes"]).context("no count")?;
+        ensure!(
+            down >= free_bytes,
+            "{down} bytes down, {free_bytes} downloaded"
+        );
+        // Each is seen with its own address.
+        let clients = self.origin.clients_of("own")?;
+        let seen = clients.iter().map(|address| format!("{address}/32"));
+        ensure!(seen.eq([own]), "the origin saw {clients:?}");
         drop(quick);
-        let peers = self.as_root(&["vpn", "peers"])?;
-        let own = &peers[0];
-        ensure!(own["public_key"] == key && own["paid"] == false, "{peers}");
-        let down = number(&own["down_bytes"]).context("no count")?;
-        ensure!(down >= free, "{down} bytes down, {free} downloaded");
-
-        // A client that pays has another address, and pays for what is its own alone.
-        let channel = self.begin(ALLOCATION_UNITS, report)?;
-        let download = self.begin_download(DOWNLOAD_BYTES)?;
-        self.finish_download(download, report)?;
-        let peers = self.as_root(&["vpn", "peers"])?;
-        let paid = peers.as_array().map(|peers| {
-            let paid = peers.iter().filter(|peer| peer["paid"] == true);
-            paid.count()
-        });
-        ensure!(paid == Some(1), "{peers}");
         let removed = self.as_root(&["vpn", "remove", &key])?;
         ensure!(removed["removed"] == true, "{removed}");
         self.close_and_reconcile(&channel, report)?;
+        let most = DOWNLOAD_BYTES + free_bytes;
+        ensure!(report.bytes.usage < most, "what nobody pays for was billed");
         Ok(channel)
+    }
+
+    /// A second address of the origin's, so that each client has a way of its own there.
+    fn add_origin_address(&self) -> Result<()> {
+        let mut add = Command::new("ip");
+        add.args([
+            "address",
+            "add",
+            &format!("{ORIGIN_TOO}/24"),
+            "dev",
+            "access",
+        ]);
+        let interrupt = self.options.interrupt;
+        output(&self.topology.origin, add, interrupt, COMMAND_WAIT).map(drop)
     }
 
     fn as_root(&self, words: &[&str]) -> Result<Value> {
@@ -92,7 +111,7 @@ impl Lab<'_> {
         let here = self.wallet.home.join("own");
         let transfer = self
             .client()
-            .download(&Origin::download_url(ORIGIN.into(), "own"), &here)?;
+            .download(&Origin::download_url(ORIGIN_TOO.into(), "own"), &here)?;
         transfer.finish(self.options.interrupt, TRANSFER_WAIT, |_| ())?;
         report.files.push(Transferred {
             bytes: served.bytes,

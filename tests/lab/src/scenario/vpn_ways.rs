@@ -74,13 +74,7 @@ impl Lab<'_> {
     /// IPv6 through the tunnel, at the address that the session's grant names.
     pub(super) fn vpn_ipv6(&mut self, report: &mut Report) -> Result<Opened> {
         let channel = self.begin(ALLOCATION_UNITS, report)?;
-        let session = self.sessions()?;
-        let inner: Ipv4Addr = session["inner_address"]
-            .as_str()
-            .context("no inner address")?
-            .parse()?;
-        let host = inner.to_bits() & 0xffff;
-        let address = format!("fd78::{host:x}");
+        let address = self.inner6.context("the grant has no IPv6 address")?;
         let name = tunnel_name();
         for words in [
             format!("-6 address add {address}/128 dev {name} nodad"),
@@ -94,7 +88,7 @@ impl Lab<'_> {
         let transfer = self.client().download(&url, &here)?;
         self.finish_download(Download::of(served, here, transfer), report)?;
         let clients = self.origin.clients_of("download")?;
-        let expected = BTreeSet::from([address.parse::<IpAddr>()?]);
+        let expected = BTreeSet::from([IpAddr::from(address)]);
         ensure!(clients == expected, "the origin saw {clients:?}");
         self.close_and_reconcile(&channel, report)?;
         Ok(channel)

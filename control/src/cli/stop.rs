@@ -5,7 +5,7 @@ use tokio::{
     sync::watch,
 };
 
-use crate::cli::error::CliError;
+use super::error::CliError;
 
 /// Ctrl-C that is pressed so often means that nothing is to be waited for.
 const IMPATIENT: u32 = 3;
@@ -53,8 +53,8 @@ impl Stop {
             false => Ok(()),
             true => Err(CliError::new(
                 "stopped",
-                "stopped before it was connected",
-                "connect again",
+                "stopped before it was done",
+                "run it again",
             )),
         }
     }
