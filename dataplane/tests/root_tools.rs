@@ -43,10 +43,11 @@ impl Tools {
         (gateway, Self { interface, link })
     }
 
+    /// `IF` as a word of its own is the interface; a key may well contain it.
     fn wg(&self, arguments: &str) -> Output {
-        let arguments = arguments.replace("IF", &self.interface);
+        let words = arguments.split(' ');
         Command::new("wg")
-            .args(arguments.split(' '))
+            .args(words.map(|word| if word == "IF" { &self.interface } else { word }))
             .output()
             .unwrap()
     }

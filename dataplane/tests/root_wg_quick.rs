@@ -83,9 +83,11 @@ impl<'a> Quick<'a> {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// `IF` as a word of its own is the interface; a key may well contain it.
     fn wg(&self, arguments: &str) -> String {
-        let arguments = arguments.replace("IF", &self.interface);
-        run(Command::new("wg").args(arguments.split(' ')))
+        let words = arguments.split(' ');
+        let words = words.map(|word| if word == "IF" { &self.interface } else { word });
+        run(Command::new("wg").args(words))
     }
 
     fn socket(&self) -> PathBuf {
