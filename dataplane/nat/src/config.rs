@@ -171,6 +171,27 @@ pub struct Config {
     pub limits: Limits,
     /// How long everything lives.
     pub timeouts: Timeouts,
+    /// Which blocks it lends. Several NATs with the same pool must not have the same part.
+    pub part: PoolPart,
+}
+
+/// A part of the pool's blocks: of every address those whose number leaves `number` when divided by
+/// `of`. So whose a port is needs no table, and each part has its share of every address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolPart {
+    /// From 0 on.
+    pub number: u32,
+    /// How many parts there are.
+    pub of: u32,
+}
+
+impl PoolPart {
+    /// All of it.
+    pub const WHOLE: Self = Self { number: 0, of: 1 };
+
+    pub(crate) const fn has(self, block_of_address: u32) -> bool {
+        block_of_address % self.of == self.number
+    }
 }
 
 impl Config {
@@ -185,6 +206,7 @@ impl Config {
             hairpinning: false,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            part: PoolPart::WHOLE,
         }
     }
 
@@ -192,6 +214,32 @@ impl Config {
     #[must_use]
     pub fn blocks_per_address(&self) -> u32 {
         PORTS_PER_ADDRESS / u32::from(self.block_ports)
+    }
+
+    /// The number of the part, of `of`, that lends `port` of any address. Ports that nobody lends
+    /// are the first one's to refuse.
+    #[must_use]
+    pub fn part_of(&self, port: u16, of: u32) -> u32 {
+        let block = u32::from(port.saturating_sub(PORT_MIN)) / u32::from(self.block_ports);
+        block % of
+    }
+
+    /// The same with a part of the pool, for one of several NATs, and the part's share of the
+    /// tables. Subscribers are twice its share, since they are never spread quite evenly.
+    #[must_use]
+    pub fn with_part(mut self, part: PoolPart) -> Self {
+        if part.of > 1 {
+            let limits = &mut self.limits;
+            let share = |all: u32| all.div_ceil(part.of);
+            limits.subscribers_max = limits
+                .subscribers_max
+                .min(2 * share(limits.subscribers_max));
+            limits.mappings_max = share(limits.mappings_max);
+            limits.flows_max = share(limits.flows_max);
+            limits.fragments_max = share(limits.fragments_max);
+        }
+        self.part = part;
+        self
     }
 
     /// The first of what cannot stand.
@@ -207,9 +255,13 @@ impl Config {
             && ports.is_multiple_of(BLOCK_PORTS_STEP)
             && u32::from(ports) <= PORTS_PER_ADDRESS;
         let block_ports = (!is_size).then_some(ConfigError::BlockPorts(ports));
+        let parts = self.part.of;
+        let is_part = self.part.number < parts && (!is_size || parts <= self.blocks_per_address());
+        let part = (!is_part).then_some(ConfigError::Part(self.part));
         self.pool_problem()
             .into_iter()
             .chain(block_ports)
+            .chain(part)
             .chain(self.limit_problems())
             .chain(self.timeout_problems())
             .collect()
@@ -326,6 +378,8 @@ pub enum ConfigError {
     },
     /// Not a usable size.
     BlockPorts(u16),
+    /// No part, or more parts than an address has blocks.
+    Part(PoolPart),
     /// A limit out of bounds.
     Limit {
         /// Which.
@@ -357,6 +411,7 @@ impl ConfigError {
                 "pool"
             }
             Self::BlockPorts(_) => "block_ports",
+            Self::Part(_) => "part",
             Self::Limit { what, .. } | Self::Timeout { what, .. } => what,
         }
     }
@@ -374,6 +429,10 @@ impl ConfigError {
                 )
             }
             Self::BlockPorts(ports) => format!("is {ports}, which is no size of a block"),
+            Self::Part(part) => format!(
+                "is {} of {}, and an address has not a block for each",
+                part.number, part.of
+            ),
             Self::Limit { value, .. } => format!("is {value}, which is out of range"),
             Self::Timeout { value_ms, .. } => format!("is {value_ms}, which is out of range"),
         }
@@ -392,6 +451,7 @@ impl ConfigError {
             Self::BlockPorts(_) => {
                 format!("choose a multiple of {BLOCK_PORTS_STEP} up to {PORTS_PER_ADDRESS}")
             }
+            Self::Part(_) => "choose fewer parts, or smaller blocks".to_owned(),
             Self::Limit { most, .. } => format!("choose 1 to {most}"),
             Self::Timeout {
                 least_ms, most_ms, ..
@@ -411,7 +471,13 @@ mod tests {
         let good = Config::new(vec![ADDRESS]);
         assert_eq!(good.check(), Ok(()));
         type Damage = (&'static str, fn(&mut Config));
-        let cases: [Damage; 10] = [
+        let cases: [Damage; 12] = [
+            ("`part` is 2 of 2", |c| {
+                c.part = PoolPart { number: 2, of: 2 }
+            }),
+            ("`part` is 0 of 127", |c| {
+                c.part = PoolPart { number: 0, of: 127 }
+            }),
             ("`pool` has 0 addresses", |c| c.pool.clear()),
             ("`pool` has 192.0.2.1 twice", |c| c.pool.push(ADDRESS)),
             ("`pool` has 127.0.0.1", |c| c.pool[0] = Ipv4Addr::LOCALHOST),
@@ -458,6 +524,31 @@ mod tests {
         assert_eq!((limits.flows_max, limits.mappings_max), (1 << 22, 1 << 21));
         assert_eq!((limits.sure_flows(), limits.sure_mappings()), (32, 16));
         assert_eq!(limits.flows_per_subscriber_max, 16_384);
+    }
+
+    #[test]
+    fn parts_share_every_address_and_the_tables() {
+        let whole = Config::new(vec![ADDRESS]);
+        let parts = [0, 1, 2].map(|number| whole.clone().with_part(PoolPart { number, of: 3 }));
+        for part in &parts {
+            assert_eq!(part.problems(), []);
+            assert_eq!(part.limits.flows_max, whole.limits.flows_max.div_ceil(3));
+        }
+        let mut ports = [0u32; 3];
+        for port in 0..=u16::MAX {
+            let of = whole.part_of(port, 3) as usize;
+            ports[of] += 1;
+            let same_block = u32::from(port.saturating_sub(PORT_MIN)) / 512;
+            assert!(parts[of].part.has(same_block), "{port}");
+        }
+        // 127 blocks, and what is below the first.
+        assert!(
+            ports
+                .iter()
+                .all(|ports| (42 * 512..44 * 512 + 1024).contains(ports)),
+            "{ports:?}"
+        );
+        assert_eq!(whole.clone().with_part(PoolPart::WHOLE), whole);
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! | which TCP packet leads where | `tcp` |
 //! | what is logged | [`BlockEvent`] |
 //! | what stands in the tables | [`Counters`], [`SubscriberStatus`], [`MappingStatus`] |
+//! | which of several NATs a packet is for | [`Whose`] |
 //! | how the state outlives the process | [`Nat44::snapshot`], [`Nat44::restore`] |
 //!
 //! Left to others: whether a packet's source may send at all, header checksums of what arrives,
@@ -40,6 +41,7 @@ mod mappings;
 mod nat;
 mod outward;
 mod packet;
+mod part;
 mod pool;
 mod refusal;
 mod restore;
@@ -49,11 +51,12 @@ mod status;
 mod subscribers;
 mod tcp;
 
-pub use config::{Config, ConfigError, Filtering, Limits, Timeouts};
+pub use config::{Config, ConfigError, Filtering, Limits, PoolPart, Timeouts};
 pub use events::{BlockEvent, BlockEventKind};
 pub use nat::Nat44;
 pub use outward::Outward;
 pub use packet::Protocol;
+pub use part::{FragmentId, Whose};
 pub use refusal::Refusal;
 pub use restore::RestoreError;
 pub use status::{Counters, MappingStatus, SubscriberStatus};

@@ -63,6 +63,8 @@ pub(crate) struct Pool {
     resting: VecDeque<(u32, u64)>,
     block_ports: u16,
     blocks_per_address: u32,
+    /// Those of them that are lent here.
+    own_per_address: u32,
     rest_ms: u64,
     blocks_lent: u32,
 }
@@ -73,11 +75,14 @@ impl Pool {
         let blocks = config.pool.len() * blocks_per_address as usize;
         let words =
             blocks * Protocol::ALL.len() * usize::from(config.block_ports / BLOCK_PORTS_STEP);
+        let own: Vec<u32> = (0..blocks_per_address)
+            .filter(|block| config.part.has(*block))
+            .collect();
         let address = |(number, external): (usize, &Ipv4Addr)| {
             let first = number as u32 * blocks_per_address;
             Address {
                 external: (*external).into(),
-                free: (first..first + blocks_per_address).collect(),
+                free: own.iter().map(|block| first + block).collect(),
                 further: 0,
                 open_at: number as u32,
             }
@@ -106,6 +111,7 @@ impl Pool {
             resting: VecDeque::with_capacity(blocks),
             block_ports: config.block_ports,
             blocks_per_address,
+            own_per_address: own.len() as u32,
             rest_ms: config.timeouts.block_rest_ms,
             blocks_lent: 0,
         }
@@ -184,7 +190,7 @@ impl Pool {
     ) -> Option<u32> {
         let entry = &self.addresses[address as usize];
         let free = entry.free.len() as u32;
-        if free == 0 || (is_further && entry.further >= self.blocks_per_address / 2) {
+        if free == 0 || (is_further && entry.further >= self.own_per_address / 2) {
             return None;
         }
         let nth = random.below(free) as usize;
