@@ -47,6 +47,8 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// No frame to write the result into.
     NoBuffer => "no_buffer",
+    /// It belongs to another worker's session, and that one has more waiting than it can do.
+    WorkerQueueFull => "worker_queue_full",
     /// An Ethernet frame that is not for this interface's address.
     NotOurMac => "not_our_mac",
     /// Outer headers too short, contradictory or with a wrong checksum.

@@ -4,7 +4,8 @@
 //! kernel to a UDP socket or a TUN device ([`io`]); the worker ([`worker`]) takes a burst;
 //! [`plane`] decides about each packet — WireGuard, checks, credit ([`accounting`]), next hop
 //! ([`forwarding`]) — and writes what is sent; handshakes are looked at by a thread of their own
-//! first ([`handshakes`]); the burst's counts go to the shared tables. Around it the control thread keeps
+//! first ([`handshakes`]); with several workers, what is another's session's is passed to it
+//! ([`team`]); the burst's counts go to the shared tables. Around it the control thread keeps
 //! routes and neighbours fresh ([`netlink`]), installs sessions ([`registry`], [`slots`]) and
 //! answers requests ([`service`]).
 //!
@@ -48,6 +49,7 @@ pub mod session;
 pub mod slots;
 pub mod solicited;
 mod tables;
+pub mod team;
 pub mod translation;
 mod ways;
 pub mod wireguard;

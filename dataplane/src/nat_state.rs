@@ -1,6 +1,6 @@
 //! What the pool has lent, kept from an orderly end to the next start.
 //!
-//! A file in the runtime directory, for this user alone. Little endian: magic, version, the
+//! A file in the runtime directory for each worker's part of the pool, for this user alone. Little endian: magic, version, the
 //! kernel's boot id, the monotonic milliseconds of the end, the inner subnet; the number of clients
 //! that have something and each one's host number, key and channel; the NAT's own snapshot; SHA-256
 //! of all that. It is taken once: a run that dies leaves none, and nobody's flows come back from
@@ -15,16 +15,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use topnet_account::ChannelId;
 use topnet_config::Ipv4Subnet;
+use topnet_nat::PoolPart;
 
 use crate::files::replace_private;
 use crate::nat_log::Holder;
 
-/// Name of the file in the runtime directory.
+/// Name of the file in the runtime directory; with several parts, how it begins.
 const FILE: &str = "nat-state";
 const MAGIC: [u8; 8] = *b"topnet-n";
 const VERSION: u16 = 1;
@@ -51,6 +52,8 @@ pub struct Place {
     pub inner: Ipv4Subnet,
     /// Clients that there may be.
     pub clients_max: u32,
+    /// Whose state it is.
+    pub part: PoolPart,
     /// The longest snapshot that the tables can have written.
     pub snapshot_bytes_max: u64,
     /// Tells whether the monotonic clock is still the same one.
@@ -82,14 +85,28 @@ pub enum StateError {
 
 impl Place {
     /// The place of a configuration on the running kernel.
-    pub fn new(inner: Ipv4Subnet, clients_max: u32, snapshot_bytes_max: u64) -> io::Result<Self> {
+    pub fn new(
+        inner: Ipv4Subnet,
+        clients_max: u32,
+        part: PoolPart,
+        snapshot_bytes_max: u64,
+    ) -> io::Result<Self> {
         let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         let boot_id = text.trim_end().as_bytes().try_into();
         Ok(Self {
             inner,
             clients_max,
+            part,
             snapshot_bytes_max,
             boot_id: boot_id.map_err(|_| io::ErrorKind::InvalidData)?,
+        })
+    }
+
+    fn file(&self, runtime_dir: &Path) -> PathBuf {
+        let PoolPart { number, of } = self.part;
+        runtime_dir.join(match self.part {
+            PoolPart::WHOLE => FILE.to_owned(),
+            _ => format!("{FILE}-{number}-of-{of}"),
         })
     }
 
@@ -103,7 +120,18 @@ impl Place {
 
 /// Leaves a state to the next run. A reader sees all of it or none.
 pub fn write(runtime_dir: &Path, place: &Place, state: &NatState) -> io::Result<()> {
-    replace_private(&runtime_dir.join(FILE), &encode(place, state))
+    replace_private(&place.file(runtime_dir), &encode(place, state))
+}
+
+/// Removes what nobody has taken: it is of a run before the last one, or of one with other parts.
+pub fn forget(runtime_dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(runtime_dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(FILE) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes the state that the last run left, if it left one. The file is gone afterwards, whatever
@@ -113,7 +141,7 @@ pub fn take(
     place: &Place,
     now_ms: u64,
 ) -> Result<Option<NatState>, StateError> {
-    let path = runtime_dir.join(FILE);
+    let path = place.file(runtime_dir);
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let opened = OpenOptions::new()
         .read(true)
@@ -220,7 +248,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn place() -> Place {
-        Place::new("10.78.0.0/24".parse().unwrap(), 4, 100).unwrap()
+        let inner = "10.78.0.0/24".parse().unwrap();
+        Place::new(inner, 4, PoolPart::WHOLE, 100).unwrap()
     }
 
     fn state() -> NatState {
@@ -233,6 +262,28 @@ mod tests {
             holders: [(2, holder(2)), (9, holder(9))].into(),
             snapshot: vec![5; 60],
         }
+    }
+
+    #[test]
+    fn each_part_has_its_own_and_what_nobody_took_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let part = |number, of| Place {
+            part: PoolPart { number, of },
+            ..place()
+        };
+        let at = |ended_ms| NatState {
+            ended_ms,
+            ..state()
+        };
+        write(dir.path(), &part(0, 2), &at(1)).unwrap();
+        write(dir.path(), &part(1, 2), &at(2)).unwrap();
+        write(dir.path(), &part(1, 3), &at(3)).unwrap();
+        write(dir.path(), &place(), &at(4)).unwrap();
+        let taken = |place: &Place| take(dir.path(), place, 7000).unwrap();
+        assert_eq!(taken(&part(0, 2)), Some(at(1)));
+        assert_eq!(taken(&part(1, 2)), Some(at(2)));
+        forget(dir.path()).unwrap();
+        assert_eq!((taken(&part(1, 3)), taken(&place())), (None, None));
     }
 
     #[test]

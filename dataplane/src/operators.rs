@@ -185,7 +185,7 @@ impl Operators {
         orders: &mut Vec<Order>,
     ) {
         // Room was checked; a peer that has none after all is as if it had not been configured.
-        let (Some(peer), Some(index)) = (self.device.peer(&key), indices.take()) else {
+        let (Some(peer), Some(index)) = (self.device.peer(&key), indices.take(None)) else {
             self.standing.remove(&key);
             return;
         };
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_new_peer_is_installed_once_with_everything() {
-        let (mut operators, mut indices) = (Operators::new(8), Indices::new(8));
+        let (mut operators, mut indices) = (Operators::new(8), Indices::new(8, 1));
         let lines = [
             &peer(A),
             "preshared_key=0101010101010101010101010101010101010101010101010101010101010101",
@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn networks_endpoints_and_keepalives_change_without_a_new_session_and_secrets_with_one() {
-        let (mut operators, mut indices) = (Operators::new(8), Indices::new(8));
+        let (mut operators, mut indices) = (Operators::new(8), Indices::new(8, 1));
         let mut apply = |lines: &[&str]| apply(&mut operators, &mut indices, lines);
         apply(&[&peer(A), "allowed_ip=10.0.0.0/8"]);
         let orders = apply(&[
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn another_key_makes_every_session_anew() {
-        let (mut operators, mut indices) = (Operators::new(8), Indices::new(8));
+        let (mut operators, mut indices) = (Operators::new(8), Indices::new(8, 1));
         apply(&mut operators, &mut indices, &[&peer(A), &peer(B)]);
         let orders = operators.reinstall(&mut indices);
         assert!(matches!(
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_is_said_wins_over_where_the_peer_was_heard() {
-        let (mut operators, mut indices) = (Operators::new(8), Indices::new(8));
+        let (mut operators, mut indices) = (Operators::new(8), Indices::new(8, 1));
         let at = |text: &str| text.parse().unwrap();
         apply(
             &mut operators,
@@ -419,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_full_gateway_still_removes() {
-        let (mut operators, mut indices) = (Operators::new(8), Indices::new(2));
+        let (mut operators, mut indices) = (Operators::new(8), Indices::new(2, 1));
         apply(&mut operators, &mut indices, &[&peer(A), &peer(B)]);
         let orders = apply(
             &mut operators,
@@ -447,7 +447,7 @@ mod tests {
 
     #[test]
     fn what_has_no_room_is_refused_as_a_whole() {
-        let (mut operators, mut indices) = (Operators::new(8), Indices::new(1));
+        let (mut operators, mut indices) = (Operators::new(8), Indices::new(1, 1));
         let request = set(&[&peer(A), &peer(B)]);
         assert!(operators.apply(&request, &mut indices).is_err());
         assert_eq!(operators.device().peers().count(), 0);

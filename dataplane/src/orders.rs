@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::session::{INDEX_BITS, NetworkChange, SessionCounters, SessionIndex, SessionPlan};
+use crate::session::{
+    NetworkChange, PLACES_MAX, SessionCounters, SessionIndex, SessionPlan, WorkerNumber,
+};
 
 /// What the worker shall do about sessions.
 #[derive(Debug)]
@@ -20,35 +22,90 @@ pub enum Order {
     Keepalive(SessionIndex, u16),
 }
 
-/// Places in the worker's list of sessions.
+/// Places in all workers' lists of sessions.
 #[derive(Debug)]
 pub struct Indices {
-    free: Vec<u32>,
+    /// Of each worker, those that it may still have.
+    free: Vec<Vec<u32>>,
+    /// Sessions that there may still be.
+    left: usize,
 }
 
 impl Indices {
-    /// As many as `sessions_max`, or as messages can name.
+    /// As many as `sessions_max`, or as messages can name. Each worker has room for twice its share
+    /// of them, since they are never spread quite evenly.
     #[must_use]
-    pub fn new(sessions_max: u32) -> Self {
-        let sessions_max = sessions_max.min((1 << INDEX_BITS) - 1);
+    pub fn new(sessions_max: u32, workers: u32) -> Self {
+        let share = sessions_max.div_ceil(workers.max(1)).saturating_mul(2);
+        let places = share.min(sessions_max).min(PLACES_MAX);
         Self {
-            free: (0..sessions_max).rev().collect(),
+            free: (0..workers).map(|_| (0..places).rev().collect()).collect(),
+            left: sessions_max as usize,
         }
     }
 
     /// How many are free.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.free.len()
+        let places: usize = self.free.iter().map(Vec::len).sum();
+        places.min(self.left)
     }
 
-    /// One that is free.
-    pub fn take(&mut self) -> Option<SessionIndex> {
-        self.free.pop().map(SessionIndex)
+    /// One that is free, of this worker if it has one, else of the one that has most.
+    pub fn take(&mut self, preferred: Option<WorkerNumber>) -> Option<SessionIndex> {
+        self.left = self.left.checked_sub(1)?;
+        let room = |worker: &u32| self.free.get(*worker as usize).map_or(0, Vec::len);
+        let preferred = preferred
+            .map(|worker| worker.0)
+            .filter(|worker| room(worker) > 0);
+        // The first of those with most room, so that the order is the same each time.
+        let emptiest = || (0..self.free.len() as u32).rev().max_by_key(room);
+        let worker = preferred.or_else(emptiest)?;
+        let Some(place) = self.free[worker as usize].pop() else {
+            self.left += 1;
+            return None;
+        };
+        Some(SessionIndex::new(WorkerNumber(worker), place))
     }
 
     /// The worker is done with it.
     pub fn give_back(&mut self, index: SessionIndex) {
-        self.free.push(index.0);
+        if let Some(free) = self.free.get_mut(index.worker().0 as usize) {
+            free.push(index.place());
+            self.left += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_are_spread_and_each_worker_has_bounds() {
+        let mut indices = Indices::new(6, 2);
+        let worker = |index: SessionIndex| index.worker().0;
+        let taken: Vec<_> = (0..4).map(|_| indices.take(None).unwrap()).collect();
+        assert_eq!(
+            taken.iter().copied().map(worker).collect::<Vec<_>>(),
+            [0, 1, 0, 1]
+        );
+        let one = Some(WorkerNumber(1));
+        assert_eq!(indices.take(one).map(worker), Some(1));
+        assert_eq!(
+            (indices.free(), indices.take(one).map(worker)),
+            (1, Some(1))
+        );
+        assert_eq!((indices.free(), indices.take(None)), (0, None));
+        indices.give_back(taken[0]);
+        assert_eq!(
+            indices.take(one),
+            Some(SessionIndex::new(WorkerNumber(1), 4))
+        );
+        indices.give_back(taken[2]);
+        // Nobody has more than twice its share.
+        let mut indices = Indices::new(4, 4);
+        let taken: Vec<_> = (0..3).map(|_| indices.take(one).unwrap()).collect();
+        assert_eq!(taken.into_iter().map(worker).collect::<Vec<_>>(), [1, 1, 0]);
     }
 }

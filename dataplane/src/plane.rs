@@ -14,6 +14,8 @@
 
 mod changes;
 mod handshake;
+mod sessions;
+mod whose;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use topnet_config::InnerNetwork;
 use topnet_nat::{BlockEvent, Subscriber};
 use topnet_unit::Slot;
 
+use self::sessions::Sessions;
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
 use crate::handshakes::guard::Guard;
@@ -35,7 +38,8 @@ use crate::owners::Owners;
 use crate::packet::{Ip, Malformed, decrement_hops};
 use crate::rate::RateLimit;
 use crate::segment_size;
-use crate::session::{Endpoint, Identity, Session, SessionCounters, SessionIndex};
+use crate::session::{Endpoint, Identity, Session, SessionCounters, SessionIndex, WorkerNumber};
+use crate::team::{Content, Seat};
 use crate::translation::Translation;
 
 /// Bytes that WireGuard adds to a packet: header and authentication tag.
@@ -118,8 +122,10 @@ pub enum Outcome<H> {
 pub struct Plane<G = Accounting> {
     config: PlaneConfig,
     identity: Arc<Identity>,
-    sessions: Vec<Option<Box<Session>>>,
+    sessions: Sessions,
     screening: Arc<Screening>,
+    /// Where there are several workers.
+    seat: Option<Seat>,
     /// Of responses, which only their tunnel can open.
     responses: Guard,
     owners: Owners,
@@ -144,8 +150,9 @@ impl<G: Gate> Plane<G> {
     ) -> Self {
         Self {
             identity,
-            sessions: Vec::with_capacity(config.sessions_max),
+            sessions: Sessions::with_capacity(WorkerNumber::default(), config.sessions_max),
             screening: Arc::default(),
+            seat: None,
             responses: Guard::new(RESPONSES_UNPROVEN_PER_SECOND_MAX),
             owners: Owners::new(config.inner),
             gate,
@@ -156,6 +163,16 @@ impl<G: Gate> Plane<G> {
             started,
             config,
         }
+    }
+
+    /// Makes it one of several workers' planes, whose initiations one screener looks at. To be
+    /// called before there are sessions.
+    #[must_use]
+    pub fn with_seat(mut self, seat: Seat, screening: Arc<Screening>) -> Self {
+        self.sessions = Sessions::with_capacity(seat.own(), self.config.sessions_max);
+        self.screening = screening;
+        self.seat = Some(seat);
+        self
     }
 
     /// Gives clients public addresses instead of their own.
@@ -180,7 +197,7 @@ impl<G: Gate> Plane<G> {
     /// told of each.
     #[must_use]
     pub fn has_room_for_change(&self) -> bool {
-        self.screening.has_room_for_notice()
+        self.screening.has_room_for_notice(self.sessions.own())
     }
 
     /// A burst begins. To be called before every burst.
@@ -197,7 +214,7 @@ impl<G: Gate> Plane<G> {
     /// Number of places in the list of sessions, for walking over their timers.
     #[must_use]
     pub fn session_places(&self) -> usize {
-        self.sessions.len()
+        self.sessions.places()
     }
 
     /// True if what comes from outside for `address` is for clients: the addresses that they
@@ -222,8 +239,7 @@ impl<G: Gate> Plane<G> {
     /// The session of a subscriber, while there is one.
     #[must_use]
     pub fn holder(&self, subscriber: Subscriber) -> Option<&Session> {
-        let index = self.owners.of_host(subscriber.0)?;
-        self.sessions.get(index.0 as usize)?.as_deref()
+        self.sessions.get(self.owners.of_host(subscriber.0)?)
     }
 
     /// What the translation leaves to the next run.
@@ -290,18 +306,21 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::TooLarge);
         }
         let parsed = Tunn::parse_incoming_packet(message).map_err(|_| DropReason::NotWireGuard)?;
+        let receiver = match &parsed {
+            Packet::HandshakeInit(_) => return self.up_initiation(endpoint, message),
+            Packet::PacketData(data) => data.receiver_idx,
+            Packet::HandshakeResponse(response) => response.receiver_idx,
+            Packet::PacketCookieReply(reply) => reply.receiver_idx,
+        };
+        let index = SessionIndex::of_receiver(receiver);
+        if self.is_elsewhere(index.worker()) {
+            self.pass(index.worker(), Content::Message(endpoint), message)?;
+            return Ok(Outcome::Nothing);
+        }
         match parsed {
-            Packet::PacketData(data) => {
-                let index = SessionIndex::of_receiver(data.receiver_idx);
-                self.up_data(path, index, endpoint, message, out)
-            }
-            Packet::HandshakeInit(_) => self.up_initiation(endpoint, message),
-            Packet::HandshakeResponse(response) => {
-                let index = SessionIndex::of_receiver(response.receiver_idx);
-                self.up_response(path, index, endpoint, message, out)
-            }
-            Packet::PacketCookieReply(reply) => {
-                let index = SessionIndex::of_receiver(reply.receiver_idx);
+            Packet::PacketData(_) => self.up_data(path, index, endpoint, message, out),
+            Packet::HandshakeResponse(_) => self.up_response(path, index, endpoint, message, out),
+            Packet::HandshakeInit(_) | Packet::PacketCookieReply(_) => {
                 self.up_handshake(path, index, endpoint, message, out)
             }
         }
@@ -328,7 +347,8 @@ impl<G: Gate> Plane<G> {
         message: &[u8],
         out: &mut [u8],
     ) -> Result<Outcome<P::Hop>, DropReason> {
-        let session = session(&mut self.sessions, index)?;
+        let session = self.sessions.get_mut(index);
+        let session = session.ok_or(DropReason::SessionUnknown)?;
         let room = &mut out[P::PACKET_OFFSET..];
         let inner_bytes = match session.tunnel.decapsulate(None, message, room) {
             TunnResult::WriteToTunnelV4(packet, _) => Some(packet.len()),
@@ -402,8 +422,12 @@ impl<G: Gate> Plane<G> {
             .get(..arrived_bytes)
             .ok_or(DropReason::OuterMalformed)?;
         let ip = Ip::parse(arrived).map_err(|Malformed| DropReason::OuterMalformed)?;
+        if let Some(worker) = self.whose(&ip, P::KERNEL_ROUTES, &packet[..ip.total_bytes])? {
+            self.pass(worker, Content::Packet, &packet[..ip.total_bytes])?;
+            return Ok(Outcome::Nothing);
+        }
         let index = self.receiver(&ip, P::KERNEL_ROUTES, &mut packet[..ip.total_bytes])?;
-        let session = session(&mut self.sessions, index).map_err(|_| DropReason::NoSession)?;
+        let session = self.sessions.get_mut(index).ok_or(DropReason::NoSession)?;
         // A client's packets do not come from outside. The gateway's do: the kernel answers for
         // it when a packet cannot be forwarded.
         let from_gateway = P::KERNEL_ROUTES && self.owners.is_gateway(ip.source);
@@ -469,34 +493,6 @@ impl<G: Gate> Plane<G> {
             bytes,
         })
     }
-
-    /// The session that a packet from outside is for. If its address is shared, the packet has the
-    /// client's own afterwards.
-    fn receiver(
-        &mut self,
-        ip: &Ip,
-        kernel_routes: bool,
-        packet: &mut [u8],
-    ) -> Result<SessionIndex, DropReason> {
-        // The kernel's own words to a client are not translated.
-        let from_gateway = kernel_routes && self.owners.is_gateway(ip.source);
-        let index = match &mut self.translation {
-            Some(translation) if translation.shares(ip.destination) => {
-                let host = translation.back(self.now_ms, packet)?;
-                self.owners.of_host(host)
-            }
-            // Nobody outside knows inner addresses.
-            Some(_)
-                if ip.destination.is_ipv4()
-                    && self.owners.is_inner(ip.destination)
-                    && !from_gateway =>
-            {
-                None
-            }
-            _ => self.owners.of(ip.destination),
-        };
-        index.ok_or(DropReason::NoSession)
-    }
 }
 
 /// On whose account a packet passes.
@@ -556,16 +552,6 @@ fn count(gate: &mut impl Gate, slot: Option<Slot>, bytes: usize) {
 /// A packet's length with its padding, which must not make it larger than the tunnel's MTU.
 fn padded(bytes: usize, mtu: usize) -> usize {
     bytes.next_multiple_of(PADDING_BYTES).min(mtu.max(bytes))
-}
-
-fn session(
-    sessions: &mut [Option<Box<Session>>],
-    index: SessionIndex,
-) -> Result<&mut Session, DropReason> {
-    let place = sessions.get_mut(index.0 as usize);
-    place
-        .and_then(Option::as_deref_mut)
-        .ok_or(DropReason::SessionUnknown)
 }
 
 fn data_error(error: &WireGuardError) -> DropReason {

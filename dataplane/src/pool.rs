@@ -1,29 +1,43 @@
 //! How the pool of public addresses begins, with what the last run left, and how it is left.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use topnet_config::{Dataplane, Nat};
-use topnet_nat::BlockEventKind;
+use topnet_nat::{BlockEventKind, PoolPart};
 
 use crate::error::RunError;
 use crate::io::monotonic_ns;
 use crate::nat_log::{Holder, NatLog};
 use crate::nat_state::{self, Place};
 use crate::plane::Plane;
+use crate::run::random;
 use crate::service::Shared;
-use crate::translation::Translation;
+use crate::session::WorkerNumber;
+use crate::translation::{FirstFragments, Translation};
+
+/// The pool in parts, one for each worker, and its log.
+#[derive(Default)]
+pub(crate) struct Pool {
+    /// None at all if clients share no addresses.
+    pub(crate) parts: Vec<Translation>,
+    pub(crate) log: Option<NatLog>,
+    /// Which worker has what a client of the last run had, by the client's key.
+    pub(crate) awaited: HashMap<[u8; 32], WorkerNumber>,
+}
 
 /// The pool and its log, if clients share addresses. What the last run had lent is lent still; the
 /// log says so anew, since its first line ends all that was before.
 pub(crate) fn begin_pool(
     section: &Dataplane,
+    workers: u32,
     runtime_dir: &Path,
-    seed: [u8; 32],
-) -> Result<(Option<Translation>, Option<NatLog>), RunError> {
+) -> Result<Pool, RunError> {
     let Some(nat) = &section.nat else {
-        return Ok((None, None));
+        return Ok(Pool::default());
     };
     let path = &nat.log_file;
     let opened = NatLog::open(path, section.inner_subnet.network());
@@ -31,20 +45,40 @@ pub(crate) fn begin_pool(
         path: path.clone(),
         source,
     })?;
-    let translation = match restored(section, nat, runtime_dir, seed) {
-        Some(translation) => translation,
-        None => Translation::new(nat, section.clients_max(), seed).map_err(RunError::Nat)?,
-    };
-    for (event, holder) in translation.restored_blocks() {
-        log.record(&event, holder, Duration::ZERO);
+    let mut pool = Pool::default();
+    let firsts = Arc::<FirstFragments>::default();
+    for number in 0..workers {
+        let part = PoolPart {
+            number,
+            of: workers,
+        };
+        let seed = random("draw a seed")?;
+        let clients_max = section.clients_max();
+        let translation = match restored(section, nat, part, runtime_dir, seed) {
+            Some(translation) => translation,
+            None => Translation::new(nat, clients_max, part, seed).map_err(RunError::Nat)?,
+        };
+        for (event, holder) in translation.restored_blocks() {
+            log.record(&event, holder, Duration::ZERO);
+        }
+        let keys = translation.awaited().map(|had| had.wireguard_public_key);
+        let awaited = keys.map(|key| (key, WorkerNumber(number)));
+        pool.awaited.extend(awaited);
+        pool.parts
+            .push(translation.with_firsts(Arc::clone(&firsts)));
     }
-    Ok((Some(translation), Some(log)))
+    if let Err(error) = nat_state::forget(runtime_dir) {
+        tracing::warn!(%error, "what is left of older runs' NAT cannot be removed");
+    }
+    pool.log = Some(log);
+    Ok(pool)
 }
 
-/// The pool as the last run left it. Without it flows begin anew, which is what is said then.
+/// A part as the last run left it. Without it flows begin anew, which is what is said then.
 fn restored(
     section: &Dataplane,
     nat: &Nat,
+    part: PoolPart,
     runtime_dir: &Path,
     seed: [u8; 32],
 ) -> Option<Translation> {
@@ -55,13 +89,13 @@ fn restored(
             "the NAT's state of the last run is of no use: flows begin anew"
         );
     };
-    let place = place(section, nat).map_err(|error| begin_anew(error.to_string()));
+    let place = place(section, nat, part).map_err(|error| begin_anew(error.to_string()));
     let state = nat_state::take(runtime_dir, &place.ok()?, now_ms);
     let state = state
         .map_err(|error| begin_anew(error.to_string()))
         .ok()??;
     let clients = state.holders.len();
-    let restored = Translation::restore(nat, section.clients_max(), seed, now_ms, state);
+    let restored = Translation::restore(nat, section.clients_max(), part, seed, now_ms, state);
     let translation = restored
         .map_err(|error| begin_anew(error.to_string()))
         .ok()?;
@@ -74,33 +108,39 @@ pub(crate) fn leave_pool(
     section: &Dataplane,
     runtime_dir: &Path,
     shared: &Shared,
-    plane: &mut Plane,
+    planes: &mut [Plane],
 ) {
     let Some(nat) = &section.nat else {
         return;
     };
-    while let Some(event) = plane.take_block_event() {
-        let holder = match event.kind {
-            BlockEventKind::Allocated => plane.holder(event.subscriber).map(Holder::of),
-            BlockEventKind::Released => None,
+    let of = planes.len() as u32;
+    for (number, plane) in (0..).zip(planes) {
+        while let Some(event) = plane.take_block_event() {
+            let holder = match event.kind {
+                BlockEventKind::Allocated => plane.holder(event.subscriber).map(Holder::of),
+                BlockEventKind::Released => None,
+            };
+            shared.note_block(&event, holder);
+        }
+        let Some(state) = plane.nat_state(monotonic_ns() / 1_000_000) else {
+            continue;
         };
-        shared.note_block(&event, holder);
-    }
-    let Some(state) = plane.nat_state(monotonic_ns() / 1_000_000) else {
-        return;
-    };
-    let written = place(section, nat).and_then(|it| nat_state::write(runtime_dir, &it, &state));
-    if let Err(error) = written {
-        tracing::warn!(%error, "the NAT's state is not kept: flows begin anew at the next start");
+        let place = place(section, nat, PoolPart { number, of });
+        let written = place.and_then(|it| nat_state::write(runtime_dir, &it, &state));
+        if let Err(error) = written {
+            tracing::warn!(%error, "the NAT's state is not kept: flows begin anew at the next start");
+        }
     }
 }
 
-fn place(section: &Dataplane, nat: &Nat) -> io::Result<Place> {
+fn place(section: &Dataplane, nat: &Nat, part: PoolPart) -> io::Result<Place> {
     let clients_max = section.clients_max();
     let config = nat.translation(clients_max).map_err(io::Error::other)?;
+    let config = config.with_part(part);
     Place::new(
         section.inner_subnet,
         clients_max,
+        part,
         config.snapshot_bytes_max(),
     )
 }

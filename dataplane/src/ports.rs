@@ -103,17 +103,22 @@ pub(crate) fn gateway_address(
     })
 }
 
-pub(crate) fn bindings(ports: &[DataPort]) -> Vec<Binding> {
-    (0u8..)
-        .zip(ports)
-        .flat_map(|(index, port)| {
-            (0..port.interface.queues).map(move |queue| Binding {
+/// The queues of each of so many workers, which share out every interface's. There are no more
+/// workers than any interface has queues: each must be able to send on all.
+pub(crate) fn bindings(ports: &[DataPort], workers: u32) -> Vec<Vec<Binding>> {
+    let queues = ports.iter().map(|port| port.interface.queues).min();
+    let workers = workers.min(queues.unwrap_or(1)).max(1);
+    let mut bindings = vec![Vec::new(); workers as usize];
+    for (index, port) in (0u8..).zip(ports) {
+        for queue in 0..port.interface.queues {
+            bindings[(queue % workers) as usize].push(Binding {
                 port: PortIndex(index),
                 interface: port.interface.name.clone(),
                 queue,
-            })
-        })
-        .collect()
+            });
+        }
+    }
+    bindings
 }
 
 pub(crate) fn attach(
@@ -160,6 +165,7 @@ pub(crate) fn frames_status(
     io: Io,
     sockets: &[SocketHandle],
     interfaces: &[Interface],
+    workers: u32,
     besides: Option<&RunError>,
 ) -> IoStatus {
     let copying = sockets.iter().find(|socket| !socket.zero_copy);
@@ -176,12 +182,12 @@ pub(crate) fn frames_status(
     if let Some(error) = besides {
         reason = format!("{reason}; not the kernel's sockets: {error}");
     }
-    status("af_xdp", mode, reason, interfaces)
+    status("af_xdp", mode, reason, interfaces, workers)
 }
 
 /// How packets go in and out of the kernel's sockets, and why so.
-pub(crate) fn kernel_status(reason: String, interfaces: &[Interface]) -> IoStatus {
-    status("kernel", "udp-tun", reason, interfaces)
+pub(crate) fn kernel_status(reason: String, interfaces: &[Interface], workers: u32) -> IoStatus {
+    status("kernel", "udp-tun", reason, interfaces, workers)
 }
 
 pub(crate) const CONFIGURED: &str = "configured (dataplane.io)";
@@ -193,7 +199,13 @@ pub(crate) fn copying_reason(socket: &SocketHandle) -> String {
     )
 }
 
-fn status(backend: &str, mode: &str, reason: String, interfaces: &[Interface]) -> IoStatus {
+fn status(
+    backend: &str,
+    mode: &str,
+    reason: String,
+    interfaces: &[Interface],
+    workers: u32,
+) -> IoStatus {
     IoStatus {
         backend: backend.to_owned(),
         mode: mode.to_owned(),
@@ -202,6 +214,7 @@ fn status(backend: &str, mode: &str, reason: String, interfaces: &[Interface]) -
             .iter()
             .map(|interface| interface.name.clone())
             .collect(),
+        workers,
     }
 }
 

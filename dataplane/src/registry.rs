@@ -16,7 +16,7 @@ use topnet_unit::Slot;
 
 use crate::operators::Operators;
 use crate::orders::{Indices, Order};
-use crate::session::{Payer, Session, SessionCounters, SessionIndex, SessionPlan};
+use crate::session::{Payer, Session, SessionCounters, SessionIndex, SessionPlan, WorkerNumber};
 use crate::slots::{AcknowledgeError, Slots, Use};
 
 /// Bounds that a desired set must keep to.
@@ -32,6 +32,8 @@ pub struct Bounds {
     pub gateway_inner_address: Ipv4Addr,
     /// The part of them that is for the operator's own peers, if he has any.
     pub unmetered: Option<Ipv4Subnet>,
+    /// Workers that sessions are spread over.
+    pub workers: u32,
 }
 
 /// One standing session.
@@ -55,6 +57,10 @@ pub struct Registry {
     standing: HashMap<[u8; 32], Standing>,
     indices: Indices,
     operators: Option<Operators>,
+    /// Whose the sessions of each channel are.
+    workers: HashMap<ChannelId, WorkerNumber>,
+    /// Where clients of the last run have something still, by their keys.
+    awaited: HashMap<[u8; 32], WorkerNumber>,
 }
 
 /// Why a request about the operator's own peers was refused.
@@ -84,7 +90,7 @@ impl Registry {
     /// A registry without sessions.
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
-        let indices = Indices::new(bounds.sessions_max);
+        let indices = Indices::new(bounds.sessions_max, bounds.workers);
         Self {
             revision: 0,
             slots: Slots::new(bounds.slots_max),
@@ -92,7 +98,24 @@ impl Registry {
             operators: bounds.unmetered.map(|_| Operators::new(indices.free())),
             indices,
             bounds,
+            workers: HashMap::new(),
+            awaited: HashMap::new(),
         }
+    }
+
+    /// Clients with these keys are to be given to these workers.
+    #[must_use]
+    pub fn awaiting(mut self, awaited: HashMap<[u8; 32], WorkerNumber>) -> Self {
+        self.awaited = awaited;
+        self
+    }
+
+    /// The worker that a session is best given to. A channel's sessions go to one worker, so that
+    /// its limit is looked at by one.
+    fn worker_for(&self, session: &DesiredSession) -> Option<WorkerNumber> {
+        let of_channel = self.workers.get(&session.channel);
+        let awaited = || self.awaited.get(&session.wireguard_public_key);
+        of_channel.or_else(awaited).copied()
     }
 
     /// The last revision that was installed.
@@ -256,6 +279,7 @@ impl Registry {
         let channels: HashSet<ChannelId> = wanted.values().map(|session| session.channel).collect();
         self.slots
             .drain_unwanted(|channel| channels.contains(channel));
+        self.workers.retain(|channel, _| channels.contains(channel));
     }
 
     fn add(
@@ -265,7 +289,7 @@ impl Registry {
         installation: &mut Installation,
     ) -> Result<(), ApiError> {
         let later = "it is tried again with the next installation";
-        let Some(index) = self.indices.take() else {
+        let Some(index) = self.indices.take(self.worker_for(session)) else {
             let what = format!("all {} sessions are taken", self.bounds.sessions_max);
             return Err(ApiError::new("no_free_session", what, later));
         };
@@ -276,6 +300,7 @@ impl Registry {
         };
         let counters = Arc::<SessionCounters>::default();
         let channel = session.channel;
+        self.workers.insert(channel, index.worker());
         let plan = SessionPlan::of_client(
             index,
             session.wireguard_public_key,
@@ -309,6 +334,7 @@ mod tests {
             inner_subnet: "10.78.0.0/16".parse().unwrap(),
             gateway_inner_address: Ipv4Addr::new(10, 78, 0, 1),
             unmetered: None,
+            workers: 1,
         })
     }
 
@@ -351,6 +377,24 @@ mod tests {
         let (index, payer) = (SessionIndex(index), Payer { channel, slot });
         let plan = SessionPlan::of_client(index, [0; 32], payer, Ipv4Addr::UNSPECIFIED);
         registry.returned(&Session::new(&Identity::new([7; 32]), plan));
+    }
+
+    #[test]
+    fn sessions_of_a_channel_go_to_one_worker_and_who_is_awaited_to_his() {
+        let bounds = Bounds {
+            workers: 3,
+            sessions_max: 9,
+            slots_max: 9,
+            ..registry().bounds
+        };
+        let awaited = [([3; 32], WorkerNumber(2)), ([4; 32], WorkerNumber(2))].into();
+        let mut registry = Registry::new(bounds).awaiting(awaited);
+        let sessions = [(1, 1), (1, 2), (2, 3), (1, 4), (3, 5), (3, 6)];
+        let sessions = sessions.map(|(channel, key)| session(channel, key, key + 1));
+        install(&mut registry, &desired(1, &sessions));
+        let worker = |key: u8| registry.standing[&[key; 32]].index.worker().0;
+        let of_channels = [1, 2, 3, 4, 5, 6].map(worker);
+        assert_eq!(of_channels, [0, 0, 2, 0, 1, 1]);
     }
 
     #[test]

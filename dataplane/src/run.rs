@@ -4,16 +4,16 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use data_encoding::BASE64;
 use ring::rand::{SecureRandom, SystemRandom};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use topnet_api::{Dataplane as _, SocketName, listen, serve_connections};
 use topnet_config::{Config, Dataplane};
 use topnet_unit::{Access, BootId, CreditTable, Handover, Header, Mapping, Producer, UsageTable};
@@ -23,18 +23,20 @@ use crate::drops::DropCounters;
 use crate::endpoints::Endpoints;
 use crate::error::{INNER_PREFIX_BITS_MIN, RunError, system};
 use crate::forwarding::Neighbour;
+use crate::handshakes::Screening;
 use crate::io::{Backend, Ethernet, EthernetPath};
-use crate::link::WorkerLink;
+use crate::link::{WorkerLink, WorkerLinks};
 use crate::netlink::{Connection, Interface, Monitor};
-use crate::plane::{Plane, PlaneConfig};
-use crate::pool::{begin_pool, leave_pool};
+use crate::plane::{PADDING_BYTES, Plane, PlaneConfig, WIREGUARD_BYTES};
+use crate::pool::{Pool, begin_pool, leave_pool};
 use crate::ports::{data_ports, gateway_address};
 use crate::registry::{Bounds, Registry};
 use crate::service::{Service, Shared};
-use crate::session::{Identity, SessionRates};
+use crate::session::{Identity, SessionRates, WorkerNumber};
 use crate::tables::{hand_over, listen_for_tables};
+use crate::team::{self, Seat, Team};
 use crate::translation::Translation;
-use crate::ways::{Chooser, Way};
+use crate::ways::{Chooser, Way, cloned};
 use crate::wireguard::gateway::{Gateway, GatewayRules};
 use crate::wireguard::socket::ConfigurationSocket;
 use crate::worker::{Queues, Worker};
@@ -66,9 +68,8 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
         wanted,
         handover,
         program,
-        worker,
-        stopped,
-        ..
+        workers,
+        mut stopped,
     } = running;
     let dataplane_path = SocketName::Dataplane.below(&config.runtime_dir);
     let tables_path = SocketName::Tables.below(&config.runtime_dir);
@@ -110,7 +111,7 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        ended = stopped => Err(RunError::Worker(ended.unwrap_or_else(|_| "it panicked".to_owned()))),
+        Some(why) = stopped.recv() => Err(RunError::Worker(why)),
         ended = monitor.run(wanted, async |forwarding| shared.publish(forwarding).await) => {
             ended.map_err(RunError::from)
         }
@@ -128,13 +129,15 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
     }
     // Detach first: from here on the kernel has all packets.
     drop(program);
-    shared.worker.queues.stop.store(true, Ordering::Relaxed);
-    shared.worker.wake();
-    let plane = worker.join().ok().flatten();
+    shared.workers.stop();
+    let planes = workers
+        .into_iter()
+        .map(|worker| worker.join().ok().flatten());
+    let planes = planes.collect::<Option<Vec<Plane>>>();
     // What it had to say last.
     shared.reap(&mut *shared.registry.lock().await);
-    if let Some(mut plane) = plane {
-        leave_pool(section, &config.runtime_dir, &shared, &mut plane);
+    if let Some(mut planes) = planes {
+        leave_pool(section, &config.runtime_dir, &shared, &mut planes);
     }
     monitor.release().await;
     for path in [&dataplane_path, &tables_path] {
@@ -171,8 +174,8 @@ struct Running {
     handover: Arc<Handover>,
     /// Steers frames, where they are the way.
     program: Option<Program>,
-    worker: JoinHandle<Option<Plane>>,
-    stopped: oneshot::Receiver<String>,
+    workers: Vec<JoinHandle<Option<Plane>>>,
+    stopped: mpsc::UnboundedReceiver<String>,
 }
 
 impl Running {
@@ -186,63 +189,89 @@ impl Running {
         let connection = Connection::open()?;
         let ports = data_ports(section, &connection).await?;
         let gateway_address = gateway_address(section, &ports)?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(system("make an event counter"))?;
+        let mut wakes = team::wakes(section.workers).map_err(system("make event counters"))?;
         let chooser = Chooser {
             section,
             connection: &connection,
             ports: &ports,
             gateway_address,
-            wake: &wake,
+            wakes: &wakes,
         };
         let (way, io) = chooser.choose().await?;
+        let workers = io.workers;
+        wakes.truncate(workers as usize);
 
         let boot = random_boot()?;
         let header = Header {
             boot,
             slots: section.slots_max,
-            workers: 1,
+            workers,
             records: RING_RECORDS,
         };
         let Shares {
             handover,
             usage,
             credit,
-            ring,
+            rings,
         } = Shares::new(header, &way)?;
-        let queues = Queues::default();
-        let drops = Arc::<DropCounters>::default();
         let ring_overflows = Arc::<AtomicU64>::default();
-        let accounting = Accounting::new(
-            Arc::clone(&usage),
-            Arc::clone(&credit),
-            ring,
-            Arc::clone(&ring_overflows),
-        );
-        let seed = random("draw a seed")?;
-        let (translation, nat_log) = begin_pool(section, &config.runtime_dir, seed)?;
-        let pool = translation.as_ref().map(Translation::levels);
+        let Pool {
+            parts,
+            log: nat_log,
+            awaited,
+        } = begin_pool(section, workers, &config.runtime_dir)?;
+        let pool = parts.iter().map(Translation::levels).collect();
         let (want, wanted) = mpsc::channel(WANTED_MAX);
         let started = Instant::now();
-        let plane = Plane::new(
-            PlaneConfig {
-                inner: Some(section.inner_network()),
-                inner_mtu: usize::from(section.inner_mtu),
-                sessions_max: section.sessions_max as usize,
-            },
-            Arc::clone(&identity),
-            accounting,
-            Arc::clone(&drops),
-            started,
-        )
-        .with_translation(translation);
-        let screener = plane.screener();
-        let drops = vec![drops, screener.drops()];
-        let workers_wake = wake.try_clone();
-        let workers_wake = workers_wake.map_err(system("make an event counter"))?;
-        let screener = screener.start(workers_wake, section.cpu);
-        let screener = screener.map_err(system("start a thread"))?;
+        let mut seats = seats(section, &wakes)?.into_iter();
+        let screening = Arc::new(Screening::new(workers));
+        let mut parts = parts.into_iter();
+        let (mut planes, mut drops) = (Vec::new(), Vec::new());
+        for ring in rings {
+            let accounting = Accounting::new(
+                Arc::clone(&usage),
+                Arc::clone(&credit),
+                ring,
+                Arc::clone(&ring_overflows),
+            );
+            let dropped = Arc::<DropCounters>::default();
+            let mut plane = Plane::new(
+                PlaneConfig {
+                    inner: Some(section.inner_network()),
+                    inner_mtu: usize::from(section.inner_mtu),
+                    sessions_max: section.sessions_max.div_ceil(workers) as usize,
+                },
+                Arc::clone(&identity),
+                accounting,
+                Arc::clone(&dropped),
+                started,
+            )
+            .with_translation(parts.next());
+            if let Some(seat) = seats.next() {
+                plane = plane.with_seat(seat, Arc::clone(&screening));
+            }
+            drops.push(dropped);
+            planes.push(plane);
+        }
+        let screener = planes[0].screener();
+        drops.push(screener.drops());
+        let screener = screener.start(cloned(&wakes)?, &section.cpus);
+        let screener = Arc::new(screener.map_err(system("start a thread"))?);
         let interfaces: Vec<Interface> = ports.iter().map(|port| port.interface.clone()).collect();
+        let queues: Vec<Queues> = (0..workers).map(|_| Queues::default()).collect();
+        let link = |(wake, queues): (OwnedFd, &Queues)| WorkerLink {
+            queues: queues.clone(),
+            wake,
+        };
+        let links = wakes.into_iter().zip(&queues).map(link).collect();
+        let bounds = Bounds {
+            sessions_max: section.sessions_max,
+            slots_max: section.slots_max,
+            inner_subnet: section.inner_subnet,
+            gateway_inner_address: section.gateway_address(),
+            unmetered: section.unmetered.as_ref().map(|own| own.subnet),
+            workers,
+        };
         let shared = Arc::new(Shared {
             boot,
             started,
@@ -253,17 +282,8 @@ impl Running {
             drops,
             ring_overflows,
             pool,
-            worker: WorkerLink {
-                queues: queues.clone(),
-                wake,
-            },
-            registry: tokio::sync::Mutex::new(Registry::new(Bounds {
-                sessions_max: section.sessions_max,
-                slots_max: section.slots_max,
-                inner_subnet: section.inner_subnet,
-                gateway_inner_address: section.gateway_address(),
-                unmetered: section.unmetered.as_ref().map(|own| own.subnet),
-            })),
+            workers: WorkerLinks::new(links),
+            registry: tokio::sync::Mutex::new(Registry::new(bounds).awaiting(awaited)),
             endpoints: std::sync::Mutex::new(Endpoints::load(
                 &config.runtime_dir,
                 section.sessions_max as usize,
@@ -275,23 +295,37 @@ impl Running {
         });
         let mut monitor = connection.monitor(&interfaces);
         shared.publish(monitor.snapshot().await?).await;
-        let (program, worker, stopped) = match way {
+        let (tell, stopped) = mpsc::unbounded_channel();
+        let cpu = |number: u32| section.cpus.get(number as usize).copied();
+        let parts = (0..).zip(planes).zip(queues);
+        let mut workers = Vec::new();
+        let program = match way {
             Way::Frames(frames) => {
-                // A full queue only means that the packet after the next refresh asks again.
-                let resolve = Box::new(move |neighbour| {
-                    let _ = want.try_send(neighbour);
-                });
-                let path = EthernetPath::new(gateway_address, section.wireguard_port, resolve);
-                let io = Ethernet::new(frames.sockets, path);
-                let worker = Worker::new(io, plane, queues, screener);
-                let (worker, stopped) = spawn(worker, section.cpu, frames.placeholder)?;
-                (Some(frames.program), worker, stopped)
+                let placeholder = Arc::new(frames.placeholder);
+                for (((number, plane), queues), sockets) in parts.zip(frames.sockets) {
+                    let want = want.clone();
+                    // A full queue only means that the packet after the next refresh asks again.
+                    let resolve = Box::new(move |neighbour| {
+                        let _ = want.try_send(neighbour);
+                    });
+                    let path = EthernetPath::new(gateway_address, section.wireguard_port, resolve);
+                    let io = Ethernet::new(sockets, path);
+                    let worker = Worker::new(io, plane, queues, Arc::clone(&screener));
+                    let kept = Arc::clone(&placeholder);
+                    let (number, tell) = (WorkerNumber(number), tell.clone());
+                    workers.push(spawn(worker, number, cpu(number.0), kept, tell)?);
+                }
+                Some(frames.program)
             }
             Way::Kernel(kernel) => {
-                let worker = Worker::new(*kernel, plane, queues, screener);
-                // Nobody asks for neighbours, but the queue is not to look closed.
-                let (worker, stopped) = spawn(worker, section.cpu, want)?;
-                (None, worker, stopped)
+                for (((number, plane), queues), kernel) in parts.zip(kernel) {
+                    let worker = Worker::new(kernel, plane, queues, Arc::clone(&screener));
+                    // Nobody asks for neighbours, but the queue is not to look closed.
+                    let kept = want.clone();
+                    let (number, tell) = (WorkerNumber(number), tell.clone());
+                    workers.push(spawn(worker, number, cpu(number.0), kept, tell)?);
+                }
+                None
             }
         };
         Ok(Self {
@@ -300,10 +334,23 @@ impl Running {
             wanted,
             handover: Arc::new(handover),
             program,
-            worker,
+            workers,
             stopped,
         })
     }
+}
+
+/// Bytes of the longest message but for data packets, which are as long as the tunnel lets them.
+const PARCEL_BYTES_MIN: usize = 256;
+
+/// The workers' ways to each other, if there are several.
+fn seats(section: &Dataplane, wakes: &[OwnedFd]) -> Result<Vec<Seat>, RunError> {
+    if wakes.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let sealed_bytes = usize::from(section.inner_mtu) + PADDING_BYTES + WIREGUARD_BYTES;
+    let parcel_bytes = sealed_bytes.max(PARCEL_BYTES_MIN);
+    Ok(Team::seats(cloned(wakes)?, parcel_bytes))
 }
 
 /// What is shared with metering.
@@ -311,13 +358,14 @@ struct Shares {
     handover: Handover,
     usage: Arc<UsageTable>,
     credit: Arc<CreditTable>,
-    ring: Producer<Mapping>,
+    /// Of each worker.
+    rings: Vec<Producer<Mapping>>,
 }
 
 impl Shares {
     /// The tables that the program brings, or ordinary shared memory where there is none.
     fn new(header: Header, way: &Way) -> Result<Self, RunError> {
-        let (handover, usage, credit, mut rings) = match way {
+        let (handover, usage, credit, rings) = match way {
             Way::Frames(frames) => {
                 let tables = frames.program.tables()?;
                 let usage = UsageTable::map(&tables.usage, header.slots, Access::ReadWrite)?;
@@ -331,41 +379,55 @@ impl Shares {
             handover,
             usage: Arc::new(usage),
             credit: Arc::new(credit),
-            ring: rings.remove(0),
+            rings,
         })
     }
 }
 
-/// A worker that runs, and what it says if it ends by itself.
-pub(crate) type Spawned<G> = (JoinHandle<Option<Plane<G>>>, oneshot::Receiver<String>);
+/// Says why a worker ended, if it was not told to.
+struct LastWord {
+    why: Option<String>,
+    tell: mpsc::UnboundedSender<String>,
+}
 
-/// Starts the worker on its CPU. What it is to keep lives as long as it.
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if let Some(why) = self.why.take() {
+            // Nobody listens any more only if the process is ending.
+            let _ = self.tell.send(why);
+        }
+    }
+}
+
+/// Starts a worker on its CPU. What it is to keep lives as long as it. `tell` hears why it ended, if
+/// it does so by itself.
 pub(crate) fn spawn<B: Backend + Send + 'static, G: Gate + Send + 'static>(
     worker: Worker<B, G>,
+    number: WorkerNumber,
     cpu: Option<u16>,
     kept: impl Send + 'static,
-) -> Result<Spawned<G>, RunError> {
-    let (ended, stopped) = oneshot::channel();
+    tell: mpsc::UnboundedSender<String>,
+) -> Result<JoinHandle<Option<Plane<G>>>, RunError> {
     let (pinned, pinning) = std::sync::mpsc::channel();
     let thread = std::thread::Builder::new()
-        .name("worker-0".to_owned())
+        .name(format!("worker-{}", number.0))
         .spawn(move || {
+            let mut last = LastWord {
+                why: Some("it panicked".to_owned()),
+                tell,
+            };
             let result = cpu.map_or(Ok(()), pin);
             let failed = result.is_err();
             // Nobody listens any more only if the process is ending.
             let _ = pinned.send(result);
             if failed {
+                last.why = None;
                 return None;
             }
-            let plane = match worker.run_to_the_end() {
-                Ok(plane) => Some(plane),
-                Err(error) => {
-                    let _ = ended.send(error.to_string());
-                    None
-                }
-            };
+            let ended = worker.run_to_the_end();
             drop(kept);
-            plane
+            last.why = ended.as_ref().err().map(ToString::to_string);
+            ended.ok()
         });
     let thread = thread.map_err(system("start a thread"))?;
     match pinning.recv() {
@@ -373,7 +435,7 @@ pub(crate) fn spawn<B: Backend + Send + 'static, G: Gate + Send + 'static>(
             cpu: cpu.unwrap_or_default(),
             source,
         }),
-        _ => Ok((thread, stopped)),
+        _ => Ok(thread),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::drops::{DropCounters, DropReason};
 use crate::endpoints::{self, Endpoints};
 use crate::forwarding::Forwarding;
 use crate::io::monotonic_ns;
-use crate::link::WorkerLink;
+use crate::link::WorkerLinks;
 use crate::nat_log::{Holder, NatLog};
 use crate::orders::Order;
 use crate::registry::{Registry, Standing};
@@ -52,10 +52,10 @@ pub struct Shared {
     pub drops: Vec<Arc<DropCounters>>,
     /// Records that found the ring full.
     pub ring_overflows: Arc<AtomicU64>,
-    /// How full the worker's pool of public addresses is, if they are shared.
-    pub pool: Option<Arc<PoolLevels>>,
-    /// The way to the worker.
-    pub worker: WorkerLink,
+    /// How full each worker's part of the pool of public addresses is, if they are shared.
+    pub pool: Vec<Arc<PoolLevels>>,
+    /// The way to the workers.
+    pub workers: WorkerLinks,
     /// Sessions and slots.
     pub registry: Mutex<Registry>,
     /// Where peers were heard last.
@@ -81,11 +81,15 @@ fn random_seed() -> u64 {
 pub struct Service(pub Arc<Shared>);
 
 impl Shared {
-    /// Hands a new snapshot to the worker.
+    /// Hands a new snapshot to the workers.
     pub async fn publish(&self, forwarding: Forwarding) {
         let mut registry = self.registry.lock().await;
-        self.send(&mut registry, Command::Forwarding(Arc::new(forwarding)))
-            .await;
+        let forwarding = Arc::new(forwarding);
+        for worker in self.workers.workers() {
+            let command = Command::Forwarding(Arc::clone(&forwarding));
+            let take = |returned| self.take_back(&mut registry, returned);
+            self.workers.send(worker, command, take).await;
+        }
     }
 
     /// Takes back what the worker is done with, for ever.
@@ -137,15 +141,9 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Delivers a command. Holding the registry's lock keeps commands in order.
-    async fn send(&self, registry: &mut Registry, command: Command) {
-        let take = |returned| self.take_back(registry, returned);
-        self.worker.send(command, take).await;
-    }
-
     /// Takes back what the worker is done with.
     pub(crate) fn reap(&self, registry: &mut Registry) {
-        self.worker
+        self.workers
             .reap(|returned| self.take_back(registry, returned));
     }
 
@@ -189,11 +187,11 @@ impl Shared {
         })
     }
 
-    /// Has the worker do what the registry noted.
+    /// Has the workers do what the registry noted. Holding its lock keeps commands in order.
     pub(crate) async fn deliver(&self, registry: &mut Registry, orders: Vec<Order>) {
         let make = |plan, counters| self.session(plan, counters);
         let take = |returned| self.take_back(registry, returned);
-        self.worker.deliver(orders, make, take).await;
+        self.workers.deliver(orders, make, take).await;
     }
 
     fn session(&self, plan: SessionPlan, counters: Arc<SessionCounters>) -> Session {
@@ -327,7 +325,7 @@ impl Dataplane for Service {
                 .map(|s| shared.session_status(s))
                 .collect(),
             ring_overflows: shared.ring_overflows.load(Ordering::Relaxed),
-            nat: shared.pool.as_ref().map(|pool| pool.status(&shared.drops)),
+            nat: PoolLevels::status(&shared.pool, &shared.drops),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A session: one WireGuard peer, its tunnel and the slot that it counts into.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,16 +19,45 @@ use crate::solicited::Solicited;
 
 /// Receiver indices of a session share their upper 24 bits (boringtun keeps eight key pairs).
 pub const INDEX_BITS: u32 = 24;
+/// Those of them that tell a session's place; the others tell its worker.
+const PLACE_BITS: u32 = 20;
+/// Workers that an index can name.
+pub const WORKERS_MAX: u32 = 1 << (INDEX_BITS - PLACE_BITS);
+/// Sessions of one worker.
+pub const PLACES_MAX: u32 = 1 << PLACE_BITS;
 
-/// A session's place in the worker's list, and the upper bits of its receiver indices.
+/// One of the workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerNumber(pub u32);
+
+/// A session's worker and its place in that worker's list: the upper bits of its receiver indices,
+/// so that whoever receives a message sees whose it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionIndex(pub u32);
 
 impl SessionIndex {
+    /// The session at this place of this worker's list.
+    #[must_use]
+    pub const fn new(worker: WorkerNumber, place: u32) -> Self {
+        Self(worker.0 << PLACE_BITS | place)
+    }
+
     /// The session that a message's receiver index names.
     #[must_use]
     pub const fn of_receiver(receiver: u32) -> Self {
         Self(receiver >> (32 - INDEX_BITS))
+    }
+
+    /// Whose session it is.
+    #[must_use]
+    pub const fn worker(self) -> WorkerNumber {
+        WorkerNumber(self.0 >> PLACE_BITS)
+    }
+
+    /// Its place in that worker's list.
+    #[must_use]
+    pub const fn place(self) -> u32 {
+        self.0 & (PLACES_MAX - 1)
     }
 }
 
@@ -202,6 +232,15 @@ pub struct NetworkChange {
     pub removed: Vec<IpNetwork>,
     /// It has these now. Whoever had one has lost it before.
     pub added: Vec<IpNetwork>,
+}
+
+impl NetworkChange {
+    /// Changes a peer's list of networks.
+    pub fn apply(&self, networks: &mut Vec<IpNetwork>) {
+        let removed: HashSet<&IpNetwork> = self.removed.iter().collect();
+        networks.retain(|network| !removed.contains(network));
+        networks.extend(&self.added);
+    }
 }
 
 /// A session as the worker has it.

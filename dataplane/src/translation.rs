@@ -1,19 +1,22 @@
 //! Address translation, as the plane uses it: a client is a subscriber by its host number.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use topnet_api::{DropCount, NatStatus};
 use topnet_config::{Ipv4Subnet, Nat};
 use topnet_nat::{
-    BlockEvent, ConfigError, Limits, Nat44, Outward, Refusal, RestoreError, Subscriber,
+    BlockEvent, ConfigError, FragmentId, Limits, Nat44, Outward, PoolPart, Refusal, RestoreError,
+    Subscriber, Whose,
 };
 
 use crate::drops::{DropCounters, DropReason};
 use crate::nat_log::Holder;
 use crate::nat_state::NatState;
+use crate::session::WorkerNumber;
 
 /// Steps of cleaning up between two bursts, in each table: some tens of microseconds, and with 64
 /// bursts that are followed by it a second, 8,192 flows of clients that left.
@@ -31,6 +34,48 @@ pub struct Translation {
     awaited: BTreeMap<u32, Holder>,
     awaited_until_ms: u64,
     levels: Arc<PoolLevels>,
+    firsts: Arc<FirstFragments>,
+}
+
+/// Fragments that are remembered for the others to find their worker by.
+const FIRSTS: usize = 1 << 14;
+
+/// Which worker each first fragment from outside was for. All workers write and read it, and newer
+/// ones take older ones' places: whoever loses one sends it again.
+pub struct FirstFragments {
+    /// Bits of a hash, and the worker's number plus one in the lowest eight.
+    places: Box<[AtomicU64]>,
+    /// Nobody outside is to know which share a place.
+    hasher: RandomState,
+}
+
+impl Default for FirstFragments {
+    fn default() -> Self {
+        Self {
+            places: (0..FIRSTS).map(|_| AtomicU64::new(0)).collect(),
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+impl FirstFragments {
+    fn note(&self, id: &FragmentId, worker: WorkerNumber) {
+        let (place, bits) = self.place(id);
+        place.store(bits | u64::from(worker.0 + 1), Ordering::Relaxed);
+    }
+
+    fn of(&self, id: &FragmentId) -> Option<WorkerNumber> {
+        let (place, bits) = self.place(id);
+        let found = place.load(Ordering::Relaxed);
+        let worker = (found & 0xff) as u32;
+        (found & !0xff == bits && worker > 0).then(|| WorkerNumber(worker - 1))
+    }
+
+    fn place(&self, id: &FragmentId) -> (&AtomicU64, u64) {
+        let hash = self.hasher.hash_one(id);
+        let place = (hash ^ hash >> 32) as usize % FIRSTS;
+        (&self.places[place], hash & !0xff)
+    }
 }
 
 /// How full the pool is, for others to read: as old as the last sweep.
@@ -48,8 +93,13 @@ pub struct PoolLevels {
 
 impl Translation {
     /// Nothing is lent yet. `seed` decides which ports are.
-    pub fn new(section: &Nat, clients_max: u32, seed: [u8; 32]) -> Result<Self, ConfigError> {
-        let config = section.translation(clients_max)?;
+    pub fn new(
+        section: &Nat,
+        clients_max: u32,
+        part: PoolPart,
+        seed: [u8; 32],
+    ) -> Result<Self, ConfigError> {
+        let config = section.translation(clients_max)?.with_part(part);
         let limits = config.limits;
         Ok(Self::with(section, &limits, Nat44::new(config, seed)?))
     }
@@ -59,11 +109,12 @@ impl Translation {
     pub fn restore(
         section: &Nat,
         clients_max: u32,
+        part: PoolPart,
         seed: [u8; 32],
         now_ms: u64,
         state: NatState,
     ) -> Result<Self, RestoreError> {
-        let config = section.translation(clients_max)?;
+        let config = section.translation(clients_max)?.with_part(part);
         let limits = config.limits;
         // The clock has gone on since, and flows have grown older with it.
         let nat = Nat44::restore(config, seed, state.ended_ms, &state.snapshot)?;
@@ -100,6 +151,32 @@ impl Translation {
             awaited: BTreeMap::new(),
             awaited_until_ms: 0,
             levels,
+            firsts: Arc::default(),
+        }
+    }
+
+    /// Shares what is known of first fragments with the other workers' parts.
+    #[must_use]
+    pub fn with_firsts(mut self, firsts: Arc<FirstFragments>) -> Self {
+        self.firsts = firsts;
+        self
+    }
+
+    /// Clients of the last run that are not here yet.
+    pub fn awaited(&self) -> impl Iterator<Item = &Holder> {
+        self.awaited.values()
+    }
+
+    /// Whose a packet from outside is. Of a later fragment nobody knows it whose first was not seen.
+    pub(crate) fn worker_of(&self, whose: &Whose) -> Option<WorkerNumber> {
+        match whose {
+            Whose::Port(port) => Some(WorkerNumber(self.nat.part_of(*port))),
+            Whose::First(port, id) => {
+                let worker = WorkerNumber(self.nat.part_of(*port));
+                self.firsts.note(id, worker);
+                Some(worker)
+            }
+            Whose::Later(id) => self.firsts.of(id),
         }
     }
 
@@ -212,10 +289,18 @@ impl Translation {
 }
 
 impl PoolLevels {
-    /// For the operator, with the packets that found no room.
+    /// For the operator, of all workers together, with the packets that found no room. `None` if
+    /// addresses are not shared.
     #[must_use]
-    pub fn status(&self, drops: &[Arc<DropCounters>]) -> NatStatus {
-        let level = |level: &AtomicU32| level.load(Ordering::Relaxed);
+    pub fn status(parts: &[Arc<Self>], drops: &[Arc<DropCounters>]) -> Option<NatStatus> {
+        let sum = |level: fn(&Self) -> u32| parts.iter().map(|part| level(part)).sum();
+        let level = |level: fn(&Self) -> &AtomicU32| {
+            let levels = parts.iter().map(|part| level(part).load(Ordering::Relaxed));
+            levels.sum()
+        };
+        if parts.is_empty() {
+            return None;
+        }
         let shortages = Refusal::ALL.iter().filter(|refusal| refusal.is_shortage());
         let refused = shortages.map(|refusal| DropCount {
             reason: refusal.name().to_owned(),
@@ -224,17 +309,17 @@ impl PoolLevels {
                 .map(|drops| drops.packets(DropReason::Nat(*refusal)))
                 .sum(),
         });
-        NatStatus {
-            blocks: self.blocks,
-            blocks_lent: level(&self.blocks_lent),
-            blocks_resting: level(&self.blocks_resting),
-            clients: level(&self.clients),
-            mappings: level(&self.mappings),
-            mappings_max: self.mappings_max,
-            flows: level(&self.flows),
-            flows_max: self.flows_max,
+        Some(NatStatus {
+            blocks: sum(|part| part.blocks),
+            blocks_lent: level(|part| &part.blocks_lent),
+            blocks_resting: level(|part| &part.blocks_resting),
+            clients: level(|part| &part.clients),
+            mappings: level(|part| &part.mappings),
+            mappings_max: sum(|part| part.mappings_max),
+            flows: level(|part| &part.flows),
+            flows_max: sum(|part| part.flows_max),
             refused: refused.collect(),
-        }
+        })
     }
 }
 
@@ -286,7 +371,7 @@ mod tests {
 
     #[test]
     fn only_who_had_flows_has_them_again_and_nobody_is_awaited_for_ever() {
-        let mut before = Translation::new(&section(), 8, [1; 32]).unwrap();
+        let mut before = Translation::new(&section(), 8, PoolPart::WHOLE, [1; 32]).unwrap();
         let answers: Vec<_> = (2..8).map(|host| call(&mut before, 1000, host)).collect();
         // The last one is known to nobody.
         let known = |subscriber: Subscriber| {
@@ -298,7 +383,7 @@ mod tests {
         let now_ms = LAST_MS;
         let restore = |now_ms| {
             let state = state.clone();
-            Translation::restore(&section(), 8, [2; 32], now_ms, state).unwrap()
+            Translation::restore(&section(), 8, PoolPart::WHOLE, [2; 32], now_ms, state).unwrap()
         };
         let mut after = restore(now_ms);
         let told: Vec<_> = after.restored_blocks().collect();
@@ -340,6 +425,6 @@ mod tests {
             flows_max: Some(2),
             ..section()
         };
-        assert!(Translation::restore(&few, 1, [2; 32], now_ms, state).is_err());
+        assert!(Translation::restore(&few, 1, PoolPart::WHOLE, [2; 32], now_ms, state).is_err());
     }
 }

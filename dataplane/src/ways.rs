@@ -24,13 +24,15 @@ use crate::xdp::Program;
 /// A way in and out that stands.
 pub(crate) enum Way {
     Frames(Box<Frames>),
-    Kernel(Box<Kernel>),
+    /// One for each worker.
+    Kernel(Vec<Kernel>),
 }
 
 /// Sockets and the program that steers to them.
 pub(crate) struct Frames {
     pub(crate) program: Program,
-    pub(crate) sockets: AfXdp,
+    /// Of each worker.
+    pub(crate) sockets: Vec<AfXdp>,
     handles: Vec<SocketHandle>,
     /// Holds the WireGuard port in the kernel, so that nobody else takes it and the kernel does
     /// not answer "port unreachable" while no socket of ours takes the packets.
@@ -43,7 +45,8 @@ pub(crate) struct Chooser<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) ports: &'a [DataPort],
     pub(crate) gateway_address: Ipv4Addr,
-    pub(crate) wake: &'a OwnedFd,
+    /// Event counters of as many workers as there shall be.
+    pub(crate) wakes: &'a [OwnedFd],
 }
 
 impl Chooser<'_> {
@@ -77,7 +80,15 @@ impl Chooser<'_> {
 
     fn with_status(&self, frames: Frames, besides: Option<RunError>) -> (Way, IoStatus) {
         let (io, handles) = (self.section.io, &frames.handles);
-        let status = frames_status(io, handles, &self.interfaces(), besides.as_ref());
+        let workers = frames.sockets.len() as u32;
+        if workers < self.section.workers {
+            tracing::warn!(
+                workers,
+                "an interface has fewer queues than dataplane.workers: `ethtool -L` changes that"
+            );
+        }
+        let (interfaces, besides) = (self.interfaces(), besides.as_ref());
+        let status = frames_status(io, handles, &interfaces, workers, besides);
         (Way::Frames(Box::new(frames)), status)
     }
 
@@ -85,8 +96,13 @@ impl Chooser<'_> {
         let section = self.section;
         let placeholder = hold_port(self.gateway_address, section.wireguard_port)?;
         let mut program = Program::load(section.slots_max)?;
-        let (sockets, handles) =
-            AfXdp::new(&bindings(self.ports), bind_of(section.io), self.wake()?)?;
+        let (mut sockets, mut handles) = (Vec::new(), Vec::new());
+        let bindings = bindings(self.ports, section.workers);
+        for (bindings, wake) in bindings.iter().zip(self.wakes()?) {
+            let (bound, some) = AfXdp::new(bindings, bind_of(section.io), wake)?;
+            sockets.push(bound);
+            handles.extend(some);
+        }
         attach(
             &mut program,
             section,
@@ -110,10 +126,10 @@ impl Chooser<'_> {
             wireguard_port: self.section.wireguard_port,
             reach: Reach::Uplink(PortIndex(uplink.unwrap_or_default() as u8)),
         };
-        let kernel = Kernel::new(&plan, self.wake()?)?;
+        let kernel = Kernel::open(&plan, self.wakes()?)?;
         routing::set_up(self.section, self.connection).await?;
-        let status = kernel_status(reason, &self.interfaces());
-        Ok((Way::Kernel(Box::new(kernel)), status))
+        let status = kernel_status(reason, &self.interfaces(), kernel.len() as u32);
+        Ok((Way::Kernel(kernel), status))
     }
 
     fn interfaces(&self) -> Vec<Interface> {
@@ -121,11 +137,16 @@ impl Chooser<'_> {
         interfaces.collect()
     }
 
-    fn wake(&self) -> Result<OwnedFd, RunError> {
-        self.wake
-            .try_clone()
-            .map_err(system::<io::Error>("make an event counter"))
+    fn wakes(&self) -> Result<Vec<OwnedFd>, RunError> {
+        cloned(self.wakes)
     }
+}
+
+/// Other handles of the same event counters.
+pub(crate) fn cloned(wakes: &[OwnedFd]) -> Result<Vec<OwnedFd>, RunError> {
+    let cloned = wakes.iter().map(OwnedFd::try_clone);
+    let cloned = cloned.collect::<io::Result<_>>();
+    cloned.map_err(system("make an event counter"))
 }
 
 fn hold_port(address: Ipv4Addr, port: u16) -> Result<UdpSocket, RunError> {

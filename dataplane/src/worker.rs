@@ -21,7 +21,7 @@ use crate::handshakes::{Answer, ScreenerThread};
 use crate::io::{Backend, Sockets};
 use crate::nat_log::Holder;
 use crate::plane::Plane;
-use crate::session::{Identity, NetworkChange, Session, SessionIndex};
+use crate::session::{Addresses, Identity, NetworkChange, Session, SessionIndex};
 
 /// Commands and returned things that may wait.
 pub const QUEUE_MAX: usize = 4096;
@@ -47,6 +47,8 @@ pub enum Command {
     Remove(SessionIndex),
     /// Other networks for an unmetered peer.
     Networks(SessionIndex, NetworkChange),
+    /// What is to be known of another worker's session.
+    Neighbour(SessionIndex, NeighbourChange),
     /// Where a peer is to be expected.
     Endpoint(SessionIndex, SocketAddr),
     /// How often a peer is to be sent something, in seconds; 0 is not at all.
@@ -59,6 +61,17 @@ pub enum Command {
     Sockets(Sockets),
     /// New routes and neighbours.
     Forwarding(Arc<Forwarding>),
+}
+
+/// What is different about another worker's session.
+#[derive(Clone, Debug)]
+pub enum NeighbourChange {
+    /// It has these addresses.
+    Has(Addresses),
+    /// It is gone, and had these.
+    Gone(Addresses),
+    /// It has other networks.
+    Networks(NetworkChange),
 }
 
 /// What the worker is done with.
@@ -99,19 +112,24 @@ pub struct Worker<I, G = Accounting> {
     io: I,
     plane: Plane<G>,
     queues: Queues,
-    screener: ScreenerThread,
+    screener: Arc<ScreenerThread>,
     next_tick: Instant,
     next_part: u32,
 }
 
 impl<I: Backend, G: Gate> Worker<I, G> {
-    /// A worker that has not run yet, and the screener of its plane, which ends with it.
-    pub fn new(io: I, plane: Plane<G>, queues: Queues, screener: ScreenerThread) -> Self {
+    /// A worker that has not run yet, and the screener of its plane, which ends with the last worker.
+    pub fn new(
+        io: I,
+        plane: Plane<G>,
+        queues: Queues,
+        screener: impl Into<Arc<ScreenerThread>>,
+    ) -> Self {
         Self {
             io,
             plane,
             queues,
-            screener,
+            screener: screener.into(),
             next_tick: Instant::now(),
             next_part: 0,
         }
@@ -142,9 +160,10 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                 continue;
             }
             idle += 1;
-            if idle > I::SPINS_MAX {
+            if idle > I::SPINS_MAX && self.plane.may_sleep() {
                 let until_tick = self.next_tick.saturating_duration_since(Instant::now());
                 self.io.wait(until_tick.min(SLEEP_MAX))?;
+                self.plane.is_awake();
             } else {
                 std::hint::spin_loop();
             }
@@ -171,6 +190,18 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                 Some(Command::Remove(index)) => self.plane.remove(index).map(Returned::Session),
                 Some(Command::Networks(index, change)) => {
                     self.plane.change_networks(index, &change);
+                    None
+                }
+                Some(Command::Neighbour(index, change)) => {
+                    match &change {
+                        NeighbourChange::Has(addresses) => self.plane.note_owner(index, addresses),
+                        NeighbourChange::Gone(addresses) => {
+                            self.plane.forget_owner(index, addresses);
+                        }
+                        NeighbourChange::Networks(change) => {
+                            self.plane.note_networks(index, change);
+                        }
+                    }
                     None
                 }
                 Some(Command::Endpoint(index, remote)) => {

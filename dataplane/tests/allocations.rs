@@ -173,7 +173,7 @@ fn the_fast_path_allocates_nothing() {
     let resolve = Box::new(|neighbour| panic!("{neighbour:?} is known"));
     let io = Ethernet::new(io, EthernetPath::new(GATEWAY, WIREGUARD_PORT, resolve));
     let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-    let screener = plane.screener().start(wake, None).unwrap();
+    let screener = plane.screener().start(vec![wake], &[]).unwrap();
     let worker = Worker::new(io, plane, queues, screener);
 
     // From the first packet on, and with installing the session and the routes.

@@ -97,6 +97,8 @@ pub struct IoStatus {
     pub reason: String,
     /// The data interfaces.
     pub interfaces: Vec<String>,
+    /// Threads that carry packets.
+    pub workers: u32,
 }
 
 /// Packets dropped for one reason.

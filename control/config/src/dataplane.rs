@@ -15,6 +15,9 @@ use crate::{
 /// Linux's `IFNAMSIZ` less the closing zero.
 const INTERFACE_NAME_BYTES_MAX: usize = 15;
 
+/// As many as a message's receiver index can name.
+const WORKERS_MAX: u32 = 16;
+
 /// What every link that carries IPv6 must carry (RFC 8200, section 5).
 const INNER_MTU6_MIN: u16 = 1_280;
 
@@ -53,8 +56,12 @@ pub struct Dataplane {
     /// How fast a paying session may go.
     #[serde(default)]
     pub rates: Rates,
-    /// CPU that the worker is pinned to; not pinned if left out.
-    pub cpu: Option<u16>,
+    /// Threads that carry packets.
+    #[serde(default = "default::u32::<1>")]
+    pub workers: u32,
+    /// CPUs that they are pinned to, one each; not pinned if left out.
+    #[serde(default)]
+    pub cpus: Vec<u16>,
     /// Channels that the shared tables have room for, slot 0 (never used) included.
     #[serde(default = "default::u32::<65_536>")]
     pub slots_max: u32,
@@ -138,6 +145,24 @@ impl Dataplane {
         }
     }
 
+    fn check_workers(&self, problems: &mut Problems<'_>) {
+        if !(1..=WORKERS_MAX).contains(&self.workers) {
+            problems.add(
+                "workers",
+                format!("{} is out of range", self.workers),
+                format!("choose 1 to {WORKERS_MAX}"),
+            );
+        }
+        let cpus = self.cpus.len();
+        if cpus > 0 && cpus != self.workers as usize {
+            problems.add(
+                "cpus",
+                format!("{cpus} CPUs are named for {} workers", self.workers),
+                "name one for each worker, or leave the key out",
+            );
+        }
+    }
+
     pub(crate) fn missing_interfaces(&self) -> Vec<Problem> {
         let named = [
             ("client_interface", &self.client_interface),
@@ -217,7 +242,8 @@ impl Section for Dataplane {
             );
         }
         if let Some(nat) = &self.nat {
-            nat.check(self.inner_subnet, self.clients_max(), problems);
+            let (clients_max, workers) = (self.clients_max(), self.workers);
+            nat.check(self.inner_subnet, clients_max, workers, problems);
         }
         self.rates.check(problems);
         if let Some(unmetered) = &self.unmetered {
@@ -240,6 +266,7 @@ impl Section for Dataplane {
                 "choose 576 to 1440 (1420 fits any path of 1500 bytes)",
             );
         }
+        self.check_workers(problems);
         for (key, count) in [
             ("slots_max", self.slots_max),
             ("sessions_max", self.sessions_max),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use topnet_nat::config::prefix_addresses;
-use topnet_nat::{Config, Limits};
+use topnet_nat::{Config, Limits, PoolPart};
 
 use crate::{Base, Ipv4Subnet, default, error::Problems};
 
@@ -78,7 +78,13 @@ impl Nat {
         config
     }
 
-    pub(crate) fn check(&self, inner: Ipv4Subnet, clients_max: u32, problems: &mut Problems<'_>) {
+    pub(crate) fn check(
+        &self,
+        inner: Ipv4Subnet,
+        clients_max: u32,
+        workers: u32,
+        problems: &mut Problems<'_>,
+    ) {
         let pool = self.addresses;
         if inner.contains(pool.network()) || pool.contains(inner.network()) {
             problems.add(
@@ -99,7 +105,12 @@ impl Nat {
                 self.with_pool(clients_max, vec![[192, 0, 2, 1].into()])
             }
         };
-        for error in config.problems() {
+        // Every worker lends a part of each address.
+        let part = PoolPart {
+            number: 0,
+            of: workers.max(1),
+        };
+        for error in config.clone().with_part(part).problems() {
             // That many clients are not this section's.
             let Some(key) = key_of(error.field()) else {
                 continue;
@@ -148,7 +159,7 @@ impl Nat {
 fn key_of(field: &str) -> Option<&'static str> {
     Some(match field {
         "pool" => "nat.addresses",
-        "block_ports" => "nat.block_ports",
+        "block_ports" | "part" => "nat.block_ports",
         "blocks_per_subscriber_max" => "nat.blocks_per_client_max",
         "flows_max" => "nat.flows_max",
         "flows_per_subscriber_max" => "nat.flows_per_client_max",

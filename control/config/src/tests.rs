@@ -48,7 +48,7 @@ fn commented_keys_of_the_example_are_its_defaults() {
         "endpoint = ",
         "credentials_file = ",
         "rpc_url = \"https://vpn.example\"",
-        "cpu = ",
+        "cpus = ",
         "up_bits_per_s = ",
         "down_bits_per_s = ",
         "unpaid_bits_per_s = ",
@@ -373,6 +373,32 @@ fn all_wrong_values_are_named_at_once() {
         places,
         ["metering.unit_price_ntop", "control.connections_max"]
     );
+}
+
+#[test]
+fn workers_have_bounds_and_each_a_part_of_the_pool() {
+    let named = |workers: &str| {
+        let text = EXAMPLE.replace("# workers = 1 ", workers);
+        let words = |problem: &Problem| format!("{}: {}", problem.place, problem.what);
+        parse(&text).map_or_else(
+            |error| error.problems().iter().map(words).collect(),
+            |_| Vec::new(),
+        )
+    };
+    assert_eq!(named("workers = 16 "), [""; 0]);
+    assert_eq!(named("workers = 2\ncpus = [0, 1] "), [""; 0]);
+    let out_of_range = |workers: &str| [format!("dataplane.workers: {workers} is out of range")];
+    assert_eq!(named("workers = 0 "), out_of_range("0"));
+    assert_eq!(named("workers = 17 "), out_of_range("17"));
+    assert_eq!(
+        named("workers = 2\ncpus = [1] "),
+        ["dataplane.cpus: 1 CPUs are named for 2 workers"]
+    );
+    let few = EXAMPLE
+        .replace("# workers = 1 ", "workers = 3 ")
+        .replace("# block_ports = 512 ", "block_ports = 32000 ");
+    let error = parse(&few).unwrap_err().to_string();
+    assert!(error.contains("dataplane.nat.block_ports"), "{error}");
 }
 
 #[test]

@@ -401,6 +401,7 @@ impl Text for ProviderStatus {
                     format_args!("{} {} ({})", io.backend, io.mode, io.reason),
                 )
                 .row("interfaces", io.interfaces.join(", "))
+                .row("workers", io.workers)
                 .row("dropped", format_args!("{dropped} packets"));
             let reasons = dataplane.drops.iter().filter(|drop| drop.packets > 0);
             table = reasons.fold(table, |table, drop| {

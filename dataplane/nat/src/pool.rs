@@ -121,6 +121,11 @@ impl Pool {
         self.blocks.len() as u32
     }
 
+    /// Blocks that are lent here, now or later.
+    pub(crate) fn own_blocks(&self) -> u32 {
+        self.addresses.len() as u32 * self.own_per_address
+    }
+
     pub(crate) fn blocks_lent(&self) -> u32 {
         self.blocks_lent
     }

@@ -68,7 +68,7 @@ impl Nat44 {
             mappings: self.mappings.len(),
             flows: self.flows.len(),
             fragments: self.fragments.len(),
-            blocks: self.pool.blocks(),
+            blocks: self.pool.own_blocks(),
             blocks_lent: self.pool.blocks_lent(),
             blocks_resting: self.pool.blocks_resting(),
             events_waiting: self.events.waiting() as u32,

@@ -12,6 +12,10 @@
 //!   worker    ── notices ─────▶  screener   ── cookies ───▶   worker
 //! ```
 //!
+//! One screener serves all workers, each over its own queues, but that initiations share one: who
+//! sent them is not known before. It answers through the worker that has the peer's session, and
+//! asks for a cookie through the one that received the initiation.
+//!
 //! Every queue is bounded, and what finds one full is dropped and counted; senders try again. The
 //! screener's view of who has a session is made of the worker's notices, in their order. What comes
 //! back names the session by its place and its key, and the worker looks whether that still holds.
@@ -32,7 +36,7 @@ use crossbeam::queue::ArrayQueue;
 
 use self::guard::COOKIE_BYTES;
 use crate::drops::DropReason;
-use crate::session::{Endpoint, Identity, SessionIndex};
+use crate::session::{Endpoint, Identity, SessionIndex, WorkerNumber};
 
 pub use screener::{Screener, ScreenerThread, Turn};
 
@@ -62,6 +66,8 @@ pub enum Answer {
 /// A handshake initiation as it arrived.
 #[derive(Clone, Debug)]
 pub struct Initiation {
+    /// Who received it.
+    pub worker: WorkerNumber,
     /// Where it came from, and where to.
     pub endpoint: Endpoint,
     /// All of it.
@@ -98,26 +104,38 @@ pub enum Notice {
     Identity(Arc<Identity>),
 }
 
-/// The queues between one worker and its screener.
+/// The queues between all workers and their screener.
 pub struct Screening {
     initiations: ArrayQueue<Initiation>,
-    accepted: ArrayQueue<Accepted>,
-    cookies: ArrayQueue<CookieReply>,
-    notices: ArrayQueue<Notice>,
+    desks: Box<[Desk]>,
     screener: OnceLock<Thread>,
 }
 
+/// The queues of one worker.
+struct Desk {
+    accepted: ArrayQueue<Accepted>,
+    cookies: ArrayQueue<CookieReply>,
+    notices: ArrayQueue<Notice>,
+}
+
 impl Screening {
-    /// Empty queues.
+    /// Empty queues for so many workers.
     #[must_use]
-    pub fn new() -> Self {
-        Self {
-            initiations: ArrayQueue::new(INITIATIONS_MAX),
+    pub fn new(workers: u32) -> Self {
+        let desk = |_| Desk {
             accepted: ArrayQueue::new(ACCEPTED_MAX),
             cookies: ArrayQueue::new(COOKIES_MAX),
             notices: ArrayQueue::new(NOTICES_MAX),
+        };
+        Self {
+            initiations: ArrayQueue::new(INITIATIONS_MAX),
+            desks: (0..workers).map(desk).collect(),
             screener: OnceLock::new(),
         }
+    }
+
+    fn desk(&self, worker: WorkerNumber) -> &Desk {
+        &self.desks[worker.0 as usize]
     }
 
     /// Has an initiation looked at.
@@ -127,36 +145,36 @@ impl Screening {
         pushed.map_err(|_| DropReason::HandshakeQueueFull)
     }
 
-    /// True if the screener can be told something.
+    /// True if the screener can be told something by this worker.
     #[must_use]
-    pub fn has_room_for_notice(&self) -> bool {
-        !self.notices.is_full()
+    pub fn has_room_for_notice(&self, worker: WorkerNumber) -> bool {
+        !self.desk(worker).notices.is_full()
     }
 
-    /// Tells the screener. To be called only when there is room, and by one thread.
-    pub fn tell(&self, notice: Notice) {
-        let pushed = self.notices.push(notice);
+    /// Tells the screener. To be called only when there is room, and by this worker.
+    pub fn tell(&self, worker: WorkerNumber, notice: Notice) {
+        let pushed = self.desk(worker).notices.push(notice);
         assert!(pushed.is_ok(), "room was checked and nobody else pushes");
         self.wake();
     }
 
-    /// How many answers of a kind wait for the worker.
+    /// How many answers of a kind wait for a worker.
     #[must_use]
-    pub fn answers(&self, answer: Answer) -> usize {
+    pub fn answers(&self, worker: WorkerNumber, answer: Answer) -> usize {
         match answer {
-            Answer::Handshake => self.accepted.len(),
-            Answer::Cookie => self.cookies.len(),
+            Answer::Handshake => self.desk(worker).accepted.len(),
+            Answer::Cookie => self.desk(worker).cookies.len(),
         }
     }
 
-    /// An initiation that a peer has sent.
-    pub fn take_accepted(&self) -> Option<Accepted> {
-        self.accepted.pop()
+    /// An initiation that a peer of this worker's has sent.
+    pub fn take_accepted(&self, worker: WorkerNumber) -> Option<Accepted> {
+        self.desk(worker).accepted.pop()
     }
 
     /// A cookie to be sent.
-    pub fn take_cookie(&self) -> Option<CookieReply> {
-        self.cookies.pop()
+    pub fn take_cookie(&self, worker: WorkerNumber) -> Option<CookieReply> {
+        self.desk(worker).cookies.pop()
     }
 
     /// Wakes the screener. No system call while it is awake.
@@ -169,7 +187,7 @@ impl Screening {
 
 impl Default for Screening {
     fn default() -> Self {
-        Self::new()
+        Self::new(1)
     }
 }
 

@@ -14,7 +14,7 @@ use super::guard::{Arrival, Guard, Refusal};
 use super::initiation::{Claim, Shared, Timestamp, shared};
 use super::{Accepted, CookieReply, INITIATIONS_CROWD, Initiation, Notice, Screening};
 use crate::drops::{DropCounters, DropReason};
-use crate::session::{Identity, SessionIndex};
+use crate::session::{Identity, SessionIndex, WorkerNumber};
 
 /// Initiations a second whose senders' addresses are believed: a tenth of a CPU at most.
 const UNPROVEN_PER_SECOND_MAX: u32 = 1_000;
@@ -26,6 +26,8 @@ const PEER_INTERVAL_MS: u64 = 50;
 /// A peer that has a session.
 struct Peer {
     index: SessionIndex,
+    /// Sessions that it had before, or has, at other workers: nobody has told yet that they are gone.
+    others: Vec<SessionIndex>,
     /// What only the peer and we know; computed when it is first needed.
     shared: Option<Shared>,
     /// Of its newest initiation: an older one is somebody else's repetition.
@@ -34,16 +36,30 @@ struct Peer {
     next_ms: u64,
 }
 
+impl Peer {
+    fn new(index: SessionIndex, others: Vec<SessionIndex>) -> Self {
+        Self {
+            index,
+            others,
+            shared: None,
+            newest: Timestamp::default(),
+            next_ms: 0,
+        }
+    }
+}
+
 /// What a turn came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
     /// Initiations that were looked at.
     pub looked_at: usize,
-    /// Answers that the worker is to make of them.
+    /// Answers that workers are to make of them.
     pub answers: usize,
+    /// The workers that are to make them, a bit each.
+    workers: u32,
 }
 
-/// Looks at initiations for one worker.
+/// Looks at initiations for all workers.
 pub struct Screener {
     screening: Arc<Screening>,
     identity: Arc<Identity>,
@@ -71,20 +87,21 @@ impl Screener {
         Arc::clone(&self.drops)
     }
 
-    /// Starts the thread. `wake` is the event counter that wakes the worker. If the worker is to
-    /// have a CPU, the thread keeps off it while there is another.
-    pub fn start(self, wake: OwnedFd, workers_cpu: Option<u16>) -> io::Result<ScreenerThread> {
+    /// Starts the thread. `wakes` are the event counters that wake the workers. If they are to have
+    /// CPUs, the thread keeps off those while there are others.
+    pub fn start(self, wakes: Vec<OwnedFd>, workers_cpus: &[u16]) -> io::Result<ScreenerThread> {
         let stop = Arc::<AtomicBool>::default();
         let stopped = Arc::clone(&stop);
         let screening = Arc::clone(&self.screening);
+        let cpus = workers_cpus.to_vec();
         let thread = thread::Builder::new()
             .name("screener-0".to_owned())
             .spawn(move || {
                 // That it cannot be had changes who waits for whom, and nothing else.
-                let _ = workers_cpu.map(keep_off);
-                self.run(&stopped, &wake);
+                let _ = keep_off(&cpus);
+                self.run(&stopped, &wakes);
             })?;
-        // Before there is a worker, so that what it submits always wakes the thread.
+        // Before there are workers, so that what it submits always wakes the thread.
         let _ = screening.screener.set(thread.thread().clone());
         Ok(ScreenerThread {
             stop,
@@ -92,13 +109,20 @@ impl Screener {
         })
     }
 
-    fn run(mut self, stop: &AtomicBool, wake: &OwnedFd) {
+    #[cfg(test)]
+    pub(crate) fn knows_nobody(&self) -> bool {
+        self.peers.is_empty()
+    }
+
+    fn run(mut self, stop: &AtomicBool, wakes: &[OwnedFd]) {
         let started = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             let turn = self.turn(started.elapsed().as_millis() as u64);
-            if turn.answers > 0 {
-                // A full counter means that the worker is about to wake anyway.
-                let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
+            for (worker, wake) in wakes.iter().enumerate() {
+                if turn.workers >> worker & 1 == 1 {
+                    // A full counter means that the worker is about to wake anyway.
+                    let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
+                }
             }
             if turn.looked_at == 0 {
                 // Who submits something after the look leaves a token, and this returns at once.
@@ -117,33 +141,40 @@ impl Screener {
             turn.looked_at += 1;
             // What the worker did before this arrived was told before it was submitted.
             self.take_notices();
-            if let Err(reason) = self.answer(initiation, now_ms) {
-                self.drops.add(reason, 1);
-            } else {
-                turn.answers += 1;
+            match self.answer(initiation, now_ms) {
+                Ok(worker) => {
+                    turn.answers += 1;
+                    turn.workers |= 1 << worker.0;
+                }
+                Err(reason) => self.drops.add(reason, 1),
             }
         }
         turn
     }
 
-    fn answer(&mut self, initiation: Initiation, now_ms: u64) -> Result<(), DropReason> {
-        let pushed = match self.screen(&initiation, now_ms) {
+    /// Which worker is to answer it.
+    fn answer(&mut self, initiation: Initiation, now_ms: u64) -> Result<WorkerNumber, DropReason> {
+        let (worker, pushed) = match self.screen(&initiation, now_ms) {
             Ok((index, public_key)) => {
                 let accepted = Accepted {
                     index,
                     public_key,
                     initiation,
                 };
-                self.screening.accepted.push(accepted).is_ok()
+                let worker = index.worker();
+                let desk = self.screening.desk(worker);
+                (worker, desk.accepted.push(accepted).is_ok())
             }
             Err(Refusal::Cookie(message)) => {
-                let endpoint = initiation.endpoint;
+                let (worker, endpoint) = (initiation.worker, initiation.endpoint);
+                let desk = self.screening.desk(worker);
                 let reply = CookieReply { endpoint, message };
-                self.screening.cookies.push(reply).is_ok()
+                (worker, desk.cookies.push(reply).is_ok())
             }
             Err(Refusal::Drop(reason)) => return Err(reason),
         };
-        pushed.then_some(()).ok_or(DropReason::HandshakeQueueFull)
+        let full = DropReason::HandshakeQueueFull;
+        pushed.then_some(worker).ok_or(full)
     }
 
     /// Whose initiation it is, if it is one that shall be answered.
@@ -180,30 +211,44 @@ impl Screener {
         Ok((peer.index, claim.peer))
     }
 
+    /// Those of one worker are in the order in which it did what they tell; those of two are not.
     fn take_notices(&mut self) {
-        while let Some(notice) = self.screening.notices.pop() {
-            match notice {
-                Notice::Installed(public_key, index) => {
-                    let peer = Peer {
-                        index,
-                        shared: None,
-                        newest: Timestamp::default(),
-                        next_ms: 0,
-                    };
-                    self.peers.insert(public_key, peer);
+        let screening = Arc::clone(&self.screening);
+        for desk in &screening.desks {
+            while let Some(notice) = desk.notices.pop() {
+                self.take_notice(notice);
+            }
+        }
+    }
+
+    fn take_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Installed(public_key, index) => {
+                let had = self.peers.remove(&public_key);
+                let others = had.map_or_else(Vec::new, |had| {
+                    let mut others = had.others;
+                    others.push(had.index);
+                    others
+                });
+                self.peers.insert(public_key, Peer::new(index, others));
+            }
+            Notice::Removed(public_key, index) => {
+                let Some(peer) = self.peers.get_mut(&public_key) else {
+                    return;
+                };
+                if peer.index != index {
+                    return peer.others.retain(|other| *other != index);
                 }
-                Notice::Removed(public_key, index) => {
-                    // A newer session of the same peer stays.
-                    let peer = self.peers.get(&public_key);
-                    if peer.is_some_and(|peer| peer.index == index) {
-                        self.peers.remove(&public_key);
-                    }
+                let mut others = std::mem::take(&mut peer.others);
+                match others.pop() {
+                    Some(other) => *peer = Peer::new(other, others),
+                    None => drop(self.peers.remove(&public_key)),
                 }
-                Notice::Identity(identity) => {
-                    self.identity = identity;
-                    for peer in self.peers.values_mut() {
-                        peer.shared = None;
-                    }
+            }
+            Notice::Identity(identity) => {
+                self.identity = identity;
+                for peer in self.peers.values_mut() {
+                    peer.shared = None;
                 }
             }
         }
@@ -243,11 +288,11 @@ impl Drop for ScreenerThread {
     }
 }
 
-/// Leaves a CPU to the worker, if there are others.
-fn keep_off(cpu: u16) -> io::Result<()> {
+/// Leaves CPUs to the workers, if there are others.
+fn keep_off(cpus: &[u16]) -> io::Result<()> {
     let mut set = sched_getaffinity(None)?;
-    let cpu = usize::from(cpu);
-    if cpu < rustix::thread::CpuSet::MAX_CPU {
+    let known = |cpu: &usize| *cpu < rustix::thread::CpuSet::MAX_CPU;
+    for cpu in cpus.iter().map(|cpu| usize::from(*cpu)).filter(known) {
         set.unset(cpu);
     }
     if set.count() > 0 {

@@ -16,6 +16,7 @@ const ELSEWHERE: &str = "192.0.2.2:40000";
 /// As many as are believed in a second.
 const BELIEVED: usize = 1_000;
 const INDEX: SessionIndex = SessionIndex(3);
+const OWN: WorkerNumber = WorkerNumber(0);
 
 struct Bench {
     screening: Arc<Screening>,
@@ -41,7 +42,7 @@ impl Bench {
     /// A client that is a peer, and its key.
     fn peer(&self, secret: u8) -> (Tunn, [u8; 32]) {
         let (client, key) = client(&self.identity, secret);
-        self.screening.tell(Notice::Installed(key, INDEX));
+        self.screening.tell(OWN, Notice::Installed(key, INDEX));
         (client, key)
     }
 
@@ -50,6 +51,7 @@ impl Bench {
         let local = [10, 77, 1, 1].into();
         let message = message.try_into().unwrap();
         self.screening.submit(Initiation {
+            worker: OWN,
             endpoint: Endpoint { remote, local },
             message,
         })
@@ -61,7 +63,10 @@ impl Bench {
         self.submit(from, message).unwrap();
         let turn = self.screener.turn(now_ms);
         assert_eq!(turn.looked_at, 1);
-        let said = match (self.screening.take_accepted(), self.screening.take_cookie()) {
+        let said = match (
+            self.screening.take_accepted(OWN),
+            self.screening.take_cookie(OWN),
+        ) {
             (Some(accepted), None) => Said::Accepted(accepted.index),
             (None, Some(reply)) => {
                 assert_eq!(reply.endpoint.remote, from.parse().unwrap());
@@ -272,7 +277,7 @@ fn while_many_wait_no_address_is_believed() {
         bench.submit(HERE, &message).unwrap();
     }
     bench.work_off();
-    let cookies = bench.screening.answers(Answer::Cookie);
+    let cookies = bench.screening.answers(OWN, Answer::Cookie);
     assert_eq!(cookies, INITIATIONS_CROWD);
     let unknown = INITIATIONS_CROWD as u64;
     assert_eq!(dropped(&bench.drops), [(DropReason::PeerUnknown, unknown)]);
@@ -292,7 +297,7 @@ fn what_finds_a_full_queue_is_dropped_and_counted() {
     );
     // The worker does not take the cookies.
     bench.work_off();
-    assert_eq!(bench.screening.answers(Answer::Cookie), COOKIES_MAX);
+    assert_eq!(bench.screening.answers(OWN, Answer::Cookie), COOKIES_MAX);
     let full = (INITIATIONS_MAX - INITIATIONS_CROWD - COOKIES_MAX) as u64;
     let expected = [
         (DropReason::HandshakeQueueFull, full),
@@ -308,16 +313,51 @@ fn the_screener_knows_whom_the_worker_has_a_session_for() {
     let unknown = Said::Dropped(DropReason::PeerUnknown);
     let first = initiation(&mut peer);
     assert_eq!(bench.screen(HERE, &first, 0), Said::Accepted(INDEX));
-    bench.screening.tell(Notice::Removed(key, INDEX));
+    bench.screening.tell(OWN, Notice::Removed(key, INDEX));
     assert_eq!(bench.screen(HERE, &initiation(&mut peer), 1_000), unknown);
     let other = SessionIndex(4);
-    bench.screening.tell(Notice::Installed(key, other));
-    bench.screening.tell(Notice::Removed(key, INDEX));
+    bench.screening.tell(OWN, Notice::Installed(key, other));
+    bench.screening.tell(OWN, Notice::Removed(key, INDEX));
     assert_eq!(
         bench.screen(HERE, &initiation(&mut peer), 2_000),
         Said::Accepted(other),
         "a newer session is not removed with the older"
     );
+}
+
+/// A peer's session went from one worker to another and their notices come in any order, but each
+/// one's in its own.
+#[test]
+fn a_peer_that_changes_workers_is_known_where_it_is() {
+    let (one, other) = (WorkerNumber(0), WorkerNumber(1));
+    for (before, now) in [(one, other), (other, one)] {
+        let identity = Arc::new(Identity::new([9; 32]));
+        let screening = Arc::new(Screening::new(2));
+        let mut screener = Screener::new(Arc::clone(&screening), Arc::clone(&identity), 8);
+        let (mut peer, key) = client(&identity, 5);
+        let (had, has) = (SessionIndex::new(before, 7), SessionIndex::new(now, 7));
+        screening.tell(now, Notice::Installed(key, has));
+        screening.tell(before, Notice::Installed(key, had));
+        screening.tell(before, Notice::Removed(key, had));
+        let endpoint = Endpoint {
+            remote: HERE.parse().unwrap(),
+            local: [10, 77, 1, 1].into(),
+        };
+        let message = initiation(&mut peer)[..].try_into().unwrap();
+        let worker = before;
+        let initiation = Initiation {
+            worker,
+            endpoint,
+            message,
+        };
+        screening.submit(initiation).unwrap();
+        assert_eq!(screener.turn(0).answers, 1);
+        assert!(screening.take_accepted(before).is_none());
+        assert_eq!(screening.take_accepted(now).unwrap().index, has);
+        screening.tell(now, Notice::Removed(key, has));
+        screener.turn(0);
+        assert!(screener.knows_nobody());
+    }
 }
 
 /// Whom the worker installed before it submitted what he sent is known, however busy the thread is.
@@ -337,15 +377,21 @@ fn a_notice_is_heard_before_what_was_submitted_after_it() {
         drops,
         ..
     } = bench;
-    let _thread = screener.start(event_counter(), None).unwrap();
+    let _thread = screener.start(vec![event_counter()], &[]).unwrap();
     for (number, (message, key)) in peers.iter().enumerate() {
-        screening.tell(Notice::Installed(*key, SessionIndex(number as u32)));
+        screening.tell(OWN, Notice::Installed(*key, SessionIndex(number as u32)));
         let message = message[..].try_into().unwrap();
         let endpoint = Endpoint {
             remote: HERE.parse().unwrap(),
             local: [10, 77, 1, 1].into(),
         };
-        screening.submit(Initiation { endpoint, message }).unwrap();
+        screening
+            .submit(Initiation {
+                worker: OWN,
+                endpoint,
+                message,
+            })
+            .unwrap();
         // Not all at once: the thread is to be in the middle of a turn when most are installed.
         while screening.initiations.len() > 4 {
             std::thread::yield_now();
@@ -353,7 +399,7 @@ fn a_notice_is_heard_before_what_was_submitted_after_it() {
     }
     eventually("all are looked at", || {
         let dropped: u64 = dropped(&drops).iter().map(|(_, packets)| packets).sum();
-        screening.answers(Answer::Handshake) as u64 + dropped == u64::from(PEERS)
+        screening.answers(OWN, Answer::Handshake) as u64 + dropped == u64::from(PEERS)
     });
     assert_eq!(dropped(&drops), []);
 }
@@ -367,7 +413,7 @@ fn another_key_of_the_interface_is_the_only_one_from_then_on() {
     let identity = Arc::new(Identity::new([8; 32]));
     bench
         .screening
-        .tell(Notice::Identity(Arc::clone(&identity)));
+        .tell(OWN, Notice::Identity(Arc::clone(&identity)));
     let (mut after, _) = client(&identity, 5);
     assert_eq!(
         bench.screen(HERE, &initiation(&mut before), 1_000),
@@ -389,14 +435,22 @@ fn the_thread_sleeps_wakes_the_worker_and_ends_with_its_handle() {
         identity,
     } = bench;
     let wake = event_counter();
-    let thread = screener.start(wake.try_clone().unwrap(), None).unwrap();
+    let thread = screener
+        .start(vec![wake.try_clone().unwrap()], &[])
+        .unwrap();
     let submit = |message: Vec<u8>| {
         let message = message.try_into().unwrap();
         let endpoint = Endpoint {
             remote: HERE.parse().unwrap(),
             local: [10, 77, 1, 1].into(),
         };
-        screening.submit(Initiation { endpoint, message }).unwrap();
+        screening
+            .submit(Initiation {
+                worker: OWN,
+                endpoint,
+                message,
+            })
+            .unwrap();
     };
     // It has nothing to do and sleeps, or will.
     std::thread::sleep(Duration::from_millis(20));
@@ -414,7 +468,7 @@ fn the_thread_sleeps_wakes_the_worker_and_ends_with_its_handle() {
     eventually("the worker is woken", || {
         rustix::io::read(&wake, &mut counter).is_ok()
     });
-    assert_eq!(screening.take_accepted().unwrap().index, INDEX);
+    assert_eq!(screening.take_accepted(OWN).unwrap().index, INDEX);
     assert!(!thread.has_ended());
     submit(initiation(&mut stranger));
     drop(thread);
@@ -430,7 +484,7 @@ fn a_thread_that_ends_by_itself_is_seen_to_have_ended() {
         screener,
         ..
     } = bench;
-    let thread = screener.start(event_counter(), None).unwrap();
+    let thread = screener.start(vec![event_counter()], &[]).unwrap();
     assert!(!thread.has_ended());
     thread.end_by_itself();
     eventually("it has ended", || thread.has_ended());

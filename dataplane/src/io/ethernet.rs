@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Backend, FrameIo, Handler, Transmit, monotonic_ns};
+use super::{BURST_PACKETS, Backend, FrameIo, Handler, Transmit, monotonic_ns};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
 use crate::forwarding::{Forwarding, Neighbour, NextHop, PortIndex, RouteCache, Unreachable};
@@ -20,6 +20,7 @@ use crate::packet::{
 };
 use crate::plane::{HANDSHAKE_BYTES_MAX, Outcome, PADDING_BYTES, Path, Plane};
 use crate::session::Endpoint;
+use crate::team::{Content, Parcel};
 
 /// Answers to handshakes that may wait for a neighbour to be resolved.
 const WAITING_MAX: usize = 32;
@@ -59,6 +60,23 @@ impl<F: FrameIo> Ethernet<F> {
     pub fn new(frames: F, path: EthernetPath) -> Self {
         Self { frames, path }
     }
+
+    /// Handles what other workers passed on, and returns how many packets that were.
+    fn take_parcels<G: Gate>(&mut self, plane: &mut Plane<G>) -> usize {
+        let mut taken = 0;
+        while taken < BURST_PACKETS
+            && let Some(mut parcel) = plane.take_parcel()
+        {
+            taken += 1;
+            let path = &mut self.path;
+            let open = |out: &mut [u8]| path.handle_parcel(plane, &mut parcel, out);
+            if !self.frames.originate(open) {
+                plane.refuse(DropReason::NoBuffer, 1);
+            }
+            plane.give_back(parcel);
+        }
+        taken
+    }
 }
 
 impl<F: FrameIo> Backend for Ethernet<F> {
@@ -69,8 +87,9 @@ impl<F: FrameIo> Backend for Ethernet<F> {
         plane.begin(burst_began_ns);
         let path = &mut self.path;
         let received = self.frames.receive(&mut Framed { plane, path });
+        let taken = self.take_parcels(plane);
         plane.settle(burst_began_ns);
-        Ok(received)
+        Ok(received + taken)
     }
 
     fn tick<G: Gate>(&mut self, plane: &mut Plane<G>, place: usize) {
@@ -180,6 +199,23 @@ impl EthernetPath {
             local: ip.destination.into(),
         };
         Ok(plane.handle_message(self, endpoint, &packet[udp.payload], out))
+    }
+
+    /// Lets `plane` decide about what another worker passed on; what is to be sent stands in `out`.
+    pub fn handle_parcel<G: Gate>(
+        &mut self,
+        plane: &mut Plane<G>,
+        parcel: &mut Parcel,
+        out: &mut [u8],
+    ) -> Option<Transmit> {
+        let bytes = parcel.bytes;
+        let outcome = match parcel.content {
+            Content::Message(endpoint) => {
+                plane.handle_message(self, endpoint, &parcel.data[..bytes], out)
+            }
+            Content::Packet => plane.handle_packet(self, &mut parcel.data, bytes, out),
+        };
+        self.finish(plane, outcome, out)
     }
 
     /// Lets `plane` make an answer that waits; what is to be sent stands in `out`.

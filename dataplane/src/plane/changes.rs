@@ -1,14 +1,13 @@
 //! What the control side changes about the plane between two bursts: sessions, whose addresses are,
 //! and the interface itself.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use topnet_nat::Subscriber;
 use topnet_uapi::IpNetwork;
 
-use super::{Plane, session};
+use super::Plane;
 use crate::accounting::Gate;
 use crate::handshakes::Notice;
 use crate::nat_log::Holder;
@@ -21,18 +20,10 @@ impl<G: Gate> Plane<G> {
     /// Installs a session at its index, which is free.
     pub fn install(&mut self, session: Box<Session>) {
         let index = session.plan.index;
-        let place = index.0 as usize;
-        if self.sessions.len() <= place {
-            self.sessions.resize_with(place + 1, || None);
-        }
-        assert!(
-            self.sessions[place].is_none(),
-            "a session's index is free when it is installed"
-        );
-        self.screening
-            .tell(Notice::Installed(session.plan.public_key, index));
+        let installed = Notice::Installed(session.plan.public_key, index);
         let addresses = session.plan.addresses.clone();
-        self.sessions[place] = Some(session);
+        self.sessions.put(session);
+        self.screening.tell(self.sessions.own(), installed);
         self.change_owners(
             || addresses.networks(),
             |owners| owners.add(index, &addresses),
@@ -41,9 +32,9 @@ impl<G: Gate> Plane<G> {
 
     /// Removes a session; nothing counts into its slot on its behalf any more.
     pub fn remove(&mut self, index: SessionIndex) -> Option<Box<Session>> {
-        let session = self.sessions.get_mut(index.0 as usize)?.take()?;
-        self.screening
-            .tell(Notice::Removed(session.plan.public_key, index));
+        let session = self.sessions.take(index)?;
+        let removed = Notice::Removed(session.plan.public_key, index);
+        self.screening.tell(self.sessions.own(), removed);
         let addresses = &session.plan.addresses;
         self.change_owners(
             || addresses.networks(),
@@ -54,15 +45,34 @@ impl<G: Gate> Plane<G> {
 
     /// Changes the networks of an unmetered peer; no key is lost by it.
     pub fn change_networks(&mut self, index: SessionIndex, change: &NetworkChange) {
-        let Ok(session) = session(&mut self.sessions, index) else {
+        let Some(session) = self.sessions.get_mut(index) else {
             return;
         };
         let Addresses::Networks(networks) = &mut session.plan.addresses else {
             return;
         };
-        let removed: HashSet<&IpNetwork> = change.removed.iter().collect();
-        networks.retain(|network| !removed.contains(network));
-        networks.extend(&change.added);
+        change.apply(networks);
+        self.note_networks(index, change);
+    }
+
+    /// Another worker's session has these addresses from now on: what comes for them is passed there.
+    pub fn note_owner(&mut self, index: SessionIndex, addresses: &Addresses) {
+        self.change_owners(
+            || addresses.networks(),
+            |owners| owners.add(index, addresses),
+        );
+    }
+
+    /// Another worker's session is gone.
+    pub fn forget_owner(&mut self, index: SessionIndex, addresses: &Addresses) {
+        self.change_owners(
+            || addresses.networks(),
+            |owners| owners.remove(index, addresses),
+        );
+    }
+
+    /// The networks of a session, this worker's or another's, are others.
+    pub fn note_networks(&mut self, index: SessionIndex, change: &NetworkChange) {
         let changed = || [&change.removed[..], &change.added].concat();
         self.change_owners(changed, |owners| {
             for network in &change.removed {
@@ -76,7 +86,7 @@ impl<G: Gate> Plane<G> {
 
     /// Sends to the peer there, until it is heard from elsewhere.
     pub fn change_endpoint(&mut self, index: SessionIndex, remote: SocketAddr) {
-        if let Ok(session) = session(&mut self.sessions, index) {
+        if let Some(session) = self.sessions.get_mut(index) {
             session.heard_from(Endpoint {
                 remote,
                 local: unspecified(remote),
@@ -86,7 +96,7 @@ impl<G: Gate> Plane<G> {
 
     /// Sends something to the peer at least so often, in seconds; 0 is not at all.
     pub fn change_keepalive(&mut self, index: SessionIndex, seconds: u16) {
-        if let Ok(session) = session(&mut self.sessions, index) {
+        if let Some(session) = self.sessions.get_mut(index) {
             session.plan.persistent_keepalive_s = seconds;
         }
     }
@@ -94,7 +104,8 @@ impl<G: Gate> Plane<G> {
     /// The interface has another key; sessions of the old one are to be removed.
     pub fn replace_identity(&mut self, identity: Arc<Identity>) {
         self.identity = Arc::clone(&identity);
-        self.screening.tell(Notice::Identity(identity));
+        let own = self.sessions.own();
+        self.screening.tell(own, Notice::Identity(identity));
     }
 
     /// The interface's largest packet is another.

@@ -5,7 +5,7 @@
 
 use boringtun::noise::TunnResult;
 
-use super::{HANDSHAKE_BYTES_MAX, Outcome, Path, Plane, session};
+use super::{HANDSHAKE_BYTES_MAX, Outcome, Path, Plane};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
 use crate::handshakes::guard::{Arrival, COOKIE_BYTES, Refusal};
@@ -19,7 +19,7 @@ const _: () = assert!(COOKIE_BYTES <= HANDSHAKE_BYTES_MAX);
 impl<G: Gate> Plane<G> {
     /// Lets the session at `place` do what its timers say. What leaves stands in `out`.
     pub fn tick<P: Path>(&mut self, path: &mut P, place: usize, out: &mut [u8]) -> Outcome<P::Hop> {
-        let Some(Some(session)) = self.sessions.get_mut(place) else {
+        let Some(session) = self.sessions.at_mut(place) else {
             return Outcome::Nothing;
         };
         // Timers run for a peer that was never heard as well; what they would send is lost.
@@ -59,7 +59,7 @@ impl<G: Gate> Plane<G> {
     /// How many answers of a kind wait to be made.
     #[must_use]
     pub fn answers(&self, answer: Answer) -> usize {
-        self.screening.answers(answer)
+        self.screening.answers(self.sessions.own(), answer)
     }
 
     /// Makes an answer of this kind, if one waits. What leaves stands in `out`, which has room for
@@ -82,13 +82,16 @@ impl<G: Gate> Plane<G> {
         path: &P,
         out: &mut [u8],
     ) -> Result<Outcome<P::Hop>, DropReason> {
-        let Some(accepted) = self.screening.take_accepted() else {
+        let Some(accepted) = self.screening.take_accepted(self.sessions.own()) else {
             return Ok(Outcome::Nothing);
         };
-        let Initiation { endpoint, message } = accepted.initiation;
+        let Initiation {
+            endpoint, message, ..
+        } = accepted.initiation;
         // Sessions and addresses may be others than when it was looked at.
         self.check_outside(endpoint)?;
-        let session = session(&mut self.sessions, accepted.index)?;
+        let session = self.sessions.get(accepted.index);
+        let session = session.ok_or(DropReason::SessionUnknown)?;
         if session.plan.public_key != accepted.public_key {
             return Err(DropReason::SessionUnknown);
         }
@@ -96,7 +99,7 @@ impl<G: Gate> Plane<G> {
     }
 
     fn cookie<P: Path>(&mut self, path: &P, out: &mut [u8]) -> Outcome<P::Hop> {
-        match self.screening.take_cookie() {
+        match self.screening.take_cookie(self.sessions.own()) {
             Some(reply) => ask_for_cookie(path, reply.endpoint, &reply.message, out),
             None => Outcome::Nothing,
         }
@@ -110,7 +113,11 @@ impl<G: Gate> Plane<G> {
     ) -> Result<Outcome<H>, DropReason> {
         let message: [u8; INITIATION_BYTES] =
             message.try_into().map_err(|_| DropReason::NotWireGuard)?;
-        self.screening.submit(Initiation { endpoint, message })?;
+        self.screening.submit(Initiation {
+            worker: self.sessions.own(),
+            endpoint,
+            message,
+        })?;
         Ok(Outcome::Nothing)
     }
 
@@ -124,7 +131,7 @@ impl<G: Gate> Plane<G> {
         message: &[u8],
         out: &mut [u8],
     ) -> Result<Outcome<P::Hop>, DropReason> {
-        session(&mut self.sessions, index)?;
+        self.sessions.get(index).ok_or(DropReason::SessionUnknown)?;
         let arrival = Arrival {
             source: endpoint.remote.ip(),
             message,
@@ -147,7 +154,8 @@ impl<G: Gate> Plane<G> {
         message: &[u8],
         out: &mut [u8],
     ) -> Result<Outcome<P::Hop>, DropReason> {
-        let session = session(&mut self.sessions, index)?;
+        let session = self.sessions.get_mut(index);
+        let session = session.ok_or(DropReason::SessionUnknown)?;
         let address = endpoint.remote.ip();
         let room = &mut out[path.message_offset(&endpoint)..];
         let (bytes, kind) = match session.tunnel.decapsulate(Some(address), message, room) {

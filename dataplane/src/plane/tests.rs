@@ -6,6 +6,7 @@ use crate::handshakes::Answer;
 use crate::io::EthernetPath;
 use crate::packet::{ETHERNET_BYTES, IPV4_BYTES, Ipv4, MacAddress, OUTER_BYTES};
 use crate::session::{Payer, SessionPlan};
+use crate::translation::PoolLevels;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
@@ -15,7 +16,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use topnet_account::ChannelId;
 use topnet_checksum::checksum;
-use topnet_nat::Refusal;
+use topnet_nat::{PoolPart, Refusal};
 use topnet_unit::{Attachment, BootId, CreditGrant, Handover, Header, Slot};
 
 const SLOT: Slot = Slot {
@@ -89,8 +90,25 @@ fn forwarding() -> Forwarding {
     }
 }
 
+fn config() -> PlaneConfig {
+    PlaneConfig {
+        inner: Some(InnerNetwork::new(
+            "10.78.0.0/16".parse().unwrap(),
+            Some("fd78::/64".parse().unwrap()),
+            Ipv4Addr::new(10, 78, 0, 1),
+        )),
+        inner_mtu: 1420,
+        sessions_max: 8,
+    }
+}
+
 impl Bench {
     fn new() -> Self {
+        Self::with(|plane| plane)
+    }
+
+    /// A bench whose plane is changed before it has a session.
+    fn with(change: impl FnOnce(Plane) -> Plane) -> Self {
         let header = Header {
             boot: BootId([1; 16]),
             slots: 4,
@@ -108,22 +126,13 @@ impl Bench {
         );
         let identity = Arc::new(Identity::new([9; 32]));
         let (ask, asked) = mpsc::channel();
-        let config = PlaneConfig {
-            inner: Some(InnerNetwork::new(
-                "10.78.0.0/16".parse().unwrap(),
-                Some("fd78::/64".parse().unwrap()),
-                Ipv4Addr::new(10, 78, 0, 1),
-            )),
-            inner_mtu: 1420,
-            sessions_max: 8,
-        };
-        let mut plane = Plane::new(
-            config,
+        let mut plane = change(Plane::new(
+            config(),
             Arc::clone(&identity),
             accounting,
             Arc::default(),
             Instant::now(),
-        );
+        ));
         let resolve = Box::new(move |neighbour| ask.send(neighbour).unwrap());
         let mut path = EthernetPath::new(GATEWAY.into(), 51820, resolve);
         path.replace_forwarding(Arc::new(forwarding()));
@@ -149,7 +158,11 @@ impl Bench {
 
     /// A bench whose tunnel is up and has credit.
     fn connected() -> Self {
-        let mut bench = Self::new();
+        Self::new().connect()
+    }
+
+    fn connect(self) -> Self {
+        let mut bench = self;
         let mut buffer = [0; 2048];
         let TunnResult::WriteToNetwork(init) =
             bench.client.format_handshake_initiation(&mut buffer, false)
@@ -223,6 +236,10 @@ impl Bench {
 
     fn down(&mut self, packet: &[u8]) -> Option<(PortIndex, Vec<u8>)> {
         self.frame(UPLINK_PORT, &ethernet(1, packet))
+    }
+
+    fn session(&mut self) -> &mut Session {
+        self.plane.sessions.get_mut(SessionIndex(3)).unwrap()
     }
 
     fn usage(&self) -> u64 {
@@ -450,7 +467,8 @@ fn a_client_that_opens_flows_without_end_takes_nobody_else_s() {
         ),
     ] {
         let mut bench = Bench::connected();
-        bench.plane.translation = Some(Translation::new(section, 8, [7; 32]).unwrap());
+        bench.plane.translation =
+            Some(Translation::new(section, 8, PoolPart::WHOLE, [7; 32]).unwrap());
         let calls = (1..=100).filter(|host| {
             let packet = udp(INNER, [10, 77, 2, 100 + host], 64, 8);
             let neighbour = Neighbour {
@@ -467,7 +485,8 @@ fn a_client_that_opens_flows_without_end_takes_nobody_else_s() {
         assert_eq!(bench.dropped(), [(DropReason::Nat(reason), refused)]);
         let levels = bench.plane.translation.as_ref().unwrap().levels();
         bench.plane.sweep();
-        let status = levels.status(&[Arc::clone(&bench.plane.drops)]);
+        let drops = [Arc::clone(&bench.plane.drops)];
+        let status = PoolLevels::status(&[levels], &drops).unwrap();
         assert_eq!((status.flows, status.flows_max), (most as u32, 80));
         assert_eq!((status.clients, status.blocks_lent), (1, 1));
         let told = status.refused.iter().filter(|count| count.packets > 0);
@@ -487,7 +506,7 @@ fn a_client_that_opens_flows_without_end_takes_nobody_else_s() {
 #[test]
 fn clients_share_public_addresses_and_nobody_unasked_gets_through() {
     let mut bench = Bench::connected();
-    bench.plane.translation = Some(Translation::new(&pool(), 8, [7; 32]).unwrap());
+    bench.plane.translation = Some(Translation::new(&pool(), 8, PoolPart::WHOLE, [7; 32]).unwrap());
     let packet = udp(INNER, ORIGIN, 64, 100);
     let (_, frame) = bench.up(&packet).unwrap();
     let sent = Ipv4::parse(&frame[ETHERNET_BYTES..]).unwrap();
@@ -559,7 +578,7 @@ fn a_peer_cannot_be_inside_the_tunnel() {
     }
     assert_eq!(bench.dropped(), [(DropReason::EndpointInside, 2)]);
     assert_eq!(bench.usage(), 0);
-    let endpoint = bench.plane.sessions[3].as_ref().unwrap().endpoint.unwrap();
+    let endpoint = bench.session().endpoint.unwrap();
     assert_eq!(endpoint.remote.ip(), IpAddr::from(CLIENT));
 }
 
@@ -603,6 +622,7 @@ fn a_removed_session_is_gone_and_its_key_may_come_back() {
 }
 
 mod handshakes;
+mod team;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]

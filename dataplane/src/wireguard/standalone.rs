@@ -7,12 +7,11 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, mpsc};
 use topnet_uapi::{DeviceStatus, Errno, Set};
 
 use super::Since;
@@ -21,13 +20,13 @@ use crate::accounting::Gate;
 use crate::drops::DropCounters;
 use crate::error::{RunError, system};
 use crate::io::{INNER_BYTES_MAX, Kernel, KernelPlan, Marks, Reach, Sockets};
-use crate::link::WorkerLink;
+use crate::link::{WorkerLink, WorkerLinks};
 use crate::netlink::Connection;
 use crate::operators::{InterfaceChange, Operators};
 use crate::orders::{Indices, Order};
 use crate::plane::{Plane, PlaneConfig};
 use crate::run::{random, spawn};
-use crate::session::{Identity, Session, SessionCounters};
+use crate::session::{Identity, Session, SessionCounters, WorkerNumber};
 use crate::worker::{Command, Queues, Returned, Worker};
 
 /// Peers of one interface, as many as wireguard-go takes.
@@ -45,7 +44,7 @@ const LOOK_PERIOD: Duration = Duration::from_secs(1);
 pub struct Standalone {
     name: String,
     since: Since,
-    link: WorkerLink,
+    links: WorkerLinks,
     state: Mutex<State>,
     /// Waits until the worker has ended.
     join: Option<Box<dyn FnOnce() + Send + Sync>>,
@@ -66,7 +65,7 @@ impl Standalone {
     pub async fn start<G: Gate + Send + 'static>(
         name: &str,
         gate: G,
-    ) -> Result<(Self, oneshot::Receiver<String>), RunError> {
+    ) -> Result<(Self, mpsc::UnboundedReceiver<String>), RunError> {
         let connection = Connection::open_quiet()?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(system("make an event counter"))?;
@@ -78,7 +77,8 @@ impl Standalone {
         let waker = wake
             .try_clone()
             .map_err(system::<io::Error>("make an event counter"))?;
-        let kernel = Kernel::new(&plan, waker)?;
+        let mut opened = Kernel::open(&plan, vec![waker])?;
+        let kernel = opened.remove(0);
         let marks = kernel.marks().map_err(system("share a socket"))?;
         let port = kernel.port();
         connection.set_mtu(name, MTU_BYTES).await?;
@@ -99,19 +99,20 @@ impl Standalone {
         let screeners_wake = wake
             .try_clone()
             .map_err(system::<io::Error>("make an event counter"))?;
-        let screener = plane.screener().start(screeners_wake, None);
+        let screener = plane.screener().start(vec![screeners_wake], &[]);
         let screener = screener.map_err(system("start a thread"))?;
         let worker = Worker::new(kernel, plane, queues.clone(), screener);
-        let (worker, stopped) = spawn(worker, None, ())?;
+        let (tell, stopped) = mpsc::unbounded_channel();
+        let worker = spawn(worker, WorkerNumber::default(), None, (), tell)?;
         let mut operators = Operators::new(PEERS_MAX);
         operators.device_mut().handle_bound(port);
         let interface = Self {
             name: name.to_owned(),
             since: Since::new(started),
-            link: WorkerLink { queues, wake },
+            links: WorkerLinks::new(vec![WorkerLink { queues, wake }]),
             state: Mutex::new(State {
                 operators,
-                indices: Indices::new(SESSIONS_MAX),
+                indices: Indices::new(SESSIONS_MAX, 1),
                 identity,
                 marks,
                 mtu_bytes: MTU_BYTES as usize,
@@ -231,19 +232,21 @@ impl Standalone {
             session
         };
         let take = |returned| take_back(indices, returned);
-        self.link.deliver(orders, make, take).await;
+        self.links.deliver(orders, make, take).await;
     }
 
     async fn send(&self, state: &mut State, command: Command) {
         let indices = &mut state.indices;
-        self.link
-            .send(command, |returned| take_back(indices, returned))
+        self.links
+            .send(WorkerNumber::default(), command, |returned| {
+                take_back(indices, returned)
+            })
             .await;
     }
 
     fn reap(&self, state: &mut State) {
         let indices = &mut state.indices;
-        self.link.reap(|returned| take_back(indices, returned));
+        self.links.reap(|returned| take_back(indices, returned));
     }
 }
 
@@ -265,8 +268,7 @@ impl Interface for Standalone {
 
 impl Drop for Standalone {
     fn drop(&mut self) {
-        self.link.queues.stop.store(true, Ordering::Relaxed);
-        self.link.wake();
+        self.links.stop();
         if let Some(join) = self.join.take() {
             join();
         }
@@ -283,7 +285,7 @@ pub async fn run_interface<G: Gate + Send + 'static>(
 ) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(system("watch for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("watch for signals"))?;
-    let (interface, stopped) = Standalone::start(name, gate).await?;
+    let (interface, mut stopped) = Standalone::start(name, gate).await?;
     let interface = Arc::new(interface);
     let socket = ConfigurationSocket::listen(directory, name);
     let socket = socket.map_err(|source| RunError::Socket {
@@ -294,8 +296,7 @@ pub async fn run_interface<G: Gate + Send + 'static>(
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        reason = stopped => {
-            let reason = reason.unwrap_or_else(|_| "it panicked".to_owned());
+        Some(reason) = stopped.recv() => {
             tracing::info!(interface = name, reason, "the interface is gone");
         }
         () = socket.serve(Arc::clone(&interface)) => {}

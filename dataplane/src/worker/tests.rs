@@ -11,6 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::net::Ipv4Addr;
 use topnet_account::ChannelId;
 use topnet_config::InnerNetwork;
+use topnet_nat::PoolPart;
 use topnet_unit::Slot;
 
 const INNER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
@@ -59,7 +60,7 @@ fn plane() -> Plane<OpenGate> {
 
 fn screener_of(plane: &Plane<OpenGate>) -> ScreenerThread {
     let wake = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    plane.screener().start(wake, None).unwrap()
+    plane.screener().start(vec![wake], &[]).unwrap()
 }
 
 /// Nobody would get a handshake any more, and nobody would be told.
@@ -130,7 +131,7 @@ fn a_block_is_told_of_whoever_had_the_number_when_it_was_lent() {
         mappings_per_client_max: None,
         log_file: std::path::PathBuf::new(),
     };
-    let mut translation = Translation::new(&section, 8, [1; 32]).unwrap();
+    let mut translation = Translation::new(&section, 8, PoolPart::WHOLE, [1; 32]).unwrap();
     let mut packet = Vec::new();
     let builder = PacketBuilder::ipv4(INNER.octets(), [192, 0, 2, 1], 64).udp(1, 2);
     builder.write(&mut packet, b"x").unwrap();

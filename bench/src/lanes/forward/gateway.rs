@@ -180,7 +180,7 @@ fn start<G: Gate + Send + 'static>(
     let path = EthernetPath::new(PROVIDER, WIREGUARD_PORT, Box::new(|_| ()));
     let screener = plane
         .screener()
-        .start(wake.try_clone()?, u16::try_from(GATEWAY_CPU).ok())?;
+        .start(vec![wake.try_clone()?], &[u16::try_from(GATEWAY_CPU)?])?;
     let worker = Worker::new(Ethernet::new(io, path), plane, queues.clone(), screener);
     let metering_ended = Arc::<AtomicBool>::default();
     let ended = Arc::clone(&metering_ended);

@@ -35,6 +35,7 @@ use crate::forwarding::{Forwarding, Neighbour, PortIndex, RouteCache};
 use crate::handshakes::Answer;
 use crate::plane::{Outcome, PADDING_BYTES, Path, Plane, WIREGUARD_BYTES};
 use crate::session::Endpoint;
+use crate::team::Content;
 
 /// Bytes of the longest train or super-packet.
 const TRAIN_BYTES: usize = 65_536;
@@ -131,9 +132,17 @@ impl Sockets {
     /// Binds `port` at every address of this machine; 0 is any port that is free. The tunnel's own
     /// packets have `mark`, by which the system tells them from what is to go into the tunnel.
     pub fn bind(port: u16, mark: u32) -> io::Result<Self> {
+        let mut bound = Self::bind_several(port, mark, 1)?;
+        bound
+            .pop()
+            .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
+    /// The same for so many workers, which share the port.
+    fn bind_several(port: u16, mark: u32, workers: usize) -> io::Result<Vec<Self>> {
         let mut tries = 0;
         loop {
-            match Self::bind_once(port, mark) {
+            match Self::bind_once(port, mark, workers) {
                 // A port that is free for one version may be taken for the other.
                 Err(error)
                     if port == 0
@@ -147,21 +156,26 @@ impl Sockets {
         }
     }
 
-    fn bind_once(port: u16, mark: u32) -> io::Result<Self> {
-        let first = Socket::bind(Ipv4Addr::UNSPECIFIED.into(), port)?;
-        let port = first.port()?;
-        let mut sockets = vec![first];
-        match Socket::bind(Ipv6Addr::UNSPECIFIED.into(), port) {
-            Ok(socket) => sockets.push(socket),
+    fn bind_once(port: u16, mark: u32, workers: usize) -> io::Result<Vec<Self>> {
+        let first = Socket::bind(Ipv4Addr::UNSPECIFIED.into(), port, workers)?;
+        let port = first.first().map_or(Ok(port), Socket::port)?;
+        let second = match Socket::bind(Ipv6Addr::UNSPECIFIED.into(), port, workers) {
+            Ok(sockets) => sockets,
             // A kernel without IPv6.
-            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Vec::new(),
             Err(error) => return Err(error),
+        };
+        let mut second = second.into_iter();
+        let mut bound = Vec::with_capacity(workers);
+        for socket in first {
+            let sockets = std::iter::once(socket).chain(second.next()).collect();
+            let sockets = Self { sockets, port };
+            if mark != 0 {
+                sockets.marks()?.set(mark)?;
+            }
+            bound.push(sockets);
         }
-        let sockets = Self { sockets, port };
-        if mark != 0 {
-            sockets.marks()?.set(mark)?;
-        }
-        Ok(sockets)
+        Ok(bound)
     }
 
     /// What changes the mark while a worker has the sockets.
@@ -236,14 +250,21 @@ impl Path for KernelPath {
 }
 
 impl Kernel {
-    /// Makes the device and binds the sockets. `wake` is an event counter that ends a wait.
-    pub fn new(plan: &KernelPlan, wake: OwnedFd) -> Result<Self, KernelError> {
-        let tun = Tun::open(&plan.tunnel_interface)?;
+    /// Makes the device and binds the sockets, for a worker for each of `wakes`, which are event
+    /// counters that end a wait.
+    pub fn open(plan: &KernelPlan, wakes: Vec<OwnedFd>) -> Result<Vec<Self>, KernelError> {
+        let queues = Tun::open(&plan.tunnel_interface, wakes.len())?;
         let port = plan.wireguard_port;
         let failed = |source| KernelError::Socket { port, source };
-        let sockets = Sockets::bind(port, 0).map_err(failed)?;
+        let sockets = Sockets::bind_several(port, 0, wakes.len()).map_err(failed)?;
+        let parts = queues.into_iter().zip(sockets).zip(wakes);
+        let kernel = |((tun, sockets), wake)| Self::new(plan, tun, sockets, wake);
+        Ok(parts.map(kernel).collect())
+    }
+
+    fn new(plan: &KernelPlan, tun: Tun, sockets: Sockets, wake: OwnedFd) -> Self {
         let trains = Trains::new(sockets.messages_max());
-        Ok(Self {
+        Self {
             path: KernelPath {
                 exits: RouteCache::new(Arc::default(), Forwarding::exit),
                 reach: plan.reach,
@@ -267,7 +288,7 @@ impl Kernel {
             read: vec![0; HEADER_BYTES + TRAIN_BYTES + PADDING_BYTES].into(),
             segment: vec![0; PACKET_BYTES].into(),
             fault: None,
-        })
+        }
     }
 
     /// Where it listens.
@@ -423,6 +444,33 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// Handles what other workers passed on, and returns how many packets that were.
+    fn take_parcels<G: Gate>(&mut self, plane: &mut Plane<G>) -> usize {
+        let mut packets = Burst::default();
+        while packets.packets < BURST_PACKETS
+            && let Some(mut parcel) = plane.take_parcel()
+        {
+            let bytes = parcel.bytes;
+            match parcel.content {
+                Content::Message(endpoint) => {
+                    self.handle_message(plane, endpoint, &parcel.data[..bytes]);
+                }
+                Content::Packet => {
+                    let path = &mut self.path;
+                    self.ends.seal(plane, path, &mut parcel.data, bytes);
+                }
+            }
+            plane.give_back(parcel);
+            packets.count(plane);
+        }
+        if packets.packets > 0 {
+            self.write_joined(plane);
+        }
+        packets.end(plane)
+    }
+}
+
 impl Backend for Kernel {
     // A look costs three system calls.
     const SPINS_MAX: u32 = 1;
@@ -434,6 +482,7 @@ impl Backend for Kernel {
             packets += self.take_messages(plane, index);
         }
         packets += self.take_packets(plane);
+        packets += self.take_parcels(plane);
         self.ends.flush();
         let lost_packets = std::mem::take(&mut self.ends.lost_packets);
         if lost_packets > 0 {

@@ -21,6 +21,9 @@ const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const IFF_TUN: u16 = 0x0001;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
+/// The device has several queues. A flow's packets come to the queue into which what went the other
+/// way was written.
+const IFF_MULTI_QUEUE: u16 = 0x0100;
 /// Refuse a device that is there already.
 const IFF_TUN_EXCL: u16 = 0x8000;
 const TUN_F_CSUM: libc::c_ulong = 0x01;
@@ -45,8 +48,16 @@ struct InterfaceRequest {
 }
 
 impl Tun {
-    /// Makes the device `name`.
-    pub(super) fn open(name: &str) -> Result<Self, KernelError> {
+    /// Makes the device `name`, and opens so many queues of it.
+    pub(super) fn open(name: &str, queues: usize) -> Result<Vec<Self>, KernelError> {
+        let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
+        let flags = |queue| if queue == 0 { IFF_TUN_EXCL } else { 0 };
+        (0..queues)
+            .map(|queue| Self::open_queue(name, flags(queue) | several))
+            .collect()
+    }
+
+    fn open_queue(name: &str, flags: u16) -> Result<Self, KernelError> {
         let failed = |source: io::Error| KernelError::Tunnel {
             name: name.to_owned(),
             mend: mend(&source),
@@ -60,7 +71,7 @@ impl Tun {
             .map_err(failed)?;
         let mut request = InterfaceRequest {
             name: [0; NAME_BYTES],
-            flags: IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL,
+            flags: IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | flags,
             rest: [0; REQUEST_BYTES - NAME_BYTES - 2],
         };
         // The last byte stays the name's end.

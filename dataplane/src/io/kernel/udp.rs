@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
 use super::trains::Train;
+use crate::session::WORKERS_MAX;
 
 /// Bytes of packets that the kernel is asked to keep for us while we are busy, each way.
 const SOCKET_BYTES: usize = 4 << 20;
@@ -28,9 +29,27 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Binds `port` at every address of the version of `address`, which names none.
-    pub(super) fn bind(address: IpAddr, port: u16) -> io::Result<Self> {
-        let socket = bound_socket(address, port)?;
+    /// Binds `port` at every address of the version of `address`, which names none, so many times.
+    /// Messages come to the socket of the worker whose session they name.
+    pub(super) fn bind(address: IpAddr, port: u16, workers: usize) -> io::Result<Vec<Self>> {
+        // The first finds out whether anybody else has the port; only then it is shared.
+        let first = bound_socket(address, port, false)?;
+        let port = first.local_addr()?.port();
+        let mut sockets = vec![first];
+        if workers > 1 {
+            sockopt::set_socket_reuseport(&sockets[0], true)?;
+            for _ in 1..workers {
+                sockets.push(bound_socket(address, port, true)?);
+            }
+            steer(&sockets[0])?;
+        }
+        let sockets = sockets.into_iter();
+        sockets
+            .map(|socket| Self::prepare(socket, address))
+            .collect()
+    }
+
+    fn prepare(socket: UdpSocket, address: IpAddr) -> io::Result<Self> {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         // The library forbids fragments, for path MTU discovery of its own. A tunnel's packets
         // must arrive over narrow paths too.
@@ -143,7 +162,7 @@ pub(super) fn send(sockets: &[Socket], train: &Train<'_>) -> u64 {
 }
 
 /// Both versions have a socket of their own, so the one for IPv6 takes IPv6 alone.
-fn bound_socket(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
+fn bound_socket(address: IpAddr, port: u16, shares: bool) -> io::Result<UdpSocket> {
     let family = match address {
         IpAddr::V4(_) => AddressFamily::INET,
         IpAddr::V6(_) => AddressFamily::INET6,
@@ -153,8 +172,74 @@ fn bound_socket(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
+    if shares {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
     bind(&socket, &SocketAddr::new(address, port))?;
     Ok(UdpSocket::from(socket))
+}
+
+/// First byte of WireGuard's messages that name a receiver.
+const RESPONSE: u32 = 2;
+const COOKIE_REPLY: u32 = 3;
+const DATA: u32 = 4;
+/// Where the highest byte of the receiver's index is.
+const RECEIVER_AT: u32 = 7;
+const RESPONSE_RECEIVER_AT: u32 = 11;
+/// Bits of that byte below the worker's number.
+const WORKER_SHIFT: u32 = 4;
+const _: () = assert!(WORKERS_MAX == 1 << (8 - WORKER_SHIFT));
+
+/// Has the kernel look whose session a message names, before it chooses one of the sockets that
+/// share the port with this one. What names none goes where its addresses lead.
+fn steer(socket: &UdpSocket) -> io::Result<()> {
+    let load = |at| instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, at);
+    let skip_unless = |kind, to| instruction(JUMP_IF_EQUAL, 0, to, kind);
+    let skip = |to| instruction(libc::BPF_JMP | libc::BPF_JA, 0, 0, to);
+    let program = [
+        load(0),
+        skip_unless(RESPONSE, 2),
+        load(RESPONSE_RECEIVER_AT),
+        skip(3),
+        instruction(JUMP_IF_EQUAL, 1, 0, DATA),
+        skip_unless(COOKIE_REPLY, 3),
+        load(RECEIVER_AT),
+        instruction(SHIFT_RIGHT, 0, 0, WORKER_SHIFT),
+        instruction(libc::BPF_RET | libc::BPF_A, 0, 0, 0),
+        // No socket has this number: the kernel chooses.
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ];
+    let program = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: the option takes a `struct sock_fprog`; it and the instructions that it points to,
+    // which are only read, outlive the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+const JUMP_IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const SHIFT_RIGHT: u32 = libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K;
+
+const fn instruction(code: u32, if_true: u8, if_false: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter {
+        code: code as u16,
+        jt: if_true,
+        jf: if_false,
+        k,
+    }
 }
 
 /// Marks what a socket sends.

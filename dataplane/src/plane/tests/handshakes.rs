@@ -15,10 +15,7 @@ fn without_keys_the_peer_is_greeted_and_nothing_is_billed() {
         remote: "10.77.1.2:40000".parse().unwrap(),
         local: GATEWAY.into(),
     };
-    bench.plane.sessions[3]
-        .as_mut()
-        .unwrap()
-        .resume_at(endpoint);
+    bench.session().resume_at(endpoint);
     let (_, greeting) = bench.down(&packet).unwrap();
     assert_eq!(greeting[OUTER_BYTES], 1, "a handshake initiation");
     assert_eq!(bench.usage(), 0);
@@ -96,7 +93,7 @@ fn what_the_screener_accepted_reaches_no_other_session() {
         .install(Box::new(Session::new(&identity, other)));
     assert!(!answer(&mut bench));
     assert_eq!(bench.dropped(), [(DropReason::SessionUnknown, 2)]);
-    let endpoint = bench.plane.sessions[3].as_ref().unwrap().endpoint;
+    let endpoint = bench.session().endpoint;
     assert_eq!(endpoint, None, "the other one was not heard");
 }
 
@@ -133,7 +130,7 @@ fn forged_responses_must_prove_their_address_and_a_true_one_gets_through() {
         remote: "10.77.1.2:40000".parse().unwrap(),
         local: GATEWAY.into(),
     };
-    let session = bench.plane.sessions[3].as_mut().unwrap();
+    let session = bench.session();
     session.resume_at(endpoint);
     let (_, greeting) = bench.down(&udp(ORIGIN, INNER, 64, 8)).unwrap();
     let answer = bench.client_receives(&greeting).unwrap();
@@ -158,7 +155,7 @@ fn forged_responses_must_prove_their_address_and_a_true_one_gets_through() {
     assert!(refused.iter().all(|count| bench.dropped().contains(count)));
 
     // The client answers the next greeting with its cookie.
-    let session = bench.plane.sessions[3].as_mut().unwrap();
+    let session = bench.session();
     let mut buffer = [0; 2048];
     let TunnResult::WriteToNetwork(greeting) = session
         .tunnel
