@@ -62,6 +62,8 @@ pub fn page(
         page.counter("dropped_packets", "Packets dropped, by reason.", drops);
         let help = "Unit records that found their ring full; they lose nothing.";
         page.total("unit_ring_overflows", help, dataplane.ring_overflows);
+        let help = "Packets that one worker received and another one's session was for.";
+        page.total("passed_packets", help, dataplane.passed_packets);
         if let Some(nat) = &dataplane.nat {
             page.nat(nat);
         }
@@ -332,6 +334,7 @@ mod tests {
                     packets: 21,
                 }],
                 ring_overflows: 0,
+                passed_packets: 0,
                 nat: Some(NatStatus {
                     blocks: 22,
                     blocks_lent: 23,

@@ -223,7 +223,9 @@ impl Running {
         let pool = parts.iter().map(Translation::levels).collect();
         let (want, wanted) = mpsc::channel(WANTED_MAX);
         let started = Instant::now();
-        let mut seats = seats(section, &wakes)?.into_iter();
+        let seats = seats(section, &wakes)?;
+        let team = seats.first().map(Seat::team);
+        let mut seats = seats.into_iter();
         let screening = Arc::new(Screening::new(workers));
         let mut parts = parts.into_iter();
         let (mut planes, mut drops) = (Vec::new(), Vec::new());
@@ -283,6 +285,7 @@ impl Running {
             ring_overflows,
             pool,
             workers: WorkerLinks::new(links),
+            team,
             registry: tokio::sync::Mutex::new(Registry::new(bounds).awaiting(awaited)),
             endpoints: std::sync::Mutex::new(Endpoints::load(
                 &config.runtime_dir,

@@ -26,6 +26,7 @@ use crate::registry::{Registry, Standing};
 use crate::session::{Endpoint, Identity, Session, SessionCounters, SessionPlan, SessionRates};
 use crate::slots::Phase;
 use crate::solicited::Solicited;
+use crate::team::Team;
 use crate::translation::PoolLevels;
 use crate::worker::{Command, Returned};
 
@@ -56,6 +57,8 @@ pub struct Shared {
     pub pool: Vec<Arc<PoolLevels>>,
     /// The way to the workers.
     pub workers: WorkerLinks,
+    /// What they share, if there are several.
+    pub team: Option<Arc<Team>>,
     /// Sessions and slots.
     pub registry: Mutex<Registry>,
     /// Where peers were heard last.
@@ -325,6 +328,7 @@ impl Dataplane for Service {
                 .map(|s| shared.session_status(s))
                 .collect(),
             ring_overflows: shared.ring_overflows.load(Ordering::Relaxed),
+            passed_packets: shared.team.as_ref().map_or(0, |team| team.passed()),
             nat: PoolLevels::status(&shared.pool, &shared.drops),
         }
     }

@@ -182,6 +182,8 @@ pub struct DataplaneStatus {
     pub sessions: Vec<SessionStatus>,
     /// Unit records that found the ring full. Losing one loses nothing.
     pub ring_overflows: u64,
+    /// Packets that one worker received and another one's session was for.
+    pub passed_packets: u64,
     /// The shared addresses, if clients share any.
     pub nat: Option<NatStatus>,
 }

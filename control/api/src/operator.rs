@@ -63,6 +63,8 @@ pub struct DataplaneReport {
     pub drops: Vec<DropCount>,
     /// Unit records that found the ring full.
     pub ring_overflows: u64,
+    /// Packets that one worker received and another one's session was for.
+    pub passed_packets: u64,
     /// The public addresses that clients share, if they do.
     pub nat: Option<NatStatus>,
 }

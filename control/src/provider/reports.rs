@@ -201,6 +201,7 @@ impl Provider {
                 revision: status.revision,
                 drops: status.drops,
                 ring_overflows: status.ring_overflows,
+                passed_packets: status.passed_packets,
                 nat: status.nat,
             }),
             unpaid_bytes: metering

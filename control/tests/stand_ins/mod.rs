@@ -212,6 +212,7 @@ impl Dataplane for World {
             }],
             sessions: gateway.sessions.clone(),
             ring_overflows: 0,
+            passed_packets: 0,
             nat: Some(NatStatus {
                 blocks: 2_016,
                 blocks_lent: 2,

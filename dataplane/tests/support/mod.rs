@@ -44,6 +44,11 @@ pub struct Topology {
 
 impl Topology {
     pub fn new(test: &str) -> Self {
+        Self::with_queues(test, 1)
+    }
+
+    /// One whose links have so many queues.
+    pub fn with_queues(test: &str, queues: u32) -> Self {
         let namespace = |role: &str| Namespace::create(&format!("topnet-{test}-{role}")).unwrap();
         let [client, provider, origin] = ["client", "provider", "origin"].map(namespace);
         let end = |namespace, interface, address| Endpoint {
@@ -51,18 +56,20 @@ impl Topology {
             interface,
             address,
         };
-        Veth::default()
-            .connect(
-                end(&client, "eth0", "10.77.1.2/24"),
-                end(&provider, "clients", "10.77.1.1/24"),
-            )
-            .unwrap();
-        Veth::default()
-            .connect(
-                end(&provider, "uplink", "10.77.2.1/24"),
-                end(&origin, "eth0", "10.77.2.2/24"),
-            )
-            .unwrap();
+        let veth = Veth {
+            queues,
+            ..Veth::default()
+        };
+        veth.connect(
+            end(&client, "eth0", "10.77.1.2/24"),
+            end(&provider, "clients", "10.77.1.1/24"),
+        )
+        .unwrap();
+        veth.connect(
+            end(&provider, "uplink", "10.77.2.1/24"),
+            end(&origin, "eth0", "10.77.2.2/24"),
+        )
+        .unwrap();
         for (namespace, interface) in [
             (&client, "eth0"),
             (&provider, "clients"),
@@ -164,7 +171,10 @@ impl Home {
     }
 
     pub fn command(&self, capabilities: &str) -> Command {
-        let mut command = Command::new("setpriv");
+        // As `ip netns exec` does: what the system shows of interfaces is the namespace's.
+        let mut command = Command::new("unshare");
+        let own = "mount -t sysfs sysfs /sys && exec \"$@\"";
+        command.args(["--mount", "sh", "-c", own, "sh", "setpriv"]);
         command
             .args([format!("--reuid={USER}"), format!("--regid={USER}")])
             .args(["--clear-groups", "--pdeathsig=KILL", "--no-new-privs"])
@@ -499,9 +509,15 @@ impl Echo {
     }
 
     pub fn between(topology: &Topology, client: IpAddr, origin: IpAddr) -> Self {
+        Self::server(topology, origin, 7);
+        Self::client(topology, client, (origin, 7).into())
+    }
+
+    /// The echo's own socket, until the process ends.
+    pub fn server(topology: &Topology, origin: IpAddr, port: u16) {
         let server = topology
             .origin
-            .enter(|| UdpSocket::bind((origin, 7)).unwrap())
+            .enter(|| UdpSocket::bind((origin, port)).unwrap())
             .unwrap();
         std::thread::spawn(move || {
             let mut buffer = [0; 2048];
@@ -510,11 +526,15 @@ impl Echo {
                 let _ = server.send_to(&buffer[..bytes], from);
             }
         });
+    }
+
+    /// A socket of the client towards one.
+    pub fn client(topology: &Topology, client: IpAddr, server: SocketAddr) -> Self {
         let socket = topology
             .client
             .enter(|| UdpSocket::bind((client, 0)).unwrap())
             .unwrap();
-        socket.connect((origin, 7)).unwrap();
+        socket.connect(server).unwrap();
         socket
             .set_read_timeout(Some(Duration::from_millis(500)))
             .unwrap();

@@ -511,6 +511,7 @@ impl Dataplane for PlaneService {
             drops: Vec::new(),
             sessions: Vec::new(),
             ring_overflows: 0,
+            passed_packets: 0,
             nat: None,
         }
     }
