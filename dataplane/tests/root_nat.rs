@@ -26,8 +26,16 @@ fn the_kernel_s_sockets_are_translated() {
     both_ways("natk", "io = \"kernel\"");
 }
 
+/// Answers come in by any queue, and the worker that lent the port translates them.
+#[test]
+fn parts_of_the_pool_are_translated_by_their_workers() {
+    both_ways("natwx", "io = \"af-xdp-copy\"\nworkers = 2");
+    both_ways("natwk", "io = \"kernel\"\nworkers = 2");
+}
+
 fn start(test: &str, io: &str) -> Gateway {
-    let topology = Topology::new(test);
+    let queues = if io.contains("workers = 2") { 2 } else { 1 };
+    let topology = Topology::with_queues(test, queues);
     topology.route_in_kernel();
     // The world knows the pool, and nobody's inner address.
     ip(&topology.origin, "route del 10.78.0.0/16");
