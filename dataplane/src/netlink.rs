@@ -188,7 +188,7 @@ impl Connection {
             mac,
             addresses,
             mtu_bytes: mtu_bytes.unwrap_or_default(),
-            queues: queues(name, index),
+            queues: queues(name),
         }))
     }
 
@@ -255,19 +255,10 @@ impl Connection {
     }
 }
 
-/// Receive queues in use. Sysfs shows the network namespace that it was mounted in; where that
-/// is another one, only the first queue is certain.
-fn queues(name: &str, index: u32) -> u32 {
-    let shown = std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex"));
-    if shown.ok().and_then(|text| text.trim().parse().ok()) != Some(index) {
-        return 1;
-    }
-    let queues = std::fs::read_dir(format!("/sys/class/net/{name}/queues"));
-    let count = queues.map_or(0, |entries| {
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        names.filter(|name| name.starts_with("rx-")).count()
-    });
-    (count as u32).clamp(1, topnet_ebpf_abi::QUEUES_MAX)
+/// Receive queues in use. Of a driver that does not tell, only the first is certain.
+fn queues(name: &str) -> u32 {
+    let queues = crate::io::receive_queues(name).unwrap_or(1);
+    queues.clamp(1, topnet_ebpf_abi::QUEUES_MAX)
 }
 
 /// Watches routes and neighbours.

@@ -137,11 +137,17 @@ fn downloads(gateway: &Gateway, metering: &Attachment, clients: &[Client]) {
     for client in clients {
         let status = gateway.status();
         let mut sessions = status.sessions.iter();
-        let session = sessions.find(|one| one.inner_address == client.inner).unwrap();
+        let session = sessions
+            .find(|one| one.inner_address == client.inner)
+            .unwrap();
         let (sent, received) = client.wireguard.interface_bytes(&gateway.topology.client);
         // Nothing is billed up that was not sent, and all that was received down.
         assert!(session.up_bytes <= sent, "{} of {sent}", session.up_bytes);
-        assert!(session.down_bytes >= received, "{} of {received}", session.down_bytes);
+        assert!(
+            session.down_bytes >= received,
+            "{} of {received}",
+            session.down_bytes
+        );
         let billed = metering.usage.totals(client.slot.index).bytes;
         assert_eq!(billed, session.up_bytes + session.down_bytes);
     }

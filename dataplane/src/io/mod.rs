@@ -5,8 +5,11 @@
 //! [`Kernel`] with UDP sockets and a TUN device, which hand over whole trains of packets.
 
 mod af_xdp;
+mod channels;
 mod ethernet;
 mod kernel;
+
+pub(crate) use channels::receive_queues;
 
 pub use af_xdp::{AfXdp, AfXdpError, Bind, Binding, FRAME_DATA_BYTES, SocketHandle};
 pub use ethernet::{Ethernet, EthernetPath, Resolver};

@@ -36,6 +36,9 @@ struct Arguments {
     /// Carry packets by the kernel's sockets and not by AF_XDP, whatever the scenario is
     #[arg(long)]
     kernel: bool,
+    /// Workers of the data plane, whatever the scenario is
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
     /// Rounds of chaos
     #[arg(long, value_name = "N", default_value_t = 100)]
     rounds: u64,
@@ -128,6 +131,7 @@ fn one(scenario: Scenario, arguments: &Arguments, interrupt: &Interrupt) -> Resu
     let options = Options {
         interrupt,
         kernel_sockets: arguments.kernel,
+        workers: arguments.workers,
         keep: arguments.keep,
         rounds: arguments.rounds,
         seed: arguments.seed.unwrap_or_else(any_seed),

@@ -45,8 +45,9 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Makes it. `prefix` begins the namespaces' names; two at once need two prefixes.
-    pub fn create(prefix: &str) -> Result<Topology> {
+    /// Makes it, with links of so many queues. `prefix` begins the namespaces' names; two at once
+    /// need two prefixes.
+    pub fn create(prefix: &str, queues: u32) -> Result<Topology> {
         let topology = Topology {
             client: Namespace::create(&format!("{prefix}client"))?,
             provider: Namespace::create(&format!("{prefix}provider"))?,
@@ -74,7 +75,11 @@ impl Topology {
                 interface: ends[end].1,
                 address: &addresses[end],
             });
-            Veth::default().connect(near, far)?;
+            let veth = Veth {
+                queues,
+                ..Veth::default()
+            };
+            veth.connect(near, far)?;
             for (namespace, interface, _) in ends {
                 // What goes through XDP must have its checksum, and be one packet each.
                 namespace.offload(interface, Offload::TxChecksum, false)?;

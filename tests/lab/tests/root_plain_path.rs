@@ -46,7 +46,7 @@ fn files_come_through_a_tunnel_unchanged_and_nothing_stays() {
     let interrupt = Interrupt::default();
     let id = std::process::id();
     let run_dir = RunDir::create().unwrap();
-    let topology = Topology::create(&format!("topnet-plain-{id}-")).unwrap();
+    let topology = Topology::create(&format!("topnet-plain-{id}-"), 1).unwrap();
     let paths = [
         run_dir.path().to_owned(),
         topology.client.path(),
@@ -164,7 +164,7 @@ fn the_origin_is_out_of_reach_without_the_tunnel() {
     }
     let interrupt = Interrupt::default();
     let run_dir = RunDir::create().unwrap();
-    let topology = Topology::create(&format!("topnet-alone-{}-", std::process::id())).unwrap();
+    let topology = Topology::create(&format!("topnet-alone-{}-", std::process::id()), 1).unwrap();
     let nginx = user(1_900_000_101);
     let _origin = Origin::start(&topology, &run_dir, nginx, Lifetime::Run, &interrupt).unwrap();
     let client = Client {

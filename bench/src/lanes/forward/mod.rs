@@ -258,7 +258,7 @@ fn cost_round(interrupt: &Interrupt) -> Result<Measurement> {
 }
 
 fn topology() -> Result<Topology> {
-    Topology::create(PREFIX).context("the topology cannot be made")
+    Topology::create(PREFIX, 1).context("the topology cannot be made")
 }
 
 fn kernel_version() -> String {

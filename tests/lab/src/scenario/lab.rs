@@ -52,6 +52,8 @@ pub(super) struct Needs {
     pub(super) ipv6: bool,
     /// Packets carried by the kernel's sockets, not by frames.
     pub(super) kernel_sockets: bool,
+    /// Threads that carry packets, and queues of every link.
+    pub(super) workers: u32,
     /// Rules of the chains that are not as usual, as `topnet init` has them.
     pub(super) rules: &'static [(&'static str, u32)],
 }
@@ -92,7 +94,7 @@ impl<'a> Lab<'a> {
         };
         (options.progress)("making three namespaces");
         let run_dir = RunDir::create()?;
-        let topology = Topology::create("topnet-")?;
+        let topology = Topology::create("topnet-", needs.workers)?;
         let origin = Origin::start(&topology, &run_dir, users::ORIGIN, lifetime, interrupt)?;
         (options.progress)("making keys and chains");
         let wallet = |name| Wallet::create(&topology, &run_dir, name, lifetime, interrupt);
@@ -132,6 +134,10 @@ impl<'a> Lab<'a> {
             let inner = vpn_ways::INNER_SUBNET6;
             topology.add_ipv6(inner)?;
             provider.configure("dataplane", &format!("inner_subnet6 = \"{inner}\""))?;
+        }
+        if needs.workers > 1 {
+            let workers = format!("workers = {}", needs.workers);
+            provider.configure("dataplane", &workers)?;
         }
         if needs.kernel_sockets {
             topology.route_in_kernel()?;

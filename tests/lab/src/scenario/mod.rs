@@ -176,6 +176,10 @@ impl Scenario {
             nat: self == Self::VpnNat,
             ipv6: self == Self::VpnIpv6,
             kernel_sockets: matches!(self, Self::VpnKernel | Self::VpnIpv6),
+            workers: match self {
+                Self::VpnConnect | Self::VpnOwnPeers | Self::VpnNat | Self::Crash => 2,
+                _ => 1,
+            },
             rules: match self {
                 Self::ServiceDead => service_dead::RULES,
                 _ => &[],
@@ -190,6 +194,8 @@ pub struct Options<'a> {
     pub interrupt: &'a Interrupt,
     /// Has the kernel's sockets carry the packets, whatever the scenario is.
     pub kernel_sockets: bool,
+    /// Workers of the data plane, whatever the scenario is.
+    pub workers: Option<u32>,
     /// Leaves everything running.
     pub keep: bool,
     /// Rounds of chaos.
@@ -216,6 +222,7 @@ pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<
     let began = Instant::now();
     let mut needs = scenario.needs();
     needs.kernel_sockets |= options.kernel_sockets;
+    needs.workers = options.workers.unwrap_or(needs.workers);
     let mut lab = Lab::build(options, needs)?;
     let mut report = Report::default();
     let played = match scenario {
