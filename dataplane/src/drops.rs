@@ -47,6 +47,8 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// No frame to write the result into.
     NoBuffer => "no_buffer",
+    /// There is not enough time for all, and its session has had an equal part.
+    FairShare => "fair_share",
     /// It belongs to another worker's session, and that one has more waiting than it can do.
     WorkerQueueFull => "worker_queue_full",
     /// An Ethernet frame that is not for this interface's address.

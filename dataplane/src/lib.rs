@@ -23,6 +23,7 @@ pub mod accounting;
 pub mod drops;
 pub mod endpoints;
 mod error;
+pub mod fairness;
 mod files;
 pub mod forwarding;
 pub mod handshakes;

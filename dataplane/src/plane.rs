@@ -30,6 +30,7 @@ use topnet_unit::Slot;
 use self::sessions::Sessions;
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
+use crate::fairness::{Counted, Fairness};
 use crate::handshakes::guard::Guard;
 use crate::handshakes::{Screener, Screening};
 use crate::nat_log::Holder;
@@ -130,6 +131,7 @@ pub struct Plane<G = Accounting> {
     responses: Guard,
     owners: Owners,
     gate: G,
+    fairness: Fairness,
     translation: Option<Translation>,
     /// When the burst began, by the monotonic clock.
     now_ns: u64,
@@ -156,6 +158,7 @@ impl<G: Gate> Plane<G> {
             responses: Guard::new(RESPONSES_UNPROVEN_PER_SECOND_MAX),
             owners: Owners::new(config.inner),
             gate,
+            fairness: Fairness::default(),
             translation: None,
             now_ns: 0,
             now_ms: 0,
@@ -209,6 +212,16 @@ impl<G: Gate> Plane<G> {
     /// Publishes what the burst came to. To be called after every burst.
     pub fn settle(&mut self, burst_began_ns: u64) {
         self.gate.settle(burst_began_ns);
+        if self.fairness.is_over(burst_began_ns) {
+            let sessions = &self.sessions;
+            let share_of = |place: u32| sessions.at(place as usize).map(|session| &session.share);
+            self.fairness.end_turn(burst_began_ns, share_of);
+        }
+    }
+
+    /// Says whether a look at what arrives left something there.
+    pub fn looked(&mut self, left_something: bool) {
+        self.fairness.looked(left_something);
     }
 
     /// Number of places in the list of sessions, for walking over their timers.
@@ -349,6 +362,13 @@ impl<G: Gate> Plane<G> {
     ) -> Result<Outcome<P::Hop>, DropReason> {
         let session = self.sessions.get_mut(index);
         let session = session.ok_or(DropReason::SessionUnknown)?;
+        let counted = match session.endpoint == Some(endpoint) {
+            true => Counted::Session(index.place(), &mut session.share),
+            false => Counted::Unproven,
+        };
+        if !self.fairness.admits(counted, message.len()) {
+            return Err(DropReason::FairShare);
+        }
         let room = &mut out[P::PACKET_OFFSET..];
         let inner_bytes = match session.tunnel.decapsulate(None, message, room) {
             TunnResult::WriteToTunnelV4(packet, _) => Some(packet.len()),
@@ -461,6 +481,10 @@ impl<G: Gate> Plane<G> {
             let bytes = message.len();
             self.drops.add(DropReason::NoTunnel, 1);
             return Ok(Outcome::Control { endpoint, bytes });
+        }
+        let counted = Counted::Session(index.place(), &mut session.share);
+        if !self.fairness.admits(counted, ip.total_bytes) {
+            return Err(DropReason::FairShare);
         }
         let slot = session.plan.slot();
         let hop = path.to_peer(&endpoint)?;

@@ -14,6 +14,7 @@ use topnet_config::Rates;
 use topnet_uapi::IpNetwork;
 use topnet_unit::Slot;
 
+use crate::fairness::Share;
 use crate::rate::RateLimit;
 use crate::solicited::Solicited;
 
@@ -263,6 +264,8 @@ pub struct Session {
     pub sent_ms: u64,
     /// How fast it may go.
     pub rates: SessionRates,
+    /// What it has had of the worker's time.
+    pub share: Share,
     /// Whom a client has sent to over IPv6; `None` where nobody is kept from it.
     pub solicited: Option<Box<Solicited>>,
 }
@@ -325,6 +328,7 @@ impl Session {
             counters: Arc::default(),
             sent_ms: 0,
             rates: SessionRates::default(),
+            share: Share::default(),
             solicited: None,
         }
     }

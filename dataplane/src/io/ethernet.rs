@@ -88,6 +88,7 @@ impl<F: FrameIo> Backend for Ethernet<F> {
         let path = &mut self.path;
         let received = self.frames.receive(&mut Framed { plane, path });
         let taken = self.take_parcels(plane);
+        plane.looked(received == BURST_PACKETS || taken == BURST_PACKETS);
         plane.settle(burst_began_ns);
         Ok(received + taken)
     }

@@ -23,6 +23,7 @@ impl<G: Gate> Plane<G> {
         let installed = Notice::Installed(session.plan.public_key, index);
         let addresses = session.plan.addresses.clone();
         self.sessions.put(session);
+        self.fairness.reserve(self.sessions.places());
         self.screening.tell(self.sessions.own(), installed);
         self.change_owners(
             || addresses.networks(),

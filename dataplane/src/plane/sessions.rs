@@ -27,13 +27,16 @@ impl Sessions {
 
     /// The session with this index, if there is one and it is this worker's.
     pub(super) fn get(&self, index: SessionIndex) -> Option<&Session> {
-        let place = self.places.get(self.place(index)?);
-        place?.as_deref()
+        self.at(self.place(index)?)
     }
 
     pub(super) fn get_mut(&mut self, index: SessionIndex) -> Option<&mut Session> {
         let place = self.place(index)?;
         self.at_mut(place)
+    }
+
+    pub(super) fn at(&self, place: usize) -> Option<&Session> {
+        self.places.get(place)?.as_deref()
     }
 
     pub(super) fn at_mut(&mut self, place: usize) -> Option<&mut Session> {

@@ -114,6 +114,8 @@ pub struct Kernel {
     read: Box<[u8]>,
     /// One of its packets.
     segment: Box<[u8]>,
+    /// True if the last look at sockets and device may have left something there.
+    left_something: bool,
     /// True if a device that is down ends the worker. A plain interface may be set down and up.
     down_is_fault: bool,
     /// Why the device does not work any more. Packets that it does not take are counted before,
@@ -287,6 +289,7 @@ impl Kernel {
             arena_used: 0,
             read: vec![0; HEADER_BYTES + TRAIN_BYTES + PADDING_BYTES].into(),
             segment: vec![0; PACKET_BYTES].into(),
+            left_something: false,
             fault: None,
         }
     }
@@ -313,6 +316,7 @@ impl Kernel {
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
         // Whatever the fault is, the next look or wait meets it again.
         let trains = socket.receive(&mut buffers, &mut metas).unwrap_or(0);
+        self.left_something |= trains == BATCH_SIZE;
         let mut messages = Burst::default();
         for (meta, train) in metas
             .iter()
@@ -394,7 +398,8 @@ impl Kernel {
     /// Takes what the device has, and returns how many packets that were.
     fn take_packets<G: Gate>(&mut self, plane: &mut Plane<G>) -> usize {
         let mut packets = Burst::default();
-        for _ in 0..TUN_READS_MAX {
+        for read in 1..=TUN_READS_MAX {
+            self.left_something |= read == TUN_READS_MAX;
             let limit = HEADER_BYTES + TRAIN_BYTES;
             let bytes = match self.tun.read(&mut self.read[..limit]) {
                 Ok(Some(bytes)) => bytes,
@@ -464,6 +469,7 @@ impl Kernel {
             plane.give_back(parcel);
             packets.count(plane);
         }
+        self.left_something |= packets.packets == BURST_PACKETS;
         if packets.packets > 0 {
             self.write_joined(plane);
         }
@@ -477,12 +483,14 @@ impl Backend for Kernel {
 
     fn receive<G: Gate>(&mut self, plane: &mut Plane<G>) -> io::Result<usize> {
         plane.begin(monotonic_ns());
+        self.left_something = false;
         let mut packets = 0;
         for index in 0..self.ends.sockets.sockets.len() {
             packets += self.take_messages(plane, index);
         }
         packets += self.take_packets(plane);
         packets += self.take_parcels(plane);
+        plane.looked(self.left_something);
         self.ends.flush();
         let lost_packets = std::mem::take(&mut self.ends.lost_packets);
         if lost_packets > 0 {

@@ -1,0 +1,408 @@
+//! Who gets the worker's time when there is not enough for all.
+//!
+//! What arrives faster than it can be sealed or opened is lost in queues before the worker, everybody's
+//! alike: who sends little loses the same part as who sends without end. To drop a packet costs a
+//! tenth of what it costs to carry it. So while the worker does not keep up, whoever takes more than
+//! an equal share is dropped beyond a *level*, the queues run empty, and those below it lose nothing.
+//!
+//! Everybody has a bucket that holds several turns' worth of the level, so that a train of packets from
+//! who sends little on the whole passes. Every few turns the level is looked at: while the queues were
+//! hardly ever found empty it falls, otherwise it rises, slowly, until it is nobody's
+//! any more. It never falls below half of what the worker has been seen to carry, shared out alike:
+//! when even dropping takes more time than there is, nobody is served better by carrying less. Where
+//! one session has the worker for itself there is no level.
+//!
+//! A message counts for its session only if it comes from where the peer was heard last. What
+//! comes from elsewhere counts for a share that all such messages have together, so that nobody takes
+//! another's by writing its receiver index on his own.
+
+/// Length of a turn: a part of the time in which a queue of a few thousand packets fills.
+const TURN_NS: u64 = 500_000;
+/// Turns after which the level is looked at.
+const TURNS_PER_LOOK: u32 = 8;
+/// What a bucket holds, in turns.
+const BUCKET_TURNS: u64 = 8;
+/// How long a session is somebody to be fair to after it was heard.
+const COMPANY_NS: u64 = 1_000_000_000;
+/// What a packet costs beside its bytes, in bytes.
+const PACKET_COST: u64 = 512;
+/// Looks at the queues that leave something there, for one that does not, where the worker does not
+/// keep up.
+const FULL_LOOKS: u32 = 8;
+/// Parts by which the level falls and rises.
+const FALL: u64 = 8;
+const RISE: u64 = 64;
+/// Part of what was carried that the level begins with.
+const BEGIN: (u64, u64) = (15, 16);
+
+/// What one session has brought.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Share {
+    turn: u32,
+    /// In this turn.
+    offered: u64,
+    /// What was carried and is not forgotten yet.
+    bucket: u64,
+}
+
+/// Shares out one worker's time.
+#[derive(Debug)]
+pub struct Fairness {
+    turn: u32,
+    began_ns: u64,
+    /// Sessions that brought something in this turn, by their places.
+    active: Vec<u32>,
+    /// Of whoever cannot be told.
+    others: Share,
+    loads: Vec<u64>,
+    /// Carried in this turn.
+    served: u64,
+    /// Since the level was looked at last: looks at the queues that left something, and those that
+    /// did not, and whether the level kept anything out.
+    full_looks: u32,
+    empty_looks: u32,
+    limited: bool,
+    /// What each may have carried in a turn.
+    level: Option<u64>,
+    /// The most that was carried in a turn since there was no level.
+    capacity: u64,
+    /// Until when there are several to be fair to.
+    company_until_ns: u64,
+}
+
+impl Default for Fairness {
+    fn default() -> Self {
+        Self {
+            // No share is of this turn yet.
+            turn: 1,
+            began_ns: 0,
+            active: Vec::new(),
+            others: Share::default(),
+            loads: Vec::new(),
+            served: 0,
+            full_looks: 0,
+            empty_looks: 0,
+            limited: false,
+            level: None,
+            capacity: 0,
+            company_until_ns: 0,
+        }
+    }
+}
+
+impl Share {
+    /// Forgets what earlier turns gave time for.
+    fn catch_up(&mut self, turn: u32, level: Option<u64>) {
+        let turns = u64::from(turn.wrapping_sub(self.turn));
+        let given = level.map_or(u64::MAX, |level| level.saturating_mul(turns));
+        *self = Self {
+            turn,
+            offered: 0,
+            bucket: self.bucket.saturating_sub(given),
+        };
+    }
+}
+
+/// Whose share something counts for.
+pub enum Counted<'a> {
+    /// The session's at this place.
+    Session(u32, &'a mut Share),
+    /// Nobody's in particular.
+    Unproven,
+}
+
+impl Fairness {
+    /// Makes room for so many sessions, so that nothing is allocated later.
+    pub fn reserve(&mut self, sessions: usize) {
+        let missing = |has: usize| (sessions + 1).saturating_sub(has);
+        self.loads.reserve(missing(self.loads.len()));
+        self.active.reserve(missing(self.active.len()));
+    }
+
+    /// True if a packet may be worked on.
+    pub fn admits(&mut self, counted: Counted<'_>, bytes: usize) -> bool {
+        let (turn, level) = (self.turn, self.level);
+        let share = match counted {
+            Counted::Session(place, share) => {
+                if share.turn != turn {
+                    share.catch_up(turn, level);
+                    self.active.push(place);
+                }
+                share
+            }
+            Counted::Unproven => {
+                if self.others.turn != turn {
+                    self.others.catch_up(turn, level);
+                }
+                &mut self.others
+            }
+        };
+        let cost = bytes as u64 + PACKET_COST;
+        share.offered += cost;
+        let full = |level: u64| share.bucket + cost > level.saturating_mul(BUCKET_TURNS);
+        // One packet always passes, however many there are that share.
+        if share.bucket > 0 && level.is_some_and(full) {
+            self.limited = true;
+            return false;
+        }
+        share.bucket += cost;
+        self.served += cost;
+        true
+    }
+
+    /// Says whether a look at the queues left something there.
+    pub fn looked(&mut self, left_something: bool) {
+        if left_something {
+            self.full_looks += 1;
+        } else {
+            self.empty_looks += 1;
+        }
+    }
+
+    /// True if a turn is over by now.
+    #[must_use]
+    pub const fn is_over(&self, now_ns: u64) -> bool {
+        now_ns >= self.began_ns + TURN_NS
+    }
+
+    /// Begins another turn. `share_of` tells a place's share.
+    pub fn end_turn<'a>(&mut self, now_ns: u64, share_of: impl Fn(u32) -> Option<&'a Share>) {
+        let others = self.others.turn == self.turn && self.others.offered > 0;
+        if self.active.len() + usize::from(others) > 1 {
+            self.company_until_ns = now_ns + COMPANY_NS;
+        }
+        self.capacity = match self.level {
+            None => self.served.max(self.capacity - self.capacity / RISE),
+            Some(_) => self.served.max(self.capacity),
+        };
+        if self.turn.is_multiple_of(TURNS_PER_LOOK) {
+            let keeps_up = self.full_looks <= FULL_LOOKS * self.empty_looks;
+            self.level = if now_ns > self.company_until_ns {
+                None
+            } else if keeps_up {
+                let level = self.level.filter(|_| self.limited);
+                level.map(|level| level + level.div_ceil(RISE))
+            } else {
+                self.loads.clear();
+                let shares = self.active.iter().filter_map(|place| share_of(*place));
+                self.loads.extend(shares.map(|share| share.offered));
+                if others {
+                    self.loads.push(self.others.offered);
+                }
+                self.loads.sort_unstable();
+                self.lower()
+            };
+            self.full_looks = 0;
+            self.empty_looks = 0;
+            self.limited = false;
+        }
+        self.turn = self.turn.wrapping_add(1);
+        self.began_ns = now_ns;
+        self.active.clear();
+        self.served = 0;
+    }
+
+    /// A lower level, for what was brought in this turn.
+    fn lower(&self) -> Option<u64> {
+        match self.level {
+            None => level_of(self.served * BEGIN.0 / BEGIN.1, &self.loads),
+            Some(level) => {
+                let least = level_of(self.capacity / 2, &self.loads).unwrap_or(0);
+                Some((level - level / FALL).max(least))
+            }
+        }
+    }
+}
+
+/// The level at which loads, sorted, come to `capacity` when what is above it is cut off. `None` if
+/// all of them fit.
+fn level_of(capacity: u64, loads: &[u64]) -> Option<u64> {
+    let mut left = capacity;
+    for (at, load) in loads.iter().enumerate() {
+        let level = left / (loads.len() - at) as u64;
+        if *load > level {
+            return Some(level);
+        }
+        left -= load;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    /// What carrying and dropping a packet of 1,400 bytes takes.
+    const CARRY_NS: u64 = 1_000;
+    const DROP_NS: u64 = 100;
+    const BYTES: usize = 1_400;
+    const QUEUE: usize = 2_048;
+    const BURST: usize = 64;
+    const MEASURED_MS: u64 = 500;
+
+    /// A worker behind a queue, and peers that send at even intervals, in packets a millisecond.
+    struct World {
+        fairness: Fairness,
+        shares: Vec<Share>,
+        now_ns: u64,
+        queue: VecDeque<usize>,
+        /// When each peer's next packet arrives, and how far they are apart.
+        next: Vec<(u64, u64)>,
+        sent: Vec<u64>,
+        carried: Vec<u64>,
+        is_fair: bool,
+    }
+
+    impl World {
+        fn new(packets_per_ms: &[f64], is_fair: bool) -> Self {
+            let apart = |rate: &f64| (1_000_000.0 / rate) as u64;
+            let peers = packets_per_ms.len();
+            let mut fairness = Fairness::default();
+            fairness.reserve(peers);
+            Self {
+                fairness,
+                shares: vec![Share::default(); peers],
+                now_ns: 0,
+                queue: VecDeque::new(),
+                next: packets_per_ms.iter().map(|rate| (0, apart(rate))).collect(),
+                sent: vec![0; peers],
+                carried: vec![0; peers],
+                is_fair,
+            }
+        }
+
+        fn arrive(&mut self) {
+            loop {
+                let earliest = (0..self.next.len()).min_by_key(|peer| self.next[*peer].0);
+                let Some(peer) = earliest.filter(|peer| self.next[*peer].0 <= self.now_ns) else {
+                    return;
+                };
+                self.next[peer].0 += self.next[peer].1;
+                self.sent[peer] += 1;
+                if self.queue.len() < QUEUE {
+                    self.queue.push_back(peer);
+                }
+            }
+        }
+
+        fn run(&mut self, milliseconds: u64) {
+            let end_ns = self.now_ns + milliseconds * 1_000_000;
+            while self.now_ns < end_ns {
+                self.arrive();
+                if self.fairness.is_over(self.now_ns) {
+                    let shares = &self.shares;
+                    let share = |place: u32| shares.get(place as usize);
+                    self.fairness.end_turn(self.now_ns, share);
+                }
+                let burst = self.queue.len().min(BURST);
+                for _ in 0..burst {
+                    let peer = self.queue.pop_front().unwrap();
+                    let counted = Counted::Session(peer as u32, &mut self.shares[peer]);
+                    if self.fairness.admits(counted, BYTES) || !self.is_fair {
+                        self.now_ns += CARRY_NS;
+                        self.carried[peer] += 1;
+                    } else {
+                        self.now_ns += DROP_NS;
+                    }
+                }
+                self.fairness.looked(burst == BURST);
+                self.now_ns += 200;
+            }
+        }
+
+        /// What came of the packets from now on, after a while to settle.
+        fn shares(mut self) -> (Vec<f64>, f64) {
+            self.run(200);
+            let (sent, carried) = (self.sent.clone(), self.carried.clone());
+            self.run(MEASURED_MS);
+            let part = |peer: usize| {
+                let sent = self.sent[peer] - sent[peer];
+                (self.carried[peer] - carried[peer]) as f64 / sent as f64
+            };
+            let total: u64 = self.carried.iter().sum::<u64>() - carried.iter().sum::<u64>();
+            let of_capacity = (total * CARRY_NS) as f64 / (MEASURED_MS * 1_000_000) as f64;
+            ((0..self.sent.len()).map(part).collect(), of_capacity)
+        }
+    }
+
+    #[test]
+    fn who_sends_little_loses_nothing_beside_one_without_measure() {
+        for flood in [1_500.0, 2_000.0, 4_000.0] {
+            let rates = [flood, 10.0, 0.1, 50.0];
+            let (unfair, _) = World::new(&rates, false).shares();
+            assert!(
+                unfair[1] < 0.75,
+                "{flood}: it is a test of nothing: {unfair:?}"
+            );
+            let (fair, used) = World::new(&rates, true).shares();
+            for peer in 1..rates.len() {
+                assert!(fair[peer] > 0.97, "{flood}: {fair:?}");
+            }
+            // What is dropped costs a tenth of what could have been carried in that time.
+            let possible = (1_000.0 - flood / 10.0) / 900.0;
+            assert!(used > 0.85 * possible, "{flood}: {used} of {possible}");
+        }
+    }
+
+    #[test]
+    fn two_without_measure_get_equal_parts() {
+        let (fair, _) = World::new(&[3_000.0, 1_500.0, 20.0], true).shares();
+        let carried = (fair[0] * 3_000.0, fair[1] * 1_500.0);
+        let ratio = carried.0 / carried.1;
+        assert!((0.9..1.1).contains(&ratio), "{carried:?}");
+        assert!(fair[2] > 0.97, "{fair:?}");
+    }
+
+    #[test]
+    fn nobody_is_held_back_where_there_is_time_for_all() {
+        let (fair, _) = World::new(&[700.0, 100.0, 100.0, 0.5], true).shares();
+        assert!(fair.iter().all(|part| *part > 0.999), "{fair:?}");
+    }
+
+    #[test]
+    fn who_is_alone_has_all_of_it() {
+        let (_, unfair) = World::new(&[3_000.0], false).shares();
+        let (_, fair) = World::new(&[3_000.0], true).shares();
+        assert!((fair - unfair).abs() < 0.001, "{fair} {unfair}");
+    }
+
+    /// When even dropping takes all the time, half of what could be carried still is.
+    #[test]
+    fn a_flood_beyond_all_measure_does_not_end_all_service() {
+        let (_, used) = World::new(&[30_000.0, 10.0], true).shares();
+        assert!(used > 0.4, "{used}");
+    }
+
+    #[test]
+    fn many_that_send_alike_share_alike() {
+        let (fair, used) = World::new(&[20.0; 100], true).shares();
+        let (least, most) = fair.iter().fold((1f64, 0f64), |(least, most), part| {
+            (least.min(*part), most.max(*part))
+        });
+        assert!(most - least < 0.1, "{least} to {most}");
+        assert!(used > 0.8, "{used}");
+    }
+
+    #[test]
+    fn levels_cut_off_the_highest() {
+        assert_eq!(level_of(10, &[1, 2, 3]), None);
+        assert_eq!(level_of(10, &[1, 2, 30]), Some(7));
+        assert_eq!(level_of(10, &[1, 20, 30]), Some(4));
+        assert_eq!(level_of(0, &[1]), Some(0));
+        assert_eq!(level_of(5, &[]), None);
+    }
+
+    #[test]
+    fn who_cannot_be_told_shares_with_others_like_him() {
+        let mut fairness = Fairness::default();
+        fairness.reserve(1);
+        let mut share = Share::default();
+        // A bucket for three.
+        fairness.level = Some((3 * (PACKET_COST + 100)).div_ceil(BUCKET_TURNS));
+        let unproven = |fairness: &mut Fairness| fairness.admits(Counted::Unproven, 100);
+        let passed = (0..10).filter(|_| unproven(&mut fairness)).count();
+        assert_eq!(passed, 3);
+        assert!(fairness.admits(Counted::Session(0, &mut share), 100));
+    }
+}
