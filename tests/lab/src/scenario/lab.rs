@@ -25,7 +25,7 @@ use crate::{
     watch::Watch,
 };
 
-use super::{Kept, Options, READY_WAIT, TRANSFER_WAIT, vpn_own_peers, vpn_ways};
+use super::{Kept, Options, READY_WAIT, TRANSFER_WAIT, vpn_many_peers, vpn_ways};
 
 /// What the payer has on main.
 const BALANCE_NTOP: u64 = 1_000_000_000_000;
@@ -44,8 +44,10 @@ pub(super) struct Needs {
     pub(super) small_disk: bool,
     /// A tower on another machine.
     pub(super) tower: bool,
-    /// Peers of the operator's own.
-    pub(super) own_peers: bool,
+    /// Peers of the operator's own: what their section says.
+    pub(super) own_peers: Option<&'static str>,
+    /// Thousands of them are configured already.
+    pub(super) many_peers: bool,
     /// Addresses that clients share.
     pub(super) nat: bool,
     /// IPv6 in the tunnel and at the origin.
@@ -122,8 +124,11 @@ impl<'a> Lab<'a> {
         if needs.tower {
             provider.hand_over_to(&tower::url())?;
         }
-        if needs.own_peers {
-            provider.add_section("dataplane.unmetered", vpn_own_peers::UNMETERED)?;
+        if let Some(section) = needs.own_peers {
+            provider.add_section("dataplane.unmetered", section)?;
+        }
+        if needs.many_peers {
+            vpn_many_peers::configure(&run_dir)?;
         }
         if needs.nat {
             let pool = vpn_ways::POOL;

@@ -16,6 +16,7 @@ mod settlement;
 mod tower;
 mod unpaid_stops;
 mod vpn_connect;
+mod vpn_many_peers;
 mod vpn_own_peers;
 mod vpn_ways;
 mod without_metering;
@@ -48,6 +49,8 @@ pub enum Scenario {
     VpnConnect,
     /// A peer of the operator's own, beside a client that pays.
     VpnOwnPeers,
+    /// Thousands of configured peers, some at work.
+    VpnManyPeers,
     /// Behind shared addresses, over a restart of the data plane.
     VpnNat,
     /// IPv6 through the tunnel.
@@ -74,11 +77,12 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario, in the order in which `all` runs them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::PaidDownload,
         Self::VpnKernel,
         Self::VpnConnect,
         Self::VpnOwnPeers,
+        Self::VpnManyPeers,
         Self::VpnNat,
         Self::VpnIpv6,
         Self::VpnRoaming,
@@ -99,6 +103,7 @@ impl Scenario {
             Self::VpnKernel => "vpn-kernel",
             Self::VpnConnect => "vpn-connect",
             Self::VpnOwnPeers => "vpn-own-peers",
+            Self::VpnManyPeers => "vpn-many-peers",
             Self::VpnNat => "vpn-nat",
             Self::VpnIpv6 => "vpn-ipv6",
             Self::VpnRoaming => "vpn-roaming",
@@ -127,6 +132,9 @@ impl Scenario {
             }
             Self::VpnOwnPeers => {
                 "`topnet vpn add` and `wg-quick` beside a client that pays: nobody pays for the operator's own peer"
+            }
+            Self::VpnManyPeers => {
+                "2,000 configured peers, four of them at work at once, beside a client that pays"
             }
             Self::VpnNat => {
                 "behind shared addresses, a download goes on over an orderly restart of the data plane"
@@ -172,12 +180,21 @@ impl Scenario {
             forger: self == Self::Cheats,
             small_disk: self == Self::Chaos,
             tower: self == Self::Tower,
-            own_peers: self == Self::VpnOwnPeers,
+            own_peers: match self {
+                Self::VpnOwnPeers => Some(vpn_own_peers::UNMETERED),
+                Self::VpnManyPeers => Some(vpn_many_peers::UNMETERED),
+                _ => None,
+            },
+            many_peers: self == Self::VpnManyPeers,
             nat: self == Self::VpnNat,
             ipv6: self == Self::VpnIpv6,
             kernel_sockets: matches!(self, Self::VpnKernel | Self::VpnIpv6),
             workers: match self {
-                Self::VpnConnect | Self::VpnOwnPeers | Self::VpnNat | Self::Crash => 2,
+                Self::VpnConnect
+                | Self::VpnOwnPeers
+                | Self::VpnManyPeers
+                | Self::VpnNat
+                | Self::Crash => 2,
                 _ => 1,
             },
             rules: match self {
@@ -229,6 +246,7 @@ pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<
         Scenario::PaidDownload | Scenario::VpnKernel => lab.paid_download(&mut report),
         Scenario::VpnConnect => lab.vpn_connect(&mut report),
         Scenario::VpnOwnPeers => lab.vpn_own_peers(&mut report),
+        Scenario::VpnManyPeers => lab.vpn_many_peers(&mut report),
         Scenario::VpnNat => lab.vpn_nat(&mut report),
         Scenario::VpnIpv6 => lab.vpn_ipv6(&mut report),
         Scenario::VpnRoaming => lab.vpn_roaming(&mut report),

@@ -33,7 +33,7 @@ const ROOT: User = User {
 };
 
 /// A tunnel that `wg-quick` made, taken away when dropped.
-struct Quick<'a> {
+pub(super) struct Quick<'a> {
     lab: &'a Lab<'a>,
     conf: PathBuf,
 }
@@ -52,12 +52,11 @@ impl Lab<'_> {
         let added = self.as_root(&words)?;
         let key = text(&added["public_key"]).context("no key")?;
         let own = text(&added["allowed_ips"][0]).context("no address")?;
-        self.add_origin_address()?;
+        self.add_origin_address(ORIGIN_TOO)?;
 
         // Both at once: a client that pays, and one that nobody pays for.
         let channel = self.begin(ALLOCATION_UNITS, report)?;
-        let quick = Quick { lab: self, conf };
-        quick.run("up")?;
+        let quick = Quick::up(self, conf)?;
         let paid = self.begin_download(DOWNLOAD_BYTES)?;
         let free_bytes = self.download_own(report)?;
         self.finish_download(paid, report)?;
@@ -86,21 +85,15 @@ impl Lab<'_> {
         Ok(channel)
     }
 
-    /// A second address of the origin's, so that each client has a way of its own there.
-    fn add_origin_address(&self) -> Result<()> {
+    /// Another address of the origin's, so that each client has a way of its own there.
+    pub(super) fn add_origin_address(&self, address: Ipv4Addr) -> Result<()> {
         let mut add = Command::new("ip");
-        add.args([
-            "address",
-            "add",
-            &format!("{ORIGIN_TOO}/24"),
-            "dev",
-            "access",
-        ]);
+        add.args(["address", "add", &format!("{address}/24"), "dev", "access"]);
         let interrupt = self.options.interrupt;
         output(&self.topology.origin, add, interrupt, COMMAND_WAIT).map(drop)
     }
 
-    fn as_root(&self, words: &[&str]) -> Result<Value> {
+    pub(super) fn as_root(&self, words: &[&str]) -> Result<Value> {
         let topnet = self.provider.topnet.run_by(ROOT);
         topnet.ask(&self.topology.provider, self.options.interrupt, words)
     }
@@ -121,6 +114,14 @@ impl Lab<'_> {
         fs::remove_file(&here)?;
         self.origin.withdraw("own")?;
         Ok(OWN_BYTES)
+    }
+}
+
+impl<'a> Quick<'a> {
+    pub(super) fn up(lab: &'a Lab<'a>, conf: PathBuf) -> Result<Self> {
+        let quick = Self { lab, conf };
+        quick.run("up")?;
+        Ok(quick)
     }
 }
 
