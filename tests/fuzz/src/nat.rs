@@ -8,6 +8,7 @@ use std::{
 use arbitrary::{Arbitrary, Unstructured};
 use topnet_nat::{
     BlockEventKind, Config, Filtering, Limits, Nat44, Outward, Protocol, RestoreError, Subscriber,
+    Whose,
 };
 
 use crate::headers::{
@@ -292,10 +293,12 @@ impl World {
     fn pass_in(&mut self, packet: &[u8]) {
         let mut after = packet.to_vec();
         self.nat.look_ahead_in([packet]);
+        let whose = Whose::of(packet);
         let Ok(subscriber) = self.nat.translate_in(self.now_ms, &mut after) else {
             assert_eq!(after, packet, "refused and changed");
             return;
         };
+        assert!(whose.is_ok(), "taken, and nobody's");
         check_translation(packet, &after, 1);
         assert!(POOL.contains(&address(packet, 16)));
         if let Some((_, inner)) = ends(&after) {

@@ -265,3 +265,94 @@ fn set_option(socket: &UdpSocket, level: i32, option: i32, value: i32) -> io::Re
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use crate::session::{SessionIndex, WorkerNumber};
+
+    const WORKERS: usize = 3;
+
+    /// A message of this type that names a session of this worker.
+    fn message(kind: u8, worker: u32) -> Vec<u8> {
+        let index = SessionIndex::new(WorkerNumber(worker), 5).0 << 8 | 3;
+        let mut message = vec![kind, 0, 0, 0];
+        if u32::from(kind) == RESPONSE {
+            message.extend(0x7777_7777u32.to_le_bytes());
+        }
+        message.extend(index.to_le_bytes());
+        message.extend([9; 40]);
+        message
+    }
+
+    /// Which of the sockets it comes to.
+    fn receiver(sockets: &[Socket], to: SocketAddr, message: &[u8]) -> usize {
+        let local = match to.ip() {
+            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        let sender = UdpSocket::bind((local, 0)).unwrap();
+        sender.send_to(message, to).unwrap();
+        let mut fds: Vec<PollFd<'_>> = sockets
+            .iter()
+            .map(|socket| PollFd::new(&socket.socket, PollFlags::IN))
+            .collect();
+        let patience = Timespec {
+            tv_sec: 5,
+            tv_nsec: 0,
+        };
+        assert_eq!(poll(&mut fds, Some(&patience)).unwrap(), 1);
+        let ready = fds.iter().position(|fd| !fd.revents().is_empty()).unwrap();
+        drop(fds);
+        let mut buffer = [0; 256];
+        let bytes = sockets[ready].socket.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..bytes], message);
+        ready
+    }
+
+    #[test]
+    fn a_message_comes_to_the_worker_of_the_session_that_it_names() {
+        let versions: [(IpAddr, IpAddr); 2] = [
+            (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::LOCALHOST.into()),
+            (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into()),
+        ];
+        for (any, here) in versions {
+            let sockets = match Socket::bind(any, 0, WORKERS) {
+                // A machine without IPv6.
+                Err(_) if any.is_ipv6() => continue,
+                bound => bound.unwrap(),
+            };
+            if any.is_ipv6() && UdpSocket::bind((here, 0)).is_err() {
+                continue;
+            }
+            let to = SocketAddr::new(here, sockets[0].port().unwrap());
+            for worker in 0..WORKERS as u32 {
+                for kind in [RESPONSE, COOKIE_REPLY, DATA] {
+                    let message = message(kind as u8, worker);
+                    let came = receiver(&sockets, to, &message);
+                    assert_eq!(came, worker as usize, "type {kind}");
+                }
+            }
+            // What names nobody, or a worker that is not there, comes to one of them.
+            for stray in [message(1, 0), message(4, 15), vec![4, 0, 0], vec![1]] {
+                assert!(receiver(&sockets, to, &stray) < WORKERS);
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_that_workers_share_is_nobody_else_s() {
+        let any = Ipv4Addr::UNSPECIFIED.into();
+        let sockets = Socket::bind(any, 0, WORKERS).unwrap();
+        let port = sockets[0].port().unwrap();
+        assert!(sockets.iter().all(|socket| socket.port().unwrap() == port));
+        for workers in [1, WORKERS] {
+            let again = Socket::bind(any, port, workers);
+            assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        }
+        drop(sockets);
+        assert!(Socket::bind(any, port, 1).is_ok());
+    }
+}
