@@ -143,6 +143,7 @@ pub(crate) fn attach(
             inner_network: network.to_be(),
             inner_mask: mask.to_be(),
             gateway_address: gateway_address.to_bits().to_be(),
+            ..Steering::default()
         };
         program.steer(index, steering)?;
         let Interface {
