@@ -9,7 +9,7 @@ mod ethernet;
 mod kernel;
 
 pub use af_xdp::{AfXdp, AfXdpError, Bind, Binding, FRAME_DATA_BYTES, SocketHandle};
-pub use ethernet::{Ethernet, EthernetPath, Resolver};
+pub use ethernet::{Ethernet, EthernetPath, GatewayAddresses, Resolver};
 pub use kernel::{INNER_BYTES_MAX, Kernel, KernelError, KernelPlan, Marks, Reach, Sockets};
 
 use std::io;

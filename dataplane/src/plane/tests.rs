@@ -3,13 +3,13 @@
 use super::*;
 use crate::forwarding::{Forwarding, Neighbour, Port, PortIndex, Route, RouteTable, RouteTarget};
 use crate::handshakes::Answer;
-use crate::io::EthernetPath;
+use crate::io::{EthernetPath, GatewayAddresses};
 use crate::packet::{ETHERNET_BYTES, IPV4_BYTES, Ipv4, MacAddress, OUTER_BYTES};
 use crate::session::{Payer, SessionPlan};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
@@ -26,6 +26,10 @@ const GATEWAY: [u8; 4] = [10, 77, 1, 1];
 const CLIENT: [u8; 4] = [10, 77, 1, 2];
 const ORIGIN: [u8; 4] = [10, 77, 2, 2];
 const INNER: [u8; 4] = [10, 78, 0, 2];
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd77, 1, 0, 0, 0, 0, 0, 1);
+const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd77, 1, 0, 0, 0, 0, 0, 2);
+const ORIGIN6: Ipv6Addr = Ipv6Addr::new(0xfd77, 2, 0, 0, 0, 0, 0, 2);
+const INNER6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 2);
 const CLIENT_PORT: PortIndex = PortIndex(0);
 const UPLINK_PORT: PortIndex = PortIndex(1);
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -48,8 +52,8 @@ struct Bench {
 }
 
 fn forwarding() -> Forwarding {
-    let route = |network: [u8; 4], prefix_bits, target| Route {
-        network: IpAddr::from(network),
+    let route = |network: &str, prefix_bits, target| Route {
+        network: network.parse().unwrap(),
         prefix_bits,
         metric: 0,
         target,
@@ -59,23 +63,28 @@ fn forwarding() -> Forwarding {
         gateway: None,
     };
     let table = RouteTable::from_iter([
-        route([10, 77, 1, 0], 24, link(1)),
-        route([10, 77, 2, 0], 24, link(2)),
-        route([192, 168, 0, 0], 16, link(3)),
-        route([10, 77, 2, 1], 32, RouteTarget::Local),
+        route("10.77.1.0", 24, link(1)),
+        route("10.77.2.0", 24, link(2)),
+        route("192.168.0.0", 16, link(3)),
+        route("10.77.2.1", 32, RouteTarget::Local),
+        route("fd77:1::", 64, link(1)),
+        route("fd77:2::", 64, link(2)),
+        route("fd99::", 16, link(3)),
+        route("fd77:2::1", 128, RouteTarget::Local),
     ]);
-    let known = |interface, address: [u8; 4], mac| {
-        (
-            Neighbour {
-                interface,
-                address: IpAddr::from(address),
-            },
-            MacAddress(mac),
-        )
+    let known = |interface, address: IpAddr, mac| {
+        let neighbour = Neighbour { interface, address };
+        (neighbour, MacAddress(mac))
     };
     Forwarding {
         tables: vec![table].into(),
-        neighbours: [known(1, CLIENT, CLIENT_MAC), known(2, ORIGIN, ORIGIN_MAC)].into(),
+        neighbours: [
+            known(1, CLIENT.into(), CLIENT_MAC),
+            known(2, ORIGIN.into(), ORIGIN_MAC),
+            known(1, CLIENT6.into(), CLIENT_MAC),
+            known(2, ORIGIN6.into(), ORIGIN_MAC),
+        ]
+        .into(),
         ports: vec![
             Port {
                 interface: 1,
@@ -124,8 +133,12 @@ impl Bench {
             Arc::default(),
             Instant::now(),
         );
+        let gateway = GatewayAddresses {
+            v4: GATEWAY.into(),
+            v6: Some(GATEWAY6),
+        };
         let resolve = Box::new(move |neighbour| ask.send(neighbour).unwrap());
-        let mut path = EthernetPath::new(GATEWAY.into(), 51820, resolve);
+        let mut path = EthernetPath::new(gateway, 51820, resolve);
         path.replace_forwarding(Arc::new(forwarding()));
         let private = StaticSecret::from([5; 32]);
         let payer = Payer {
@@ -244,7 +257,8 @@ impl Bench {
 fn ethernet(port: usize, packet: &[u8]) -> Vec<u8> {
     let mut frame = OUR_MACS[port].to_vec();
     frame.extend(CLIENT_MAC);
-    frame.extend([8, 0]);
+    let is_v6 = packet.first().is_some_and(|first| first >> 4 == 6);
+    frame.extend(if is_v6 { [0x86, 0xdd] } else { [8, 0] });
     frame.extend(packet);
     frame
 }
@@ -379,7 +393,7 @@ fn every_refusal_has_its_reason_and_no_bill() {
     for (source, reason) in [
         ("fd78::3", DropReason::SourceNotAllowed),
         ("fd79::2", DropReason::SourceNotAllowed),
-        // The client's own, but frames have no way for it.
+        // The client's own, but there is no way to where it sends.
         ("fd78::2", DropReason::NoRoute),
     ] {
         let mut bench = Bench::connected();
@@ -603,6 +617,7 @@ fn a_removed_session_is_gone_and_its_key_may_come_back() {
 }
 
 mod handshakes;
+mod ipv6;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
@@ -610,7 +625,7 @@ proptest! {
     #[test]
     fn nothing_that_arrives_panics_or_is_billed_beyond_its_bytes_and_the_limit(
         frames in prop::collection::vec(
-            (any::<bool>(), 0usize..6, prop::collection::vec(any::<u8>(), 0..200), any::<u16>(), any::<u8>()),
+            (any::<bool>(), 0usize..9, prop::collection::vec(any::<u8>(), 0..200), any::<u16>(), any::<u8>()),
             1..40,
         ),
         limit_bytes in 0u64..2000,
@@ -629,6 +644,16 @@ proptest! {
                     outer(&message)
                 }
                 4 => ethernet(1, &udp(ORIGIN, INNER, value, bytes.len())),
+                5 => ipv6::outer(&bytes),
+                6 => ethernet(1, &ipv6::udp(ORIGIN6, INNER6, value, bytes.len())),
+                7 => {
+                    let mut buffer = [0; 2048];
+                    let inner = ipv6::udp(INNER6, ORIGIN6, value, bytes.len());
+                    match bench.client.encapsulate(&inner, &mut buffer) {
+                        TunnResult::WriteToNetwork(message) => ipv6::outer(message),
+                        _ => unreachable!("connected"),
+                    }
+                }
                 _ => {
                     let mut buffer = [0; 2048];
                     let inner = udp(INNER, ORIGIN, value, bytes.len());

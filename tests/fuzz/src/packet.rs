@@ -2,15 +2,24 @@
 
 use std::net::IpAddr;
 
-use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, checksum::Sum16BitWords};
+use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, UdpHeaderSlice, checksum::Sum16BitWords};
 use topnet_dataplane::packet::{
-    Ethernet, IPV4_BYTES, IPV6_BYTES, Ip, Ipv4, Ipv6, UDP_BYTES, Udp, decrement_hops,
+    Ethernet, IPV4_BYTES, IPV6_BYTES, Ip, Ipv4, Ipv6, UDP_BYTES, Udp, Version, decrement_hops,
 };
+
+use crate::headers::UDP;
 
 /// A frame from a client or from the uplink, and the same bytes as a packet out of a tunnel.
 pub(crate) fn packet(frame: &[u8]) {
-    if Ethernet::parse(frame).is_ok() {
-        ipv4(&frame[14..]);
+    if let Ok(ethernet) = Ethernet::parse(frame) {
+        let packet = &frame[14..];
+        let alone = match ethernet.version {
+            Version::V4 => Ipv4::parse(packet).map(Ip::from),
+            Version::V6 => Ipv6::parse(packet).map(Ip::from),
+        };
+        assert_eq!(ethernet.packet(frame), alone);
+        ipv4(packet);
+        ipv6(packet);
     }
     ipv4(frame);
     ipv6(frame);
@@ -29,10 +38,9 @@ fn ipv4(packet: &[u8]) {
     assert_eq!(ip.destination, theirs.destination_addr());
     assert_eq!(ip.ttl, theirs.ttl());
     assert_eq!(ip.fragment, theirs.is_fragmenting_payload());
-    if let Ok(udp) = Udp::parse(packet, &ip) {
-        assert!(udp.payload.start == ip.header_bytes + UDP_BYTES);
-        assert!(udp.payload.end <= ip.total_bytes && udp.payload.start <= udp.payload.end);
-    }
+    let datagram = &packet[ip.header_bytes..ip.total_bytes];
+    let expected = ip.protocol == UDP && !ip.fragment && is_datagram(datagram);
+    assert_eq!(udp(packet, &ip.into()), expected);
     if ip.ttl > 1 {
         let mut forwarded = packet.to_vec();
         decrement_hops(&mut forwarded);
@@ -56,12 +64,31 @@ fn ipv6(packet: &[u8]) {
     assert_eq!(ip.next_header, theirs.next_header().0);
     let either = Ip::parse(packet);
     assert_eq!(either.map(|ip| ip.source), Ok(IpAddr::from(ip.source)));
+    let datagram = &packet[IPV6_BYTES..ip.total_bytes];
+    let expected = ip.next_header == UDP && is_datagram(datagram);
+    assert_eq!(udp(packet, &ip.into()), expected);
     if ip.hop_limit > 1 {
         let mut forwarded = packet.to_vec();
         decrement_hops(&mut forwarded);
         let hop_limit = ip.hop_limit - 1;
         assert_eq!(Ipv6::parse(&forwarded), Ok(Ipv6 { hop_limit, ..ip }));
     }
+}
+
+/// Whether there is a datagram, which lies within its packet then.
+fn udp(packet: &[u8], ip: &Ip) -> bool {
+    let Ok(udp) = Udp::parse(packet, ip) else {
+        return false;
+    };
+    assert!(udp.payload.start == ip.header_bytes + UDP_BYTES);
+    assert!(udp.payload.end <= ip.total_bytes && udp.payload.start <= udp.payload.end);
+    true
+}
+
+/// Whether a datagram is as long as it says, or longer.
+fn is_datagram(bytes: &[u8]) -> bool {
+    let header = UdpHeaderSlice::from_slice(bytes);
+    header.is_ok_and(|header| (UDP_BYTES..=bytes.len()).contains(&usize::from(header.length())))
 }
 
 /// What `etherparse` takes for an IPv4 header that is whole, with lengths that fit.
