@@ -28,7 +28,7 @@ use crate::link::WorkerLink;
 use crate::netlink::{Connection, Interface, Monitor};
 use crate::plane::{Plane, PlaneConfig};
 use crate::pool::{begin_pool, leave_pool};
-use crate::ports::{data_ports, gateway_address};
+use crate::ports::{data_ports, gateway_addresses};
 use crate::registry::{Bounds, Registry};
 use crate::service::{Service, Shared};
 use crate::session::{Identity, SessionRates};
@@ -185,14 +185,14 @@ impl Running {
         let identity = Arc::new(Identity::new(read_key(&section.key_file)?));
         let connection = Connection::open()?;
         let ports = data_ports(section, &connection).await?;
-        let gateway_address = gateway_address(section, &ports)?;
+        let gateway = gateway_addresses(section, &ports)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(system("make an event counter"))?;
         let chooser = Chooser {
             section,
             connection: &connection,
             ports: &ports,
-            gateway_address,
+            gateway,
             wake: &wake,
         };
         let (way, io) = chooser.choose().await?;
@@ -269,7 +269,7 @@ impl Running {
                 section.sessions_max as usize,
             )),
             nat_log: std::sync::Mutex::new(nat_log),
-            gateway_address: gateway_address.into(),
+            gateway_address: gateway.v4.into(),
             rates: SessionRates::of(&section.rates),
             shields_ipv6: section.inner_subnet6.is_some(),
         });
@@ -281,10 +281,10 @@ impl Running {
                 let resolve = Box::new(move |neighbour| {
                     let _ = want.try_send(neighbour);
                 });
-                let path = EthernetPath::new(gateway_address, section.wireguard_port, resolve);
+                let path = EthernetPath::new(gateway, section.wireguard_port, resolve);
                 let io = Ethernet::new(frames.sockets, path);
                 let worker = Worker::new(io, plane, queues, screener);
-                let (worker, stopped) = spawn(worker, section.cpu, frames.placeholder)?;
+                let (worker, stopped) = spawn(worker, section.cpu, frames.placeholders)?;
                 (Some(frames.program), worker, stopped)
             }
             Way::Kernel(kernel) => {

@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Write,
+    net::IpAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -401,6 +402,7 @@ impl Text for ProviderStatus {
                     format_args!("{} {} ({})", io.backend, io.mode, io.reason),
                 )
                 .row("interfaces", io.interfaces.join(", "))
+                .row("listens at", listening(&io.addresses))
                 .row("dropped", format_args!("{dropped} packets"));
             let reasons = dataplane.drops.iter().filter(|drop| drop.packets > 0);
             table = reasons.fold(table, |table, drop| {
@@ -460,6 +462,14 @@ impl Text for ProviderStatus {
             .fold(table, |table, channel| table.row("closing", channel))
             .end()
     }
+}
+
+fn listening(addresses: &[IpAddr]) -> String {
+    if addresses.is_empty() {
+        return "every address".to_owned();
+    }
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    addresses.join(", ")
 }
 
 #[cfg(test)]

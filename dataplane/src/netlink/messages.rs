@@ -3,6 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -92,6 +95,31 @@ fn other_version(via: &RouteVia) -> Option<IpAddr> {
         RouteVia::Inet6(address) => Some((*address).into()),
         _ => None,
     }
+}
+
+/// An IPv6 address at which others may reach the interface, and how well it serves; the least
+/// serves best: what the whole world knows, and what nobody but the operator changes.
+pub(super) fn address6(message: &AddressMessage) -> Option<((bool, bool), Ipv6Addr)> {
+    let header = &message.header;
+    // Temporary addresses are the machine's as a client (RFC 8981); one flag says both.
+    let unusable = AddressHeaderFlags::Secondary
+        | AddressHeaderFlags::Deprecated
+        | AddressHeaderFlags::Dadfailed;
+    if header.scope != AddressScope::Universe || header.flags.intersects(unusable) {
+        return None;
+    }
+    let of_kind = |local: bool| {
+        let mut attributes = message.attributes.iter();
+        attributes.find_map(|attribute| match (attribute, local) {
+            (AddressAttribute::Local(IpAddr::V6(address)), true)
+            | (AddressAttribute::Address(IpAddr::V6(address)), false) => Some(*address),
+            _ => None,
+        })
+    };
+    // Where the link has two ends, the plain attribute is the other one's.
+    let address = of_kind(true).or_else(|| of_kind(false))?;
+    let of_router = !header.flags.contains(AddressHeaderFlags::Permanent);
+    Some(((address.is_unique_local(), of_router), address))
 }
 
 /// A neighbour with a hardware address that may be used.
