@@ -52,6 +52,8 @@ pub enum Scenario {
     VpnNat,
     /// IPv6 through the tunnel.
     VpnIpv6,
+    /// The same with the kernel's sockets.
+    VpnIpv6Kernel,
     /// The client's address changes in the middle.
     VpnRoaming,
     /// A download that is longer than keys live.
@@ -74,13 +76,14 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario, in the order in which `all` runs them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::PaidDownload,
         Self::VpnKernel,
         Self::VpnConnect,
         Self::VpnOwnPeers,
         Self::VpnNat,
         Self::VpnIpv6,
+        Self::VpnIpv6Kernel,
         Self::VpnRoaming,
         Self::VpnRekey,
         Self::UnpaidStops,
@@ -101,6 +104,7 @@ impl Scenario {
             Self::VpnOwnPeers => "vpn-own-peers",
             Self::VpnNat => "vpn-nat",
             Self::VpnIpv6 => "vpn-ipv6",
+            Self::VpnIpv6Kernel => "vpn-ipv6-kernel",
             Self::VpnRoaming => "vpn-roaming",
             Self::VpnRekey => "vpn-rekey",
             Self::UnpaidStops => "unpaid-stops",
@@ -132,6 +136,9 @@ impl Scenario {
                 "behind shared addresses, a download goes on over an orderly restart of the data plane"
             }
             Self::VpnIpv6 => "IPv6 through the tunnel, at the address that the session was given",
+            Self::VpnIpv6Kernel => {
+                "vpn-ipv6 with the kernel's UDP sockets and a TUN device in the place of AF_XDP"
+            }
             Self::VpnRoaming => {
                 "the client's address changes in mid-download: tunnel and payments follow it"
             }
@@ -174,8 +181,8 @@ impl Scenario {
             tower: self == Self::Tower,
             own_peers: self == Self::VpnOwnPeers,
             nat: self == Self::VpnNat,
-            ipv6: self == Self::VpnIpv6,
-            kernel_sockets: matches!(self, Self::VpnKernel | Self::VpnIpv6),
+            ipv6: matches!(self, Self::VpnIpv6 | Self::VpnIpv6Kernel),
+            kernel_sockets: matches!(self, Self::VpnKernel | Self::VpnIpv6Kernel),
             rules: match self {
                 Self::ServiceDead => service_dead::RULES,
                 _ => &[],
@@ -223,7 +230,7 @@ pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<
         Scenario::VpnConnect => lab.vpn_connect(&mut report),
         Scenario::VpnOwnPeers => lab.vpn_own_peers(&mut report),
         Scenario::VpnNat => lab.vpn_nat(&mut report),
-        Scenario::VpnIpv6 => lab.vpn_ipv6(&mut report),
+        Scenario::VpnIpv6 | Scenario::VpnIpv6Kernel => lab.vpn_ipv6(&mut report),
         Scenario::VpnRoaming => lab.vpn_roaming(&mut report),
         Scenario::VpnRekey => lab.vpn_rekey(&mut report),
         Scenario::UnpaidStops => lab.unpaid_stops(&mut report),
