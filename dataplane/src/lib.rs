@@ -25,6 +25,7 @@ mod error;
 mod files;
 pub mod forwarding;
 pub mod handshakes;
+pub mod icmp;
 #[allow(unsafe_code)]
 pub mod io;
 pub mod link;

@@ -385,7 +385,7 @@ pub fn write_outer6(frame: &mut [u8], outer: &Outer6) -> usize {
 
 /// The checksum of what follows a whole IPv6 packet's header, with the pseudo-header before it
 /// (RFC 8200, 8.1), as it stands in the packet.
-fn checksum6(packet: &[u8], protocol: u8) -> [u8; 2] {
+pub(crate) fn checksum6(packet: &[u8], protocol: u8) -> [u8; 2] {
     let payload_bytes = (packet.len() - IPV6_BYTES) as u32;
     let pseudo_header = Sum::double_word(payload_bytes).plus(Sum::word(protocol.into()));
     pseudo_header.plus(Sum::of(&packet[8..])).complement()

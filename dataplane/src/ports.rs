@@ -109,6 +109,18 @@ pub(crate) fn gateway_addresses(
     Ok(GatewayAddresses { v4, v6 })
 }
 
+/// What the world outside knows the gateway by: the uplink's addresses, or else the others.
+pub(crate) fn uplink_addresses(ports: &[DataPort], gateway: GatewayAddresses) -> GatewayAddresses {
+    let uplink = ports.iter().find(|port| port.takes_inner);
+    let interface = uplink.map(|port| &port.interface);
+    let v4 = interface.and_then(|interface| interface.addresses.first());
+    let v6 = interface.and_then(|interface| interface.addresses6.first());
+    GatewayAddresses {
+        v4: v4.copied().unwrap_or(gateway.v4),
+        v6: v6.copied().or(gateway.v6),
+    }
+}
+
 fn gateway_address6(section: &Dataplane, interface: &Interface) -> Option<Ipv6Addr> {
     // What comes from inside the tunnel is not believed, so nobody must be sent there.
     let inner = section.inner_network();

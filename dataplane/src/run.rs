@@ -28,7 +28,7 @@ use crate::link::WorkerLink;
 use crate::netlink::{Connection, Interface, Monitor};
 use crate::plane::{Plane, PlaneConfig};
 use crate::pool::{begin_pool, leave_pool};
-use crate::ports::{data_ports, gateway_addresses};
+use crate::ports::{data_ports, gateway_addresses, uplink_addresses};
 use crate::registry::{Bounds, Registry};
 use crate::service::{Service, Shared};
 use crate::session::{Identity, SessionRates};
@@ -281,7 +281,8 @@ impl Running {
                 let resolve = Box::new(move |neighbour| {
                     let _ = want.try_send(neighbour);
                 });
-                let path = EthernetPath::new(gateway, section.wireguard_port, resolve);
+                let path = EthernetPath::new(gateway, section.wireguard_port, resolve)
+                    .answering_from(uplink_addresses(&ports, gateway));
                 let io = Ethernet::new(frames.sockets, path);
                 let worker = Worker::new(io, plane, queues, screener);
                 let (worker, stopped) = spawn(worker, section.cpu, frames.placeholders)?;

@@ -13,6 +13,7 @@ use topnet_config::Rates;
 use topnet_uapi::IpNetwork;
 use topnet_unit::Slot;
 
+use crate::icmp::Budget;
 use crate::rate::RateLimit;
 use crate::solicited::Solicited;
 
@@ -226,6 +227,8 @@ pub struct Session {
     pub rates: SessionRates,
     /// Whom a client has sent to over IPv6; `None` where nobody is kept from it.
     pub solicited: Option<Box<Solicited>>,
+    /// How often it is said that its packets go no further.
+    pub answers: Budget,
 }
 
 /// The gateway's WireGuard identity.
@@ -287,6 +290,7 @@ impl Session {
             sent_ms: 0,
             rates: SessionRates::default(),
             solicited: None,
+            answers: Budget::default(),
         }
     }
 

@@ -63,6 +63,8 @@ impl From<Ipv4Addr> for GatewayAddresses {
 /// Next hops and outer headers.
 pub struct EthernetPath {
     gateway: GatewayAddresses,
+    /// What the world outside knows us by.
+    uplink: Option<GatewayAddresses>,
     wireguard_port: u16,
     next_hops: RouteCache<NextHop>,
     resolve: Resolver,
@@ -149,12 +151,20 @@ impl EthernetPath {
     ) -> Self {
         Self {
             gateway: gateway.into(),
+            uplink: None,
             wireguard_port,
             next_hops: RouteCache::new(Arc::default(), Forwarding::next_hop),
             resolve,
             waiting: VecDeque::with_capacity(WAITING_MAX),
             identification: 0,
         }
+    }
+
+    /// Whoever sends from outside what goes no further is told so from these addresses.
+    #[must_use]
+    pub fn answering_from(mut self, uplink: GatewayAddresses) -> Self {
+        self.uplink = Some(uplink);
+        self
     }
 
     /// Takes a new snapshot of routes and neighbours and returns the old one.
@@ -382,6 +392,14 @@ impl Path for EthernetPath {
         // Asked before the packet is billed: what has no headers would be billed and not sent.
         self.ends(endpoint).ok_or(DropReason::NoRoute)?;
         self.next_hop(endpoint.remote.ip())
+    }
+
+    fn answers_from(&self, sender: IpAddr) -> Option<IpAddr> {
+        let ours = self.uplink.unwrap_or(self.gateway);
+        match sender {
+            IpAddr::V4(_) => Some(ours.v4.into()),
+            IpAddr::V6(_) => ours.v6.map(IpAddr::from),
+        }
     }
 }
 

@@ -24,10 +24,12 @@ const SLOT: Slot = Slot {
 };
 const GATEWAY: [u8; 4] = [10, 77, 1, 1];
 const CLIENT: [u8; 4] = [10, 77, 1, 2];
+const UPLINK: [u8; 4] = [10, 77, 2, 1];
 const ORIGIN: [u8; 4] = [10, 77, 2, 2];
 const INNER: [u8; 4] = [10, 78, 0, 2];
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd77, 1, 0, 0, 0, 0, 0, 1);
 const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd77, 1, 0, 0, 0, 0, 0, 2);
+const UPLINK6: Ipv6Addr = Ipv6Addr::new(0xfd77, 2, 0, 0, 0, 0, 0, 1);
 const ORIGIN6: Ipv6Addr = Ipv6Addr::new(0xfd77, 2, 0, 0, 0, 0, 0, 2);
 const INNER6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 2);
 const CLIENT_PORT: PortIndex = PortIndex(0);
@@ -138,7 +140,11 @@ impl Bench {
             v6: Some(GATEWAY6),
         };
         let resolve = Box::new(move |neighbour| ask.send(neighbour).unwrap());
-        let mut path = EthernetPath::new(gateway, 51820, resolve);
+        let uplink = GatewayAddresses {
+            v4: UPLINK.into(),
+            v6: Some(UPLINK6),
+        };
+        let mut path = EthernetPath::new(gateway, 51820, resolve).answering_from(uplink);
         path.replace_forwarding(Arc::new(forwarding()));
         let private = StaticSecret::from([5; 32]);
         let payer = Payer {
@@ -238,6 +244,16 @@ impl Bench {
         self.frame(UPLINK_PORT, &ethernet(1, packet))
     }
 
+    /// The inner packet that the client takes out of a message.
+    fn client_opens(&mut self, message: &[u8]) -> Vec<u8> {
+        let mut buffer = [0; 2048];
+        match self.client.decapsulate(None, message, &mut buffer) {
+            TunnResult::WriteToTunnelV4(packet, _) => packet.to_vec(),
+            TunnResult::WriteToTunnelV6(packet, _) => packet.to_vec(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn usage(&self) -> u64 {
         self.metering.usage.totals(SLOT.index).bytes
     }
@@ -252,6 +268,11 @@ impl Bench {
             .filter(|(_, packets)| *packets > 0)
             .collect()
     }
+}
+
+/// True if the sender of a packet that is dropped for this reason is told so.
+fn is_answered(reason: DropReason) -> bool {
+    matches!(reason, DropReason::TtlExceeded | DropReason::TooLarge)
 }
 
 fn ethernet(port: usize, packet: &[u8]) -> Vec<u8> {
@@ -374,32 +395,16 @@ fn every_refusal_has_its_reason_and_no_bill() {
     ];
     for (what, packet, reason) in up {
         let mut bench = Bench::connected();
-        assert_eq!(bench.up(&packet), None, "{what}");
+        let sent = bench.up(&packet).map(|(_, frame)| frame);
+        assert_eq!(sent.is_some(), is_answered(reason), "{what}");
         assert_eq!(bench.dropped(), [(reason, 1)], "{what}");
-        assert_eq!(bench.usage(), 0, "{what}");
+        // An answer is a packet for the client.
+        let answer = sent.map_or(0, |frame| bench.client_opens(&frame[OUTER_BYTES..]).len());
+        assert_eq!(bench.usage(), answer as u64, "{what}");
         assert_eq!(
             bench.asked.try_recv().is_ok(),
             reason == DropReason::NeighbourUnresolved
         );
-    }
-    let from6 = |source: &str| {
-        let [source, origin] =
-            [source, "2001:db8::1"].map(|text| text.parse::<std::net::Ipv6Addr>().unwrap());
-        let mut packet = Vec::new();
-        let builder = PacketBuilder::ipv6(source.octets(), origin.octets(), 64).udp(1, 2);
-        builder.write(&mut packet, b"x").unwrap();
-        packet
-    };
-    for (source, reason) in [
-        ("fd78::3", DropReason::SourceNotAllowed),
-        ("fd79::2", DropReason::SourceNotAllowed),
-        // The client's own, but there is no way to where it sends.
-        ("fd78::2", DropReason::NoRoute),
-    ] {
-        let mut bench = Bench::connected();
-        assert_eq!(bench.up(&from6(source)), None, "{source}");
-        assert_eq!(bench.dropped(), [(reason, 1)], "{source}");
-        assert_eq!(bench.usage(), 0, "{source}");
     }
     let down: [(&str, Vec<u8>, DropReason); 4] = [
         (
@@ -425,7 +430,9 @@ fn every_refusal_has_its_reason_and_no_bill() {
     ];
     for (what, packet, reason) in down {
         let mut bench = Bench::connected();
-        assert_eq!(bench.down(&packet), None, "{what}");
+        let sent = bench.down(&packet).map(|(port, _)| port);
+        let expected = is_answered(reason).then_some(UPLINK_PORT);
+        assert_eq!(sent, expected, "{what}");
         assert_eq!(bench.dropped(), [(reason, 1)], "{what}");
         assert_eq!(bench.usage(), 0, "{what}");
     }
@@ -616,6 +623,7 @@ fn a_removed_session_is_gone_and_its_key_may_come_back() {
     assert!(bench.up(&udp(INNER, ORIGIN, 64, 8)).is_some());
 }
 
+mod answers;
 mod handshakes;
 mod ipv6;
 

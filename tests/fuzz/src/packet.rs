@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, UdpHeaderSlice, checksum::Sum16BitWords};
+use topnet_dataplane::icmp::{self, Problem};
 use topnet_dataplane::packet::{
     Ethernet, IPV4_BYTES, IPV6_BYTES, Ip, Ipv4, Ipv6, UDP_BYTES, Udp, Version, decrement_hops,
 };
@@ -23,6 +24,30 @@ pub(crate) fn packet(frame: &[u8]) {
     }
     ipv4(frame);
     ipv6(frame);
+    answer(frame);
+}
+
+/// What is said of a packet that goes no further is a packet, and is not answered itself.
+fn answer(packet: &[u8]) {
+    let Ok(ip) = Ip::parse(packet) else {
+        return;
+    };
+    let source = match ip.source {
+        IpAddr::V4(_) => IpAddr::from([203, 0, 113, 1]),
+        IpAddr::V6(_) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]),
+    };
+    let about = &packet[..ip.total_bytes];
+    for problem in [Problem::HopsExceeded, Problem::TooLarge { mtu: 1420 }] {
+        let mut out = [0; icmp::BYTES_MAX];
+        let Some(bytes) = icmp::write(&mut out, about, source, problem) else {
+            continue;
+        };
+        let answer = Ip::parse(&out[..bytes]).unwrap();
+        assert_eq!((answer.source, answer.destination), (source, ip.source));
+        assert_eq!(answer.total_bytes, bytes);
+        let again = icmp::write(&mut [0; icmp::BYTES_MAX], &out[..bytes], source, problem);
+        assert_eq!(again, None);
+    }
 }
 
 fn ipv4(packet: &[u8]) {

@@ -128,10 +128,15 @@ fn ipv6_leaves_a_tunnel_over_ipv4_as_it_came_but_for_a_hop() {
 #[test]
 fn every_refusal_of_ipv6_has_its_reason_and_no_bill() {
     let address = |text: &str| text.parse::<Ipv6Addr>().unwrap();
-    let up: [(&str, Vec<u8>, DropReason); 9] = [
+    let up: [(&str, Vec<u8>, DropReason); 10] = [
         (
             "another source",
             udp(address("fd78::3"), ORIGIN6, 64, 8),
+            DropReason::SourceNotAllowed,
+        ),
+        (
+            "a source outside",
+            udp(address("fd79::2"), ORIGIN6, 64, 8),
             DropReason::SourceNotAllowed,
         ),
         (
@@ -177,9 +182,11 @@ fn every_refusal_of_ipv6_has_its_reason_and_no_bill() {
     ];
     for (what, packet, reason) in up {
         let mut bench = Bench::connected();
-        assert_eq!(bench.up(&packet), None, "{what}");
+        let sent = bench.up(&packet).map(|(_, frame)| frame);
+        assert_eq!(sent.is_some(), is_answered(reason), "{what}");
         assert_eq!(bench.dropped(), [(reason, 1)], "{what}");
-        assert_eq!(bench.usage(), 0, "{what}");
+        let answer = sent.map_or(0, |frame| bench.client_opens(&frame[OUTER_BYTES..]).len());
+        assert_eq!(bench.usage(), answer as u64, "{what}");
         let asked = bench.asked.try_recv().ok();
         let unknown = Neighbour {
             interface: 2,
@@ -212,7 +219,9 @@ fn every_refusal_of_ipv6_has_its_reason_and_no_bill() {
     ];
     for (what, packet, reason) in down {
         let mut bench = Bench::connected();
-        assert_eq!(bench.down(&packet), None, "{what}");
+        let sent = bench.down(&packet).map(|(port, _)| port);
+        let expected = is_answered(reason).then_some(UPLINK_PORT);
+        assert_eq!(sent, expected, "{what}");
         assert_eq!(bench.dropped(), [(reason, 1)], "{what}");
         assert_eq!(bench.usage(), 0, "{what}");
     }
