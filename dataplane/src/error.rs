@@ -1,7 +1,7 @@
 //! Why the data plane does not run: every message names the thing and the mend.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use topnet_unit::{HandoverError, SharedMemoryError};
@@ -97,7 +97,7 @@ pub enum RunError {
         /// The port.
         port: u16,
         /// Where.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Why not.
         source: io::Error,
     },

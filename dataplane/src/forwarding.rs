@@ -111,7 +111,7 @@ fn leading_bits(address: IpAddr, prefix_bits: u8) -> u128 {
 }
 
 /// True for what no router forwards (RFC 1812, 5.3.7; RFC 4291, 2.5.6 and 2.7).
-fn is_group(destination: IpAddr) -> bool {
+pub(crate) fn is_group(destination: IpAddr) -> bool {
     match destination {
         IpAddr::V4(address) => {
             address.is_multicast() || address == Ipv4Addr::BROADCAST || address.is_unspecified()

@@ -27,6 +27,7 @@ pub mod fairness;
 mod files;
 pub mod forwarding;
 pub mod handshakes;
+pub mod icmp;
 #[allow(unsafe_code)]
 pub mod io;
 pub mod link;

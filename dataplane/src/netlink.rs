@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep_until};
 
 use topnet_config::Ipv4Subnet;
 
-use self::messages::{neighbour, route};
+use self::messages::{address6, neighbour, route};
 use crate::forwarding::{Forwarding, Neighbour, Port, Route, RouteTable};
 use crate::packet::MacAddress;
 
@@ -100,6 +100,8 @@ pub struct Interface {
     pub mac: Option<MacAddress>,
     /// Its own IPv4 addresses.
     pub addresses: Vec<Ipv4Addr>,
+    /// Its own IPv6 addresses that others may use, the best first.
+    pub addresses6: Vec<Ipv6Addr>,
     /// Largest packet that it carries.
     pub mtu_bytes: u32,
     /// Receive queues in use.
@@ -161,7 +163,7 @@ impl Connection {
                 LinkAttribute::Mtu(bytes) => Some(*bytes),
                 _ => None,
             });
-        let mut addresses = Vec::new();
+        let (mut addresses, mut addresses6) = (Vec::new(), Vec::new());
         let mut stream = self
             .handle
             .address()
@@ -181,12 +183,17 @@ impl Connection {
                         _ => None,
                     }),
             );
+            addresses6.extend(address6(&address));
         }
+        // The kernel lists the newest first.
+        addresses6.reverse();
+        addresses6.sort_by_key(|(rank, _)| *rank);
         Ok(Some(Interface {
             name: name.to_owned(),
             index,
             mac,
             addresses,
+            addresses6: addresses6.into_iter().map(|(_, address)| address).collect(),
             mtu_bytes: mtu_bytes.unwrap_or_default(),
             queues: queues(name),
         }))

@@ -4,7 +4,7 @@
 //! Down: the inner packet's checks, its session, the way to the peer, credit, WireGuard. A
 //! packet is billed with the length of its validated inner packet and only when it is handed
 //! on. Handshakes and keepalives are neither gated nor billed. Every refusal is a
-//! [`DropReason`].
+//! [`DropReason`]; where no kernel does it, senders are told of some (`answers`).
 //!
 //! The plane sees WireGuard messages and inner packets. How both come in and go out is the
 //! business of a [`Path`]: there is one for frames (`crate::io::Ethernet`) and one for the
@@ -12,6 +12,7 @@
 //!
 //! Nothing here allocates, takes a lock or reads a clock for data packets.
 
+mod answers;
 mod changes;
 mod handshake;
 mod sessions;
@@ -87,6 +88,12 @@ pub trait Path {
 
     /// The way to a peer.
     fn to_peer(&mut self, endpoint: &Endpoint) -> Result<Self::Hop, DropReason>;
+
+    /// From which address somebody outside is told why his packet goes no further; `None` if it is
+    /// not for us to say.
+    fn answers_from(&self, _sender: IpAddr) -> Option<IpAddr> {
+        None
+    }
 }
 
 /// What is to leave. It stands in the buffer that the plane was given, at the path's offset.
@@ -110,7 +117,7 @@ pub enum Outcome<H> {
         /// The message's length.
         bytes: usize,
     },
-    /// An opened packet, billed.
+    /// An opened packet, billed; or an answer to somebody outside, which is not.
     ToWorld {
         /// The way there.
         hop: H,
@@ -393,11 +400,11 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::BetweenClients);
         }
         if ip.hops <= 1 && !P::KERNEL_ROUTES {
-            return Err(DropReason::TtlExceeded);
+            return self.answer_client(path, index, DropReason::TtlExceeded, &ip, out);
         }
         // A plain interface takes whatever its peer can send, as WireGuard does.
         if self.config.inner.is_some() && ip.total_bytes > self.config.inner_mtu {
-            return Err(DropReason::TooLarge);
+            return self.answer_client(path, index, DropReason::TooLarge, &ip, out);
         }
         let hop = path.to_world(ip.destination)?;
         let pass = admit(
@@ -446,6 +453,7 @@ impl<G: Gate> Plane<G> {
             self.pass(worker, Content::Packet, &packet[..ip.total_bytes])?;
             return Ok(Outcome::Nothing);
         }
+        let prepared = self.prepare(path, &ip, packet, out);
         let index = self.receiver(&ip, P::KERNEL_ROUTES, &mut packet[..ip.total_bytes])?;
         let session = self.sessions.get_mut(index).ok_or(DropReason::NoSession)?;
         // A client's packets do not come from outside. The gateway's do: the kernel answers for
@@ -455,7 +463,7 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::BetweenClients);
         }
         if ip.hops <= 1 && !P::KERNEL_ROUTES {
-            return Err(DropReason::TtlExceeded);
+            return self.answer_outside(path, index, DropReason::TtlExceeded, prepared);
         }
         if let (Some(solicited), IpAddr::V6(remote), IpAddr::V6(client), false) =
             (&session.solicited, ip.source, ip.destination, from_gateway)
@@ -464,11 +472,12 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::Unsolicited);
         }
         let endpoint = session.endpoint.ok_or(DropReason::NoTunnel)?;
+        if ip.total_bytes > self.config.inner_mtu {
+            return self.answer_outside(path, index, DropReason::TooLarge, prepared);
+        }
         let offset = path.message_offset(&endpoint);
         let padded_bytes = padded(ip.total_bytes, self.config.inner_mtu).min(packet.len());
-        if ip.total_bytes > self.config.inner_mtu
-            || out.len() < offset + (padded_bytes + WIREGUARD_BYTES).max(HANDSHAKE_BYTES_MAX)
-        {
+        if out.len() < offset + (padded_bytes + WIREGUARD_BYTES).max(HANDSHAKE_BYTES_MAX) {
             return Err(DropReason::TooLarge);
         }
         let room = &mut out[offset..];

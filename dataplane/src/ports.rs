@@ -1,21 +1,23 @@
 //! The data interfaces: found, checked, bound to sockets and given the program.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use topnet_api::IoStatus;
 use topnet_config::{Dataplane, Io};
-use topnet_ebpf_abi::Steering;
+use topnet_ebpf_abi::{Address6, Steering};
 
 use crate::error::RunError;
 use crate::forwarding::PortIndex;
-use crate::io::{Bind, Binding, SocketHandle};
+use crate::io::{Bind, Binding, GatewayAddresses, SocketHandle};
 use crate::netlink::{Connection, Interface};
-use crate::packet::{IPV4_BYTES, UDP_BYTES};
+use crate::packet::{IPV4_BYTES, IPV6_BYTES, UDP_BYTES};
 use crate::plane::WIREGUARD_BYTES;
 use crate::xdp::{Mode, Program};
 
 /// What the tunnel adds to an inner packet: IPv4, UDP and WireGuard's header and tag.
 const TUNNEL_BYTES: u32 = (IPV4_BYTES + UDP_BYTES + WIREGUARD_BYTES) as u32;
+/// The same over IPv6.
+const TUNNEL6_BYTES: u32 = (IPV6_BYTES + UDP_BYTES + WIREGUARD_BYTES) as u32;
 
 /// A data interface and what it is for.
 pub(crate) struct DataPort {
@@ -89,18 +91,55 @@ pub(crate) async fn data_ports(
     ])
 }
 
-pub(crate) fn gateway_address(
+/// Where clients reach the gateway over frames: the first addresses of their interface.
+pub(crate) fn gateway_addresses(
     section: &Dataplane,
     ports: &[DataPort],
-) -> Result<Ipv4Addr, RunError> {
+) -> Result<GatewayAddresses, RunError> {
     let clients = ports.iter().find(|port| port.takes_clients);
-    let address = clients.and_then(|port| port.interface.addresses.first().copied());
-    address.ok_or_else(|| RunError::Interface {
+    let clients = clients.map(|port| &port.interface);
+    let v4 = clients.and_then(|interface| interface.addresses.first().copied());
+    let v4 = v4.ok_or_else(|| RunError::Interface {
         name: section.client_interface.clone(),
         key: "client_interface",
         reason: "it has no IPv4 address that clients could reach",
         mend: "give it one: `ip address add ADDRESS/BITS dev NAME`",
-    })
+    })?;
+    let v6 = clients.and_then(|interface| gateway_address6(section, interface));
+    Ok(GatewayAddresses { v4, v6 })
+}
+
+/// What the world outside knows the gateway by: the uplink's addresses, or else the others.
+pub(crate) fn uplink_addresses(ports: &[DataPort], gateway: GatewayAddresses) -> GatewayAddresses {
+    let uplink = ports.iter().find(|port| port.takes_inner);
+    let interface = uplink.map(|port| &port.interface);
+    let v4 = interface.and_then(|interface| interface.addresses.first());
+    let v6 = interface.and_then(|interface| interface.addresses6.first());
+    GatewayAddresses {
+        v4: v4.copied().unwrap_or(gateway.v4),
+        v6: v6.copied().or(gateway.v6),
+    }
+}
+
+fn gateway_address6(section: &Dataplane, interface: &Interface) -> Option<Ipv6Addr> {
+    // What comes from inside the tunnel is not believed, so nobody must be sent there.
+    let inner = section.inner_network();
+    let outside = |address: &&Ipv6Addr| !inner.contains(IpAddr::V6(**address));
+    let address = *interface.addresses6.iter().find(outside)?;
+    let mtu_bytes = interface.mtu_bytes;
+    let needed_bytes = u32::from(section.inner_mtu) + TUNNEL6_BYTES;
+    if mtu_bytes >= needed_bytes {
+        return Some(address);
+    }
+    // Frames are not cut into fragments, and clients that come over IPv4 have room.
+    if section.io != Io::Kernel {
+        let name = &interface.name;
+        tracing::warn!(
+            "no client can come to {address} in frames: {name} has an MTU of {mtu_bytes}, and \
+             {needed_bytes} are needed; lower dataplane.inner_mtu"
+        );
+    }
+    None
 }
 
 /// The queues of each of so many workers, which share out every interface's. There are no more
@@ -125,7 +164,7 @@ pub(crate) fn attach(
     program: &mut Program,
     section: &Dataplane,
     ports: &[DataPort],
-    gateway_address: Ipv4Addr,
+    gateway: GatewayAddresses,
     sockets: &[SocketHandle],
 ) -> Result<(), RunError> {
     // What comes back for clients comes to the addresses that they share, or else to their own.
@@ -134,6 +173,9 @@ pub(crate) fn attach(
     let network = returns.network().to_bits();
     let mask = u32::MAX.checked_shl(32 - u32::from(returns.prefix_bits()));
     let mask = mask.unwrap_or_default();
+    let inner6 = section.inner_subnet6;
+    let mask6 = inner6.and_then(|v6| u128::MAX.checked_shl(128 - u32::from(v6.prefix_bits())));
+    let as_sent = |address: Ipv6Addr| Address6::from_octets(address.octets());
     for socket in sockets {
         program.add_socket(socket)?;
     }
@@ -145,9 +187,14 @@ pub(crate) fn attach(
                 0
             },
             takes_inner: port.takes_inner.into(),
+            takes_inner6: (port.takes_inner && inner6.is_some()).into(),
+            reserved: 0,
             inner_network: network.to_be(),
             inner_mask: mask.to_be(),
-            gateway_address: gateway_address.to_bits().to_be(),
+            gateway_address: gateway.v4.to_bits().to_be(),
+            inner_network6: inner6.map_or_else(Address6::default, |v6| as_sent(v6.network())),
+            inner_mask6: as_sent(mask6.unwrap_or_default().into()),
+            gateway_address6: gateway.v6.map_or_else(Address6::default, as_sent),
         };
         program.steer(index, steering)?;
         let Interface {
@@ -166,6 +213,7 @@ pub(crate) fn frames_status(
     sockets: &[SocketHandle],
     interfaces: &[Interface],
     workers: u32,
+    gateway: GatewayAddresses,
     besides: Option<&RunError>,
 ) -> IoStatus {
     let copying = sockets.iter().find(|socket| !socket.zero_copy);
@@ -182,7 +230,9 @@ pub(crate) fn frames_status(
     if let Some(error) = besides {
         reason = format!("{reason}; not the kernel's sockets: {error}");
     }
-    status("af_xdp", mode, reason, interfaces, workers)
+    let mut status = status("af_xdp", mode, reason, interfaces, workers);
+    status.addresses = gateway.each().collect();
+    status
 }
 
 /// How packets go in and out of the kernel's sockets, and why so.
@@ -215,6 +265,7 @@ fn status(
             .map(|interface| interface.name.clone())
             .collect(),
         workers,
+        addresses: Vec::new(),
     }
 }
 

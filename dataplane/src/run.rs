@@ -24,12 +24,12 @@ use crate::endpoints::Endpoints;
 use crate::error::{INNER_PREFIX_BITS_MIN, RunError, system};
 use crate::forwarding::Neighbour;
 use crate::handshakes::Screening;
-use crate::io::{Backend, Ethernet, EthernetPath};
+use crate::io::{Backend, Ethernet, EthernetPath, FRAME_DATA_BYTES};
 use crate::link::{WorkerLink, WorkerLinks};
 use crate::netlink::{Connection, Interface, Monitor};
 use crate::plane::{PADDING_BYTES, Plane, PlaneConfig, WIREGUARD_BYTES};
 use crate::pool::{Pool, begin_pool, leave_pool};
-use crate::ports::{data_ports, gateway_address};
+use crate::ports::{data_ports, gateway_addresses, uplink_addresses};
 use crate::registry::{Bounds, Registry};
 use crate::service::{Service, Shared};
 use crate::session::{Identity, SessionRates, WorkerNumber};
@@ -188,13 +188,13 @@ impl Running {
         let identity = Arc::new(Identity::new(read_key(&section.key_file)?));
         let connection = Connection::open()?;
         let ports = data_ports(section, &connection).await?;
-        let gateway_address = gateway_address(section, &ports)?;
+        let gateway = gateway_addresses(section, &ports)?;
         let mut wakes = team::wakes(section.workers).map_err(system("make event counters"))?;
         let chooser = Chooser {
             section,
             connection: &connection,
             ports: &ports,
-            gateway_address,
+            gateway,
             wakes: &wakes,
         };
         let (way, io) = chooser.choose().await?;
@@ -292,7 +292,7 @@ impl Running {
                 section.sessions_max as usize,
             )),
             nat_log: std::sync::Mutex::new(nat_log),
-            gateway_address: gateway_address.into(),
+            gateway_address: gateway.v4.into(),
             rates: SessionRates::of(&section.rates),
             shields_ipv6: section.inner_subnet6.is_some(),
         });
@@ -304,17 +304,18 @@ impl Running {
         let mut workers = Vec::new();
         let program = match way {
             Way::Frames(frames) => {
-                let placeholder = Arc::new(frames.placeholder);
+                let placeholders = Arc::new(frames.placeholders);
                 for (((number, plane), queues), sockets) in parts.zip(frames.sockets) {
                     let want = want.clone();
                     // A full queue only means that the packet after the next refresh asks again.
                     let resolve = Box::new(move |neighbour| {
                         let _ = want.try_send(neighbour);
                     });
-                    let path = EthernetPath::new(gateway_address, section.wireguard_port, resolve);
+                    let path = EthernetPath::new(gateway, section.wireguard_port, resolve)
+                        .answering_from(uplink_addresses(&ports, gateway));
                     let io = Ethernet::new(sockets, path);
                     let worker = Worker::new(io, plane, queues, Arc::clone(&screener));
-                    let kept = Arc::clone(&placeholder);
+                    let kept = Arc::clone(&placeholders);
                     let (number, tell) = (WorkerNumber(number), tell.clone());
                     workers.push(spawn(worker, number, cpu(number.0), kept, tell)?);
                 }
@@ -343,16 +344,14 @@ impl Running {
     }
 }
 
-/// Bytes of the longest message but for data packets, which are as long as the tunnel lets them.
-const PARCEL_BYTES_MIN: usize = 256;
-
 /// The workers' ways to each other, if there are several.
 fn seats(section: &Dataplane, wakes: &[OwnedFd]) -> Result<Vec<Seat>, RunError> {
     if wakes.len() < 2 {
         return Ok(Vec::new());
     }
     let sealed_bytes = usize::from(section.inner_mtu) + PADDING_BYTES + WIREGUARD_BYTES;
-    let parcel_bytes = sealed_bytes.max(PARCEL_BYTES_MIN);
+    // Who sent what is too large for the tunnel is told so by its session's worker.
+    let parcel_bytes = sealed_bytes.max(FRAME_DATA_BYTES);
     Ok(Team::seats(cloned(wakes)?, parcel_bytes))
 }
 

@@ -15,6 +15,7 @@ use topnet_uapi::IpNetwork;
 use topnet_unit::Slot;
 
 use crate::fairness::Share;
+use crate::icmp::Budget;
 use crate::rate::RateLimit;
 use crate::solicited::Solicited;
 
@@ -268,6 +269,8 @@ pub struct Session {
     pub share: Share,
     /// Whom a client has sent to over IPv6; `None` where nobody is kept from it.
     pub solicited: Option<Box<Solicited>>,
+    /// How often it is said that its packets go no further.
+    pub answers: Budget,
 }
 
 /// The gateway's WireGuard identity.
@@ -330,6 +333,7 @@ impl Session {
             rates: SessionRates::default(),
             share: Share::default(),
             solicited: None,
+            answers: Budget::default(),
         }
     }
 

@@ -5,15 +5,16 @@
 //! will do. What was chosen is shown with the reason.
 
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use rustix::fd::OwnedFd;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 use topnet_api::IoStatus;
 use topnet_config::{Dataplane, Io};
 
 use crate::error::{RunError, system};
 use crate::forwarding::PortIndex;
-use crate::io::{AfXdp, Kernel, KernelPlan, Reach, SocketHandle};
+use crate::io::{AfXdp, GatewayAddresses, Kernel, KernelPlan, Reach, SocketHandle};
 use crate::netlink::{Connection, Interface};
 use crate::ports::{
     CONFIGURED, DataPort, attach, bind_of, bindings, copying_reason, frames_status, kernel_status,
@@ -34,9 +35,9 @@ pub(crate) struct Frames {
     /// Of each worker.
     pub(crate) sockets: Vec<AfXdp>,
     handles: Vec<SocketHandle>,
-    /// Holds the WireGuard port in the kernel, so that nobody else takes it and the kernel does
+    /// Hold the WireGuard port in the kernel, so that nobody else takes it and the kernel does
     /// not answer "port unreachable" while no socket of ours takes the packets.
-    pub(crate) placeholder: UdpSocket,
+    pub(crate) placeholders: Vec<UdpSocket>,
 }
 
 /// What the choice depends on.
@@ -44,7 +45,7 @@ pub(crate) struct Chooser<'a> {
     pub(crate) section: &'a Dataplane,
     pub(crate) connection: &'a Connection,
     pub(crate) ports: &'a [DataPort],
-    pub(crate) gateway_address: Ipv4Addr,
+    pub(crate) gateway: GatewayAddresses,
     /// Event counters of as many workers as there shall be.
     pub(crate) wakes: &'a [OwnedFd],
 }
@@ -54,10 +55,6 @@ impl Chooser<'_> {
     pub(crate) async fn choose(&self) -> Result<(Way, IoStatus), RunError> {
         match self.section.io {
             Io::Kernel => self.kernel(CONFIGURED.to_owned()).await,
-            Io::Auto if self.section.inner_subnet6.is_some() => {
-                let reason = "frames carry no IPv6 (dataplane.inner_subnet6)";
-                self.kernel(reason.to_owned()).await
-            }
             Io::Auto => self.best().await,
             Io::AfXdpZeroCopy | Io::AfXdpCopy | Io::AfXdpGeneric => {
                 let frames = self.frames()?;
@@ -88,13 +85,15 @@ impl Chooser<'_> {
             );
         }
         let (interfaces, besides) = (self.interfaces(), besides.as_ref());
-        let status = frames_status(io, handles, &interfaces, workers, besides);
+        let status = frames_status(io, handles, &interfaces, workers, self.gateway, besides);
         (Way::Frames(Box::new(frames)), status)
     }
 
     fn frames(&self) -> Result<Frames, RunError> {
         let section = self.section;
-        let placeholder = hold_port(self.gateway_address, section.wireguard_port)?;
+        let port = section.wireguard_port;
+        let held = self.gateway.each().map(|address| hold_port(address, port));
+        let placeholders = held.collect::<Result<_, _>>()?;
         let mut program = Program::load(section.slots_max)?;
         let (mut sockets, mut handles) = (Vec::new(), Vec::new());
         let bindings = bindings(self.ports, section.workers);
@@ -103,18 +102,12 @@ impl Chooser<'_> {
             sockets.push(bound);
             handles.extend(some);
         }
-        attach(
-            &mut program,
-            section,
-            self.ports,
-            self.gateway_address,
-            &handles,
-        )?;
+        attach(&mut program, section, self.ports, self.gateway, &handles)?;
         Ok(Frames {
             program,
             sockets,
             handles,
-            placeholder,
+            placeholders,
         })
     }
 
@@ -149,8 +142,19 @@ pub(crate) fn cloned(wakes: &[OwnedFd]) -> Result<Vec<OwnedFd>, RunError> {
     cloned.map_err(system("make an event counter"))
 }
 
-fn hold_port(address: Ipv4Addr, port: u16) -> Result<UdpSocket, RunError> {
-    UdpSocket::bind((address, port)).map_err(|source| RunError::Port {
+fn hold_port(address: IpAddr, port: u16) -> Result<UdpSocket, RunError> {
+    let bound = || match address {
+        IpAddr::V4(_) => UdpSocket::bind((address, port)),
+        IpAddr::V6(_) => {
+            let flags = SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::INET6, SocketType::DGRAM, flags, None)?;
+            // An address that nobody has answered for yet (RFC 4862) will be ours in a second.
+            sockopt::set_ipv6_freebind(&socket, true)?;
+            bind(&socket, &SocketAddr::new(address, port))?;
+            Ok(socket.into())
+        }
+    };
+    bound().map_err(|source: io::Error| RunError::Port {
         port,
         address,
         source,

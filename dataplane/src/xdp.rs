@@ -9,13 +9,16 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use aya::maps::{Array, MapData, PerCpuArray, XskMap};
-use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use topnet_ebpf_abi::{QUEUES_MAX, Steering, Verdict};
 
 use crate::io::SocketHandle;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/object/topnet.o");
+
+/// What a program returns for a packet that goes elsewhere, from <linux/bpf.h>.
+const XDP_REDIRECT: u32 = 4;
 
 /// The entry points, by port.
 const ENTRY_POINTS: [&str; topnet_ebpf_abi::PORTS_MAX as usize] = ["port_0", "port_1"];
@@ -142,15 +145,7 @@ impl Program {
         interface_index: u32,
         mode: Mode,
     ) -> Result<(), XdpError> {
-        let name = ENTRY_POINTS[port as usize];
-        let missing = || {
-            load_error(&io::Error::other(format!(
-                "the object has no program {name}"
-            )))
-        };
-        let program = self.ebpf.program_mut(name).ok_or_else(missing)?;
-        let program: &mut Xdp = program.try_into().map_err(|error| load_error(&error))?;
-        program.load().map_err(|error| load_error(&error))?;
+        let program = self.entry_point(port)?;
         let xdp_mode = match mode {
             Mode::Native => XdpMode::Driver,
             Mode::Generic => XdpMode::Skb,
@@ -162,6 +157,35 @@ impl Program {
             mend: attach_mend(&error, mode),
             reason: with_sources(&error),
         })
+    }
+
+    /// Runs a port's entry point over a frame that no interface has seen, and says whether a socket
+    /// would have got it. It is counted as others are.
+    pub fn try_out(&mut self, port: u32, frame: &[u8]) -> Result<bool, XdpError> {
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            repeat: 1,
+            ..TestRunOptions::default()
+        };
+        let tried = self.entry_point(port)?.test_run(options);
+        let tried = tried.map_err(|error| load_error(&error))?;
+        Ok(tried.return_value == XDP_REDIRECT)
+    }
+
+    /// A port's entry point, loaded when it is asked for first.
+    fn entry_point(&mut self, port: u32) -> Result<&mut Xdp, XdpError> {
+        let name = ENTRY_POINTS[port as usize];
+        let missing = || {
+            load_error(&io::Error::other(format!(
+                "the object has no program {name}"
+            )))
+        };
+        let program = self.ebpf.program_mut(name).ok_or_else(missing)?;
+        let program: &mut Xdp = program.try_into().map_err(|error| load_error(&error))?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| load_error(&error))?;
+        }
+        Ok(program)
     }
 
     /// How often each verdict was given, on all ports and CPUs.

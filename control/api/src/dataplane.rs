@@ -1,6 +1,6 @@
 //! What the data plane is asked: which sessions to have, and which slots they got.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -99,6 +99,8 @@ pub struct IoStatus {
     pub interfaces: Vec<String>,
     /// Threads that carry packets.
     pub workers: u32,
+    /// Where WireGuard is listened for; nothing: at every address of the machine.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Packets dropped for one reason.

@@ -129,13 +129,6 @@ impl Dataplane {
                 "choose a wider network, such as fd78::/64",
             );
         }
-        if !matches!(self.io, Io::Auto | Io::Kernel) {
-            problems.add(
-                "inner_subnet6",
-                "frames (io = \"af-xdp-…\") carry IPv4 only",
-                "choose io = \"kernel\" or \"auto\", or leave inner_subnet6 out",
-            );
-        }
         if self.inner_mtu < INNER_MTU6_MIN {
             problems.add(
                 "inner_mtu",

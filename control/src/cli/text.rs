@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Write,
+    net::IpAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -402,6 +403,7 @@ impl Text for ProviderStatus {
                 )
                 .row("interfaces", io.interfaces.join(", "))
                 .row("workers", io.workers)
+                .row("listens at", listening(&io.addresses))
                 .row("dropped", format_args!("{dropped} packets"));
             let reasons = dataplane.drops.iter().filter(|drop| drop.packets > 0);
             table = reasons.fold(table, |table, drop| {
@@ -461,6 +463,14 @@ impl Text for ProviderStatus {
             .fold(table, |table, channel| table.row("closing", channel))
             .end()
     }
+}
+
+fn listening(addresses: &[IpAddr]) -> String {
+    if addresses.is_empty() {
+        return "every address".to_owned();
+    }
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    addresses.join(", ")
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! Frames: outer headers read and written here, next hops from the kernel's own tables.
 //!
-//! The steering program sends IPv4 only, so IPv6 inside the tunnel and around it is left to the
-//! kernel's sockets.
+//! Both versions of IP go inside the tunnel and around it. Clients reach the gateway at one address
+//! of each, since the steering program must know them.
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::drops::DropReason;
 use crate::forwarding::{Forwarding, Neighbour, NextHop, PortIndex, RouteCache, Unreachable};
 use crate::handshakes::Answer;
 use crate::packet::{
-    ETHERNET_BYTES, Ethernet as Header, Ipv4, Malformed, OUTER_BYTES, Outer, Udp, write_ethernet,
-    write_outer,
+    ETHERNET_BYTES, Ethernet as Header, Malformed, OUTER_BYTES, OUTER6_BYTES, Outer, Outer6, Udp,
+    Version, write_ethernet, write_outer, write_outer6,
 };
 use crate::plane::{HANDSHAKE_BYTES_MAX, Outcome, PADDING_BYTES, Path, Plane};
 use crate::session::Endpoint;
@@ -37,14 +37,47 @@ pub struct Ethernet<F> {
     path: EthernetPath,
 }
 
+/// Where clients reach the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GatewayAddresses {
+    /// Over IPv4.
+    pub v4: Ipv4Addr,
+    /// Over IPv6, if it can be reached so.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl GatewayAddresses {
+    /// Each of them.
+    pub fn each(&self) -> impl Iterator<Item = IpAddr> {
+        [Some(self.v4.into()), self.v6.map(IpAddr::from)]
+            .into_iter()
+            .flatten()
+    }
+}
+
+impl From<Ipv4Addr> for GatewayAddresses {
+    fn from(v4: Ipv4Addr) -> Self {
+        Self { v4, v6: None }
+    }
+}
+
 /// Next hops and outer headers.
 pub struct EthernetPath {
-    gateway_address: Ipv4Addr,
+    gateway: GatewayAddresses,
+    /// What the world outside knows us by.
+    uplink: Option<GatewayAddresses>,
     wireguard_port: u16,
     next_hops: RouteCache<NextHop>,
     resolve: Resolver,
     waiting: VecDeque<Waiting>,
     identification: u16,
+}
+
+/// Both ends of a datagram to a peer: ours and the peer's.
+#[derive(Clone, Copy)]
+enum Ends {
+    V4(Ipv4Addr, SocketAddrV4),
+    V6(Ipv6Addr, SocketAddrV6),
 }
 
 /// An answer to a handshake, complete but for the next hop.
@@ -129,17 +162,29 @@ impl<F: FrameIo> Backend for Ethernet<F> {
 }
 
 impl EthernetPath {
-    /// A path without routes. Clients reach the gateway at this address and port.
+    /// A path without routes. Clients reach the gateway at these addresses and this port.
     #[must_use]
-    pub fn new(gateway_address: Ipv4Addr, wireguard_port: u16, resolve: Resolver) -> Self {
+    pub fn new(
+        gateway: impl Into<GatewayAddresses>,
+        wireguard_port: u16,
+        resolve: Resolver,
+    ) -> Self {
         Self {
-            gateway_address,
+            gateway: gateway.into(),
+            uplink: None,
             wireguard_port,
             next_hops: RouteCache::new(Arc::default(), Forwarding::next_hop),
             resolve,
             waiting: VecDeque::with_capacity(WAITING_MAX),
             identification: 0,
         }
+    }
+
+    /// Whoever sends from outside what goes no further is told so from these addresses.
+    #[must_use]
+    pub fn answering_from(mut self, uplink: GatewayAddresses) -> Self {
+        self.uplink = Some(uplink);
+        self
     }
 
     /// Takes a new snapshot of routes and neighbours and returns the old one.
@@ -182,12 +227,12 @@ impl EthernetPath {
         if ours.is_none_or(|port| port.mac != ethernet.destination) {
             return Err(DropReason::NotOurMac);
         }
-        let ip = Ipv4::parse(&arrived[ETHERNET_BYTES..]).map_err(malformed)?;
-        if plane.takes(ip.destination.into()) {
+        let ip = ethernet.packet(arrived).map_err(malformed)?;
+        if plane.takes(ip.destination) {
             let packet = &mut frame[ETHERNET_BYTES..];
             return Ok(plane.handle_packet(self, packet, ip.total_bytes, out));
         }
-        if ip.destination != self.gateway_address {
+        if !self.gateway.each().any(|ours| ours == ip.destination) {
             return Err(DropReason::NotSteered);
         }
         let packet = &arrived[ETHERNET_BYTES..];
@@ -196,8 +241,8 @@ impl EthernetPath {
             return Err(DropReason::NotSteered);
         }
         let endpoint = Endpoint {
-            remote: SocketAddrV4::new(ip.source, udp.source_port).into(),
-            local: ip.destination.into(),
+            remote: SocketAddr::new(ip.source, udp.source_port),
+            local: ip.destination,
         };
         Ok(plane.handle_message(self, endpoint, &packet[udp.payload], out))
     }
@@ -246,7 +291,8 @@ impl EthernetPath {
                 bytes,
             } => self.wrap(endpoint, hop, bytes, out),
             Outcome::ToWorld { hop, bytes } => {
-                write_ethernet(out, hop.destination, hop.source);
+                let version = Version::of(&out[ETHERNET_BYTES..]).ok()?;
+                write_ethernet(out, version, hop.destination, hop.source);
                 Some(Transmit {
                     port: hop.port,
                     bytes: ETHERNET_BYTES + bytes,
@@ -271,8 +317,9 @@ impl EthernetPath {
                     self.waiting.pop_front();
                     plane.refuse(DropReason::NeighbourUnresolved, 1);
                 }
+                let offset = self.message_offset(&endpoint);
                 let mut message = [0; HANDSHAKE_BYTES_MAX];
-                message[..bytes].copy_from_slice(&out[OUTER_BYTES..OUTER_BYTES + bytes]);
+                message[..bytes].copy_from_slice(&out[offset..offset + bytes]);
                 self.waiting.push_back(Waiting {
                     endpoint,
                     message,
@@ -297,7 +344,8 @@ impl EthernetPath {
     pub fn retry_waiting<G: Gate>(&mut self, plane: &Plane<G>, out: &mut [u8]) -> Option<Transmit> {
         let waiting = self.waiting.pop_front()?;
         let message = &waiting.message[..waiting.message_bytes];
-        out[OUTER_BYTES..OUTER_BYTES + message.len()].copy_from_slice(message);
+        let offset = self.message_offset(&waiting.endpoint);
+        out[offset..offset + message.len()].copy_from_slice(message);
         self.control(plane, waiting.endpoint, waiting.message_bytes, out)
     }
 
@@ -308,32 +356,49 @@ impl EthernetPath {
         message_bytes: usize,
         out: &mut [u8],
     ) -> Option<Transmit> {
-        let (IpAddr::V4(local), SocketAddr::V4(remote)) = (endpoint.local, endpoint.remote) else {
-            return None;
+        let (version, bytes) = match self.ends(&endpoint)? {
+            Ends::V4(local, remote) => {
+                self.identification = self.identification.wrapping_add(1);
+                let outer = Outer {
+                    source: SocketAddrV4::new(local, self.wireguard_port),
+                    destination: remote,
+                    identification: self.identification,
+                    payload_bytes: message_bytes,
+                };
+                (Version::V4, write_outer(out, &outer))
+            }
+            Ends::V6(local, remote) => {
+                let outer = Outer6 {
+                    source: SocketAddrV6::new(local, self.wireguard_port, 0, 0),
+                    destination: remote,
+                    payload_bytes: message_bytes,
+                };
+                (Version::V6, write_outer6(out, &outer))
+            }
         };
-        let local = match local {
-            // A peer that was not heard yet.
-            Ipv4Addr::UNSPECIFIED => self.gateway_address,
-            known => known,
-        };
-        self.identification = self.identification.wrapping_add(1);
-        let outer = Outer {
-            source: SocketAddrV4::new(local, self.wireguard_port),
-            destination: remote,
-            identification: self.identification,
-            payload_bytes: message_bytes,
-        };
-        write_ethernet(out, hop.destination, hop.source);
+        write_ethernet(out, version, hop.destination, hop.source);
         Some(Transmit {
             port: hop.port,
-            bytes: write_outer(out, &outer),
+            bytes,
+        })
+    }
+
+    /// What is written into the headers towards a peer; `None` if it cannot be reached from here.
+    fn ends(&self, endpoint: &Endpoint) -> Option<Ends> {
+        // Where a peer that was not heard yet knows us is unspecified, or of the other version.
+        Some(match (endpoint.remote, endpoint.local) {
+            (SocketAddr::V4(remote), IpAddr::V4(local)) if !local.is_unspecified() => {
+                Ends::V4(local, remote)
+            }
+            (SocketAddr::V4(remote), _) => Ends::V4(self.gateway.v4, remote),
+            (SocketAddr::V6(remote), IpAddr::V6(local)) if !local.is_unspecified() => {
+                Ends::V6(local, remote)
+            }
+            (SocketAddr::V6(remote), _) => Ends::V6(self.gateway.v6?, remote),
         })
     }
 
     fn next_hop(&mut self, destination: IpAddr) -> Result<NextHop, DropReason> {
-        if destination.is_ipv6() {
-            return Err(DropReason::NoRoute);
-        }
         let looked = self.next_hops.look(destination);
         looked.hop.map_err(|unreachable| {
             if let (Unreachable::Unresolved(neighbour), true) = (unreachable, looked.first) {
@@ -349,8 +414,11 @@ impl Path for EthernetPath {
     const KERNEL_ROUTES: bool = false;
     const PACKET_OFFSET: usize = ETHERNET_BYTES;
 
-    fn message_offset(&self, _: &Endpoint) -> usize {
-        OUTER_BYTES
+    fn message_offset(&self, endpoint: &Endpoint) -> usize {
+        match endpoint.remote {
+            SocketAddr::V4(_) => OUTER_BYTES,
+            SocketAddr::V6(_) => OUTER6_BYTES,
+        }
     }
 
     fn to_world(&mut self, destination: IpAddr) -> Result<NextHop, DropReason> {
@@ -358,7 +426,17 @@ impl Path for EthernetPath {
     }
 
     fn to_peer(&mut self, endpoint: &Endpoint) -> Result<NextHop, DropReason> {
+        // Asked before the packet is billed: what has no headers would be billed and not sent.
+        self.ends(endpoint).ok_or(DropReason::NoRoute)?;
         self.next_hop(endpoint.remote.ip())
+    }
+
+    fn answers_from(&self, sender: IpAddr) -> Option<IpAddr> {
+        let ours = self.uplink.unwrap_or(self.gateway);
+        match sender {
+            IpAddr::V4(_) => Some(ours.v4.into()),
+            IpAddr::V6(_) => ours.v6.map(IpAddr::from),
+        }
     }
 }
 

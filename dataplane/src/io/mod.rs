@@ -12,7 +12,7 @@ mod kernel;
 pub(crate) use channels::receive_queues;
 
 pub use af_xdp::{AfXdp, AfXdpError, Bind, Binding, FRAME_DATA_BYTES, SocketHandle};
-pub use ethernet::{Ethernet, EthernetPath, Resolver};
+pub use ethernet::{Ethernet, EthernetPath, GatewayAddresses, Resolver};
 pub use kernel::{INNER_BYTES_MAX, Kernel, KernelError, KernelPlan, Marks, Reach, Sockets};
 
 use std::io;

@@ -3,14 +3,14 @@
 use super::*;
 use crate::forwarding::{Forwarding, Neighbour, Port, PortIndex, Route, RouteTable, RouteTarget};
 use crate::handshakes::Answer;
-use crate::io::EthernetPath;
+use crate::io::{EthernetPath, GatewayAddresses};
 use crate::packet::{ETHERNET_BYTES, IPV4_BYTES, Ipv4, MacAddress, OUTER_BYTES};
 use crate::session::{Payer, SessionPlan};
 use crate::translation::PoolLevels;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
@@ -25,8 +25,14 @@ const SLOT: Slot = Slot {
 };
 const GATEWAY: [u8; 4] = [10, 77, 1, 1];
 const CLIENT: [u8; 4] = [10, 77, 1, 2];
+const UPLINK: [u8; 4] = [10, 77, 2, 1];
 const ORIGIN: [u8; 4] = [10, 77, 2, 2];
 const INNER: [u8; 4] = [10, 78, 0, 2];
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd77, 1, 0, 0, 0, 0, 0, 1);
+const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd77, 1, 0, 0, 0, 0, 0, 2);
+const UPLINK6: Ipv6Addr = Ipv6Addr::new(0xfd77, 2, 0, 0, 0, 0, 0, 1);
+const ORIGIN6: Ipv6Addr = Ipv6Addr::new(0xfd77, 2, 0, 0, 0, 0, 0, 2);
+const INNER6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 2);
 const CLIENT_PORT: PortIndex = PortIndex(0);
 const UPLINK_PORT: PortIndex = PortIndex(1);
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -49,8 +55,8 @@ struct Bench {
 }
 
 fn forwarding() -> Forwarding {
-    let route = |network: [u8; 4], prefix_bits, target| Route {
-        network: IpAddr::from(network),
+    let route = |network: &str, prefix_bits, target| Route {
+        network: network.parse().unwrap(),
         prefix_bits,
         metric: 0,
         target,
@@ -60,23 +66,28 @@ fn forwarding() -> Forwarding {
         gateway: None,
     };
     let table = RouteTable::from_iter([
-        route([10, 77, 1, 0], 24, link(1)),
-        route([10, 77, 2, 0], 24, link(2)),
-        route([192, 168, 0, 0], 16, link(3)),
-        route([10, 77, 2, 1], 32, RouteTarget::Local),
+        route("10.77.1.0", 24, link(1)),
+        route("10.77.2.0", 24, link(2)),
+        route("192.168.0.0", 16, link(3)),
+        route("10.77.2.1", 32, RouteTarget::Local),
+        route("fd77:1::", 64, link(1)),
+        route("fd77:2::", 64, link(2)),
+        route("fd99::", 16, link(3)),
+        route("fd77:2::1", 128, RouteTarget::Local),
     ]);
-    let known = |interface, address: [u8; 4], mac| {
-        (
-            Neighbour {
-                interface,
-                address: IpAddr::from(address),
-            },
-            MacAddress(mac),
-        )
+    let known = |interface, address: IpAddr, mac| {
+        let neighbour = Neighbour { interface, address };
+        (neighbour, MacAddress(mac))
     };
     Forwarding {
         tables: vec![table].into(),
-        neighbours: [known(1, CLIENT, CLIENT_MAC), known(2, ORIGIN, ORIGIN_MAC)].into(),
+        neighbours: [
+            known(1, CLIENT.into(), CLIENT_MAC),
+            known(2, ORIGIN.into(), ORIGIN_MAC),
+            known(1, CLIENT6.into(), CLIENT_MAC),
+            known(2, ORIGIN6.into(), ORIGIN_MAC),
+        ]
+        .into(),
         ports: vec![
             Port {
                 interface: 1,
@@ -133,8 +144,16 @@ impl Bench {
             Arc::default(),
             Instant::now(),
         ));
+        let gateway = GatewayAddresses {
+            v4: GATEWAY.into(),
+            v6: Some(GATEWAY6),
+        };
         let resolve = Box::new(move |neighbour| ask.send(neighbour).unwrap());
-        let mut path = EthernetPath::new(GATEWAY.into(), 51820, resolve);
+        let uplink = GatewayAddresses {
+            v4: UPLINK.into(),
+            v6: Some(UPLINK6),
+        };
+        let mut path = EthernetPath::new(gateway, 51820, resolve).answering_from(uplink);
         path.replace_forwarding(Arc::new(forwarding()));
         let private = StaticSecret::from([5; 32]);
         let payer = Payer {
@@ -242,6 +261,16 @@ impl Bench {
         self.plane.sessions.get_mut(SessionIndex(3)).unwrap()
     }
 
+    /// The inner packet that the client takes out of a message.
+    fn client_opens(&mut self, message: &[u8]) -> Vec<u8> {
+        let mut buffer = [0; 2048];
+        match self.client.decapsulate(None, message, &mut buffer) {
+            TunnResult::WriteToTunnelV4(packet, _) => packet.to_vec(),
+            TunnResult::WriteToTunnelV6(packet, _) => packet.to_vec(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn usage(&self) -> u64 {
         self.metering.usage.totals(SLOT.index).bytes
     }
@@ -258,10 +287,16 @@ impl Bench {
     }
 }
 
+/// True if the sender of a packet that is dropped for this reason is told so.
+fn is_answered(reason: DropReason) -> bool {
+    matches!(reason, DropReason::TtlExceeded | DropReason::TooLarge)
+}
+
 fn ethernet(port: usize, packet: &[u8]) -> Vec<u8> {
     let mut frame = OUR_MACS[port].to_vec();
     frame.extend(CLIENT_MAC);
-    frame.extend([8, 0]);
+    let is_v6 = packet.first().is_some_and(|first| first >> 4 == 6);
+    frame.extend(if is_v6 { [0x86, 0xdd] } else { [8, 0] });
     frame.extend(packet);
     frame
 }
@@ -377,32 +412,16 @@ fn every_refusal_has_its_reason_and_no_bill() {
     ];
     for (what, packet, reason) in up {
         let mut bench = Bench::connected();
-        assert_eq!(bench.up(&packet), None, "{what}");
+        let sent = bench.up(&packet).map(|(_, frame)| frame);
+        assert_eq!(sent.is_some(), is_answered(reason), "{what}");
         assert_eq!(bench.dropped(), [(reason, 1)], "{what}");
-        assert_eq!(bench.usage(), 0, "{what}");
+        // An answer is a packet for the client.
+        let answer = sent.map_or(0, |frame| bench.client_opens(&frame[OUTER_BYTES..]).len());
+        assert_eq!(bench.usage(), answer as u64, "{what}");
         assert_eq!(
             bench.asked.try_recv().is_ok(),
             reason == DropReason::NeighbourUnresolved
         );
-    }
-    let from6 = |source: &str| {
-        let [source, origin] =
-            [source, "2001:db8::1"].map(|text| text.parse::<std::net::Ipv6Addr>().unwrap());
-        let mut packet = Vec::new();
-        let builder = PacketBuilder::ipv6(source.octets(), origin.octets(), 64).udp(1, 2);
-        builder.write(&mut packet, b"x").unwrap();
-        packet
-    };
-    for (source, reason) in [
-        ("fd78::3", DropReason::SourceNotAllowed),
-        ("fd79::2", DropReason::SourceNotAllowed),
-        // The client's own, but frames have no way for it.
-        ("fd78::2", DropReason::NoRoute),
-    ] {
-        let mut bench = Bench::connected();
-        assert_eq!(bench.up(&from6(source)), None, "{source}");
-        assert_eq!(bench.dropped(), [(reason, 1)], "{source}");
-        assert_eq!(bench.usage(), 0, "{source}");
     }
     let down: [(&str, Vec<u8>, DropReason); 4] = [
         (
@@ -428,7 +447,9 @@ fn every_refusal_has_its_reason_and_no_bill() {
     ];
     for (what, packet, reason) in down {
         let mut bench = Bench::connected();
-        assert_eq!(bench.down(&packet), None, "{what}");
+        let sent = bench.down(&packet).map(|(port, _)| port);
+        let expected = is_answered(reason).then_some(UPLINK_PORT);
+        assert_eq!(sent, expected, "{what}");
         assert_eq!(bench.dropped(), [(reason, 1)], "{what}");
         assert_eq!(bench.usage(), 0, "{what}");
     }
@@ -621,7 +642,9 @@ fn a_removed_session_is_gone_and_its_key_may_come_back() {
     assert!(bench.up(&udp(INNER, ORIGIN, 64, 8)).is_some());
 }
 
+mod answers;
 mod handshakes;
+mod ipv6;
 mod team;
 
 proptest! {
@@ -630,7 +653,7 @@ proptest! {
     #[test]
     fn nothing_that_arrives_panics_or_is_billed_beyond_its_bytes_and_the_limit(
         frames in prop::collection::vec(
-            (any::<bool>(), 0usize..6, prop::collection::vec(any::<u8>(), 0..200), any::<u16>(), any::<u8>()),
+            (any::<bool>(), 0usize..9, prop::collection::vec(any::<u8>(), 0..200), any::<u16>(), any::<u8>()),
             1..40,
         ),
         limit_bytes in 0u64..2000,
@@ -649,6 +672,16 @@ proptest! {
                     outer(&message)
                 }
                 4 => ethernet(1, &udp(ORIGIN, INNER, value, bytes.len())),
+                5 => ipv6::outer(&bytes),
+                6 => ethernet(1, &ipv6::udp(ORIGIN6, INNER6, value, bytes.len())),
+                7 => {
+                    let mut buffer = [0; 2048];
+                    let inner = ipv6::udp(INNER6, ORIGIN6, value, bytes.len());
+                    match bench.client.encapsulate(&inner, &mut buffer) {
+                        TunnResult::WriteToNetwork(message) => ipv6::outer(message),
+                        _ => unreachable!("connected"),
+                    }
+                }
                 _ => {
                     let mut buffer = [0; 2048];
                     let inner = udp(INNER, ORIGIN, value, bytes.len());

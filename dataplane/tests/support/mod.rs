@@ -93,8 +93,8 @@ impl Topology {
         }
     }
 
-    /// Gives the links IPv6 too, and lets the provider's kernel route.
-    pub fn route_in_kernel(&self) {
+    /// Gives the links IPv6 too.
+    pub fn add_ipv6(&self) {
         let links = [
             (&self.client, "eth0", "fd77:1::2/64"),
             (&self.provider, "clients", "fd77:1::1/64"),
@@ -115,6 +115,11 @@ impl Topology {
             );
         }
         ip(&self.origin, "route add fd78::/64 via fd77:2::1");
+    }
+
+    /// Gives the links IPv6 too, and lets the provider's kernel route.
+    pub fn route_in_kernel(&self) {
+        self.add_ipv6();
         for key in [
             "net.ipv4.conf.uplink.forwarding",
             "net.ipv6.conf.all.forwarding",
@@ -216,6 +221,13 @@ impl Gateway {
 
     pub fn start_with(test: &str, more: &str) -> Self {
         Self::start_in(Topology::new(test), more)
+    }
+
+    /// A gateway whose packets frames carry, IPv6 among them.
+    pub fn start_with_ipv6(test: &str) -> Self {
+        let topology = Topology::new(test);
+        topology.add_ipv6();
+        Self::start_in(topology, "inner_subnet6 = \"fd78::/64\"")
     }
 
     /// A gateway whose packets the kernel's sockets carry, IPv6 among them.

@@ -1,6 +1,6 @@
 //! The records that the XDP program, the worker and metering all see.
 //!
-//! Plain `repr(C)` layouts without behaviour, so that the BPF program can use them
+//! Plain `repr(C)` layouts, so that the BPF program can use them
 //! as map values (`BPF_F_MMAPABLE` arrays) and user space can map the same pages.
 //! [`Usage`] and [`Credit`] fill one 64-byte cache line each: a writer of one never
 //! slows a reader of another. Changing anything here raises [`LAYOUT_VERSION`].
@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of all layouts in this crate; user space refuses any other.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// A slot's usage. Written by the fast path only, by atomic add, never reset.
 #[repr(C, align(64))]
@@ -58,12 +58,64 @@ pub struct Steering {
     pub wireguard_port: u16,
     /// One: this port takes return traffic for the inner subnet. Zero: it does not.
     pub takes_inner: u16,
+    /// One: this port takes return traffic for the inner IPv6 subnet. Zero: it does not.
+    pub takes_inner6: u16,
+    /// Zero.
+    pub reserved: u16,
     /// IPv4 network of the tunnel's inner addresses, network byte order.
     pub inner_network: u32,
     /// Netmask of `inner_network`, network byte order.
     pub inner_mask: u32,
     /// The gateway's own IPv4 address towards clients, network byte order.
     pub gateway_address: u32,
+    /// IPv6 network of the tunnel's inner addresses, as in a packet.
+    pub inner_network6: Address6,
+    /// Netmask of `inner_network6`.
+    pub inner_mask6: Address6,
+    /// The gateway's own IPv6 address towards clients; zero: none.
+    pub gateway_address6: Address6,
+}
+
+/// An IPv6 address as four words, each in network byte order: what a program compares at once.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Address6(pub [u32; 4]);
+
+impl Address6 {
+    /// From the bytes that a packet has.
+    #[must_use]
+    pub const fn from_octets(octets: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        Self([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ])
+    }
+
+    /// True if the address lies in the network with this mask.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_in(self, network: Self, mask: Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h], [i, j, k, l]) = (self.0, network.0, mask.0);
+        a & i == e && b & j == f && c & k == g && d & l == h
+    }
+
+    /// True if it is the same address. `==` would become a call of `memcmp`, which programs in the
+    /// kernel do not have.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(self, other: Self) -> bool {
+        self.is_in(other, Self([u32::MAX; 4]))
+    }
+
+    /// True for the address of nobody.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_zero(self) -> bool {
+        self.is(Self([0; 4]))
+    }
 }
 
 /// What the XDP program decided for a packet, and the index of its counter.
@@ -78,11 +130,11 @@ pub enum Verdict {
     Inner = 1,
     /// Too short for the headers it needs, or headers that contradict themselves.
     Malformed = 2,
-    /// Not IPv4: ARP, IPv6, VLAN-tagged and the rest.
-    NotIpv4 = 3,
+    /// Neither IPv4 nor IPv6: ARP, VLAN-tagged and the rest.
+    NotIp = 3,
     /// A fragment for the gateway: the kernel reassembles.
     Fragment = 4,
-    /// IPv4 that is not for the worker: SSH, payments, RPC, everything else.
+    /// IP that is not for the worker: neighbour discovery, SSH, payments, RPC, everything else.
     Other = 5,
     /// For the worker, but no socket is bound to the queue that it came in on.
     NoSocket = 6,
@@ -97,7 +149,7 @@ impl Verdict {
         Verdict::WireGuard,
         Verdict::Inner,
         Verdict::Malformed,
-        Verdict::NotIpv4,
+        Verdict::NotIp,
         Verdict::Fragment,
         Verdict::Other,
         Verdict::NoSocket,
@@ -110,7 +162,7 @@ impl Verdict {
             Verdict::WireGuard => "wireguard",
             Verdict::Inner => "inner",
             Verdict::Malformed => "malformed",
-            Verdict::NotIpv4 => "not_ipv4",
+            Verdict::NotIp => "not_ip",
             Verdict::Fragment => "fragment",
             Verdict::Other => "other",
             Verdict::NoSocket => "no_socket",
@@ -120,5 +172,5 @@ impl Verdict {
 
 const _: () = assert!(core::mem::size_of::<Usage>() == 64);
 const _: () = assert!(core::mem::size_of::<Credit>() == 64);
-const _: () = assert!(core::mem::size_of::<Steering>() == 16);
+const _: () = assert!(core::mem::size_of::<Steering>() == 68);
 const _: () = assert!(Verdict::NoSocket as u32 + 1 == VERDICTS);

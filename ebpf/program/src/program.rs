@@ -1,7 +1,7 @@
 //! The XDP program: which packets go to the data plane's sockets.
 //!
-//! It steers and nothing else. WireGuard's UDP port at the gateway's address and
-//! traffic for the tunnel's inner subnet are redirected to the AF_XDP socket of the
+//! It steers and nothing else. WireGuard's UDP port at the gateway's addresses and
+//! traffic for the tunnel's inner subnets are redirected to the AF_XDP socket of the
 //! queue that they came in on; every other packet goes on to the kernel, so that the
 //! host stays reachable whatever the data plane does. The decision is [`classify`], one
 //! value of [`Verdict`]; what follows from it is one exhaustive match in [`steer`].
@@ -25,7 +25,7 @@ use aya_ebpf::helpers::{bpf_map_lookup_elem, bpf_redirect_map};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use topnet_ebpf_abi::{
-    Credit, PORTS_MAX, QUEUES_MAX, SOCKETS_MAX, Steering, Usage, VERDICTS, Verdict,
+    Address6, Credit, PORTS_MAX, QUEUES_MAX, SOCKETS_MAX, Steering, Usage, VERDICTS, Verdict,
 };
 
 /// `BPF_F_MMAPABLE`: user space maps the array's own pages.
@@ -124,7 +124,7 @@ fn steer(ctx: &XdpContext, port: u32) -> u32 {
     let (verdict, action) = match verdict {
         Verdict::WireGuard | Verdict::Inner => redirect(ctx, port, verdict),
         Verdict::Malformed
-        | Verdict::NotIpv4
+        | Verdict::NotIp
         | Verdict::Fragment
         | Verdict::Other
         | Verdict::NoSocket => (verdict, xdp_action::XDP_PASS),
@@ -160,7 +160,10 @@ fn count(verdict: Verdict) {
 }
 
 const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
+const ETHERTYPE_IPV6: u16 = 0x86ddu16.to_be();
 const PROTOCOL_UDP: u8 = 17;
+/// The extension header that a fragment of an IPv6 packet begins with.
+const HEADER_FRAGMENT: u8 = 44;
 /// More-fragments and the fragment offset: anything set makes it a fragment.
 const FRAGMENT_MASK: u16 = 0x3fffu16.to_be();
 
@@ -186,6 +189,16 @@ struct Ipv4 {
 }
 
 #[repr(C, packed)]
+struct Ipv6 {
+    version_class_label: u32,
+    payload_length: u16,
+    next_header: u8,
+    hop_limit: u8,
+    source: Address6,
+    destination: Address6,
+}
+
+#[repr(C, packed)]
 struct Udp {
     source: u16,
     destination: u16,
@@ -200,9 +213,15 @@ fn classify(ctx: &XdpContext, steering: &Steering) -> Verdict {
         return Verdict::Malformed;
     };
     // SAFETY: `header` checked that the whole record lies inside the packet.
-    if unsafe { (*ethernet).ethertype } != ETHERTYPE_IPV4 {
-        return Verdict::NotIpv4;
+    match unsafe { (*ethernet).ethertype } {
+        ETHERTYPE_IPV4 => classify_v4(ctx, steering),
+        ETHERTYPE_IPV6 => classify_v6(ctx, steering),
+        _ => Verdict::NotIp,
     }
+}
+
+#[inline(always)]
+fn classify_v4(ctx: &XdpContext, steering: &Steering) -> Verdict {
     let Some(ip) = header::<Ipv4>(ctx, size_of::<Ethernet>()) else {
         return Verdict::Malformed;
     };
@@ -236,7 +255,48 @@ fn classify(ctx: &XdpContext, steering: &Steering) -> Verdict {
     if version_ihl != 0x45 {
         return Verdict::Other;
     }
-    let Some(udp) = header::<Udp>(ctx, size_of::<Ethernet>() + size_of::<Ipv4>()) else {
+    classify_udp(ctx, steering, size_of::<Ethernet>() + size_of::<Ipv4>())
+}
+
+#[inline(always)]
+fn classify_v6(ctx: &XdpContext, steering: &Steering) -> Verdict {
+    let Some(ip) = header::<Ipv6>(ctx, size_of::<Ethernet>()) else {
+        return Verdict::Malformed;
+    };
+    // SAFETY: `header` checked that the whole record lies inside the packet.
+    let (version_class_label, next_header, destination) = unsafe {
+        (
+            (*ip).version_class_label,
+            (*ip).next_header,
+            (*ip).destination,
+        )
+    };
+    if u32::from_be(version_class_label) >> 28 != 6 {
+        return Verdict::Malformed;
+    }
+    // Neighbours are asked for at multicast addresses, which are in no inner subnet.
+    if steering.takes_inner6 != 0
+        && destination.is_in(steering.inner_network6, steering.inner_mask6)
+    {
+        return Verdict::Inner;
+    }
+    if steering.wireguard_port == 0
+        || steering.gateway_address6.is_zero()
+        || !destination.is(steering.gateway_address6)
+    {
+        return Verdict::Other;
+    }
+    // Other extension headers are the kernel's: nobody sends WireGuard with them.
+    match next_header {
+        PROTOCOL_UDP => classify_udp(ctx, steering, size_of::<Ethernet>() + size_of::<Ipv6>()),
+        HEADER_FRAGMENT => Verdict::Fragment,
+        _ => Verdict::Other,
+    }
+}
+
+#[inline(always)]
+fn classify_udp(ctx: &XdpContext, steering: &Steering, offset: usize) -> Verdict {
+    let Some(udp) = header::<Udp>(ctx, offset) else {
         return Verdict::Malformed;
     };
     // SAFETY: `header` checked that the whole record lies inside the packet.

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
 fn play(arguments: &Arguments) -> Result<bool> {
     if arguments.list {
         for scenario in Scenario::ALL {
-            println!("{:<14} {}", scenario.name(), scenario.about());
+            println!("{:<15} {}", scenario.name(), scenario.about());
         }
         return Ok(true);
     }

@@ -244,6 +244,7 @@ fn attach(program: &mut Program, forwarding: &Forwarding, sockets: &[SocketHandl
             inner_network: subnet.network().to_bits().to_be(),
             inner_mask: (u32::MAX << (32 - u32::from(subnet.prefix_bits()))).to_be(),
             gateway_address: PROVIDER.to_bits().to_be(),
+            ..Steering::default()
         };
         program.steer(index, steering)?;
         program.attach(

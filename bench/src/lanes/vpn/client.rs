@@ -224,7 +224,7 @@ mod tests {
             (*source.ip(), *destination.ip())
         );
         assert_eq!(ip.total_bytes, 1400);
-        let udp = Udp::parse(&packet, &ip).unwrap();
+        let udp = Udp::parse(&packet, &ip.into()).unwrap();
         assert_eq!((udp.source_port, udp.destination_port), (5, 9));
         assert!(packet[udp.payload].starts_with(b"begin"));
         // A header with its checksum sums up to nothing.

@@ -24,7 +24,7 @@ impl Pair {
         let seat = seats.pop().unwrap();
         let bench = Bench::with(|plane| plane.with_seat(seat, screening)).connect();
         other.note_owner(SessionIndex(3), &Addresses::Client(INNER.into()));
-        let others_path = EthernetPath::new(GATEWAY.into(), 51820, Box::new(|_| ()));
+        let others_path = EthernetPath::new(Ipv4Addr::from(GATEWAY), 51820, Box::new(|_| ()));
         let mut pair = Self {
             bench,
             other,

@@ -55,6 +55,8 @@ pub enum Scenario {
     VpnNat,
     /// IPv6 through the tunnel.
     VpnIpv6,
+    /// The same with the kernel's sockets.
+    VpnIpv6Kernel,
     /// The client's address changes in the middle.
     VpnRoaming,
     /// A download that is longer than keys live.
@@ -77,7 +79,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario, in the order in which `all` runs them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::PaidDownload,
         Self::VpnKernel,
         Self::VpnConnect,
@@ -85,6 +87,7 @@ impl Scenario {
         Self::VpnManyPeers,
         Self::VpnNat,
         Self::VpnIpv6,
+        Self::VpnIpv6Kernel,
         Self::VpnRoaming,
         Self::VpnRekey,
         Self::UnpaidStops,
@@ -106,6 +109,7 @@ impl Scenario {
             Self::VpnManyPeers => "vpn-many-peers",
             Self::VpnNat => "vpn-nat",
             Self::VpnIpv6 => "vpn-ipv6",
+            Self::VpnIpv6Kernel => "vpn-ipv6-kernel",
             Self::VpnRoaming => "vpn-roaming",
             Self::VpnRekey => "vpn-rekey",
             Self::UnpaidStops => "unpaid-stops",
@@ -140,6 +144,9 @@ impl Scenario {
                 "behind shared addresses, a download goes on over an orderly restart of the data plane"
             }
             Self::VpnIpv6 => "IPv6 through the tunnel, at the address that the session was given",
+            Self::VpnIpv6Kernel => {
+                "vpn-ipv6 with the kernel's UDP sockets and a TUN device in the place of AF_XDP"
+            }
             Self::VpnRoaming => {
                 "the client's address changes in mid-download: tunnel and payments follow it"
             }
@@ -187,13 +194,14 @@ impl Scenario {
             },
             many_peers: self == Self::VpnManyPeers,
             nat: self == Self::VpnNat,
-            ipv6: self == Self::VpnIpv6,
-            kernel_sockets: matches!(self, Self::VpnKernel | Self::VpnIpv6),
+            ipv6: matches!(self, Self::VpnIpv6 | Self::VpnIpv6Kernel),
+            kernel_sockets: matches!(self, Self::VpnKernel | Self::VpnIpv6Kernel),
             workers: match self {
                 Self::VpnConnect
                 | Self::VpnOwnPeers
                 | Self::VpnManyPeers
                 | Self::VpnNat
+                | Self::VpnIpv6
                 | Self::Crash => 2,
                 _ => 1,
             },
@@ -248,7 +256,7 @@ pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<
         Scenario::VpnOwnPeers => lab.vpn_own_peers(&mut report),
         Scenario::VpnManyPeers => lab.vpn_many_peers(&mut report),
         Scenario::VpnNat => lab.vpn_nat(&mut report),
-        Scenario::VpnIpv6 => lab.vpn_ipv6(&mut report),
+        Scenario::VpnIpv6 | Scenario::VpnIpv6Kernel => lab.vpn_ipv6(&mut report),
         Scenario::VpnRoaming => lab.vpn_roaming(&mut report),
         Scenario::VpnRekey => lab.vpn_rekey(&mut report),
         Scenario::UnpaidStops => lab.unpaid_stops(&mut report),
