@@ -14,7 +14,14 @@
 //!
 //! A message counts for its session only if it comes from where the peer was heard last. What
 //! comes from elsewhere counts for a share that all such messages have together, so that nobody takes
-//! another's by writing its receiver index on his own.
+//! another's by writing its receiver index on his own. Whatever else arrives and is nobody's cannot be
+//! held back: where there is more of it than of packets that are carried there is no level, since it
+//! would shut sessions out for what they do not do.
+//!
+//! What is another worker's session's is counted before it is passed on, and held to that worker's
+//! level as well as to the own one, so that one session's packets do not fill the other's inbox.
+
+use crate::session::SessionIndex;
 
 /// Length of a turn: a part of the time in which a queue of a few thousand packets fills.
 const TURN_NS: u64 = 500_000;
@@ -32,6 +39,12 @@ const FULL_LOOKS: u32 = 8;
 /// Parts by which the level falls and rises.
 const FALL: u64 = 8;
 const RISE: u64 = 64;
+/// Part of the capacity that a turn with a level forgets: half of it in some seconds.
+const FORGET: u64 = 8_192;
+/// Shares of other workers' sessions.
+const PASSED_SHARES: usize = 4_096;
+/// What passing a packet on costs, as a part of carrying it.
+const PASSED_PART: u64 = 4;
 /// Part of what was carried that the level begins with.
 const BEGIN: (u64, u64) = (15, 16);
 
@@ -50,8 +63,9 @@ pub struct Share {
 pub struct Fairness {
     turn: u32,
     began_ns: u64,
-    /// Sessions that brought something in this turn, by their places.
-    active: Vec<u32>,
+    active: Vec<Active>,
+    /// Of other workers' sessions; several may have the same one. None where there is one worker.
+    passed: Box<[Share]>,
     /// Of whoever cannot be told.
     others: Share,
     loads: Vec<u64>,
@@ -62,9 +76,12 @@ pub struct Fairness {
     full_looks: u32,
     empty_looks: u32,
     limited: bool,
+    /// Since then: packets that were carried, and those that are nobody's.
+    carried: u32,
+    strays: u32,
     /// What each may have carried in a turn.
     level: Option<u64>,
-    /// The most that was carried in a turn since there was no level.
+    /// The most that was carried in a turn, lately.
     capacity: u64,
     /// Until when there are several to be fair to.
     company_until_ns: u64,
@@ -77,12 +94,15 @@ impl Default for Fairness {
             turn: 1,
             began_ns: 0,
             active: Vec::new(),
+            passed: Box::default(),
             others: Share::default(),
             loads: Vec::new(),
             served: 0,
             full_looks: 0,
             empty_looks: 0,
             limited: false,
+            carried: 0,
+            strays: 0,
             level: None,
             capacity: 0,
             company_until_ns: 0,
@@ -109,12 +129,36 @@ pub enum Counted<'a> {
     Session(u32, &'a mut Share),
     /// Nobody's in particular.
     Unproven,
+    /// That of another worker's session, which is held to this level there.
+    Passed(SessionIndex, Option<u64>),
+}
+
+/// Who brought something in this turn.
+#[derive(Clone, Copy, Debug)]
+enum Active {
+    /// A session, by its place.
+    Own(u32),
+    /// Another worker's sessions, by their place among the shares.
+    Passed(u32),
 }
 
 impl Fairness {
+    /// With room for so many sessions. If there are other workers, what is passed to them is counted.
+    #[must_use]
+    pub fn for_sessions(sessions: usize, others: bool) -> Self {
+        let shares = if others { PASSED_SHARES } else { 0 };
+        let mut fairness = Self {
+            passed: vec![Share::default(); shares].into(),
+            ..Self::default()
+        };
+        fairness.reserve(sessions);
+        fairness
+    }
+
     /// Makes room for so many sessions, so that nothing is allocated later.
     pub fn reserve(&mut self, sessions: usize) {
-        let missing = |has: usize| (sessions + 1).saturating_sub(has);
+        let most = sessions + self.passed.len() + 1;
+        let missing = |has: usize| most.saturating_sub(has);
         self.loads.reserve(missing(self.loads.len()));
         self.active.reserve(missing(self.active.len()));
     }
@@ -122,23 +166,35 @@ impl Fairness {
     /// True if a packet may be worked on.
     pub fn admits(&mut self, counted: Counted<'_>, bytes: usize) -> bool {
         let (turn, level) = (self.turn, self.level);
-        let share = match counted {
+        let (share, level, part) = match counted {
             Counted::Session(place, share) => {
                 if share.turn != turn {
                     share.catch_up(turn, level);
-                    self.active.push(place);
+                    self.active.push(Active::Own(place));
                 }
-                share
+                (share, level, 1)
+            }
+            Counted::Passed(index, theirs) => {
+                let place = index.0 as usize % self.passed.len().max(1);
+                let level = [level, theirs].into_iter().flatten().min();
+                let Some(share) = self.passed.get_mut(place) else {
+                    return true;
+                };
+                if share.turn != turn {
+                    share.catch_up(turn, level);
+                    self.active.push(Active::Passed(place as u32));
+                }
+                (share, level, PASSED_PART)
             }
             Counted::Unproven => {
                 if self.others.turn != turn {
                     self.others.catch_up(turn, level);
                 }
-                &mut self.others
+                (&mut self.others, level, 1)
             }
         };
         let cost = bytes as u64 + PACKET_COST;
-        share.offered += cost;
+        share.offered += cost / part;
         let full = |level: u64| share.bucket + cost > level.saturating_mul(BUCKET_TURNS);
         // One packet always passes, however many there are that share.
         if share.bucket > 0 && level.is_some_and(full) {
@@ -146,8 +202,41 @@ impl Fairness {
             return false;
         }
         share.bucket += cost;
-        self.served += cost;
+        self.served += cost / part;
+        self.carried += 1;
         true
+    }
+
+    /// True if not even the first of a train of packets would be admitted: then it need not be cut.
+    pub fn sheds(&mut self, place: u32, share: &mut Share, bytes: usize, packets: u64) -> bool {
+        if share.turn != self.turn {
+            share.catch_up(self.turn, self.level);
+            self.active.push(Active::Own(place));
+        }
+        let cost = bytes as u64 + PACKET_COST;
+        let full = |level: u64| share.bucket + cost > level.saturating_mul(BUCKET_TURNS);
+        let sheds = share.bucket > 0 && self.level.is_some_and(full);
+        if sheds {
+            share.offered += packets * cost;
+            self.limited = true;
+        }
+        sheds
+    }
+
+    /// A packet that was admitted took little time after all.
+    pub const fn take_back(&mut self, bytes: usize) {
+        self.served = self.served.saturating_sub(bytes as u64 + PACKET_COST);
+    }
+
+    /// Something took time that is no session's.
+    pub const fn note_other(&mut self) {
+        self.strays += 1;
+    }
+
+    /// What each may have carried in a turn, if that is limited.
+    #[must_use]
+    pub const fn level(&self) -> Option<u64> {
+        self.level
     }
 
     /// Says whether a look at the queues left something there.
@@ -173,18 +262,23 @@ impl Fairness {
         }
         self.capacity = match self.level {
             None => self.served.max(self.capacity - self.capacity / RISE),
-            Some(_) => self.served.max(self.capacity),
+            // Slowly: what the level keeps out is not what cannot be carried.
+            Some(_) => self.served.max(self.capacity - self.capacity / FORGET),
         };
         if self.turn.is_multiple_of(TURNS_PER_LOOK) {
             let keeps_up = self.full_looks <= FULL_LOOKS * self.empty_looks;
-            self.level = if now_ns > self.company_until_ns {
+            let for_nothing = self.strays > self.carried;
+            self.level = if now_ns > self.company_until_ns || for_nothing {
                 None
             } else if keeps_up {
                 let level = self.level.filter(|_| self.limited);
                 level.map(|level| level + level.div_ceil(RISE))
             } else {
                 self.loads.clear();
-                let shares = self.active.iter().filter_map(|place| share_of(*place));
+                let shares = self.active.iter().filter_map(|active| match active {
+                    Active::Own(place) => share_of(*place),
+                    Active::Passed(place) => self.passed.get(*place as usize),
+                });
                 self.loads.extend(shares.map(|share| share.offered));
                 if others {
                     self.loads.push(self.others.offered);
@@ -195,6 +289,8 @@ impl Fairness {
             self.full_looks = 0;
             self.empty_looks = 0;
             self.limited = false;
+            self.carried = 0;
+            self.strays = 0;
         }
         self.turn = self.turn.wrapping_add(1);
         self.began_ns = now_ns;
@@ -207,7 +303,8 @@ impl Fairness {
         match self.level {
             None => level_of(self.served * BEGIN.0 / BEGIN.1, &self.loads),
             Some(level) => {
-                let least = level_of(self.capacity / 2, &self.loads).unwrap_or(0);
+                // Where all that was brought fits into half, it is not what takes the time.
+                let least = level_of(self.capacity / 2, &self.loads)?;
                 Some((level - level / FALL).max(least))
             }
         }
@@ -249,6 +346,8 @@ mod tests {
         queue: VecDeque<usize>,
         /// When each peer's next packet arrives, and how far they are apart.
         next: Vec<(u64, u64)>,
+        /// The first of them that are nobody's, and what it takes to see that.
+        junk: Option<(usize, u64)>,
         sent: Vec<u64>,
         carried: Vec<u64>,
         is_fair: bool,
@@ -258,14 +357,14 @@ mod tests {
         fn new(packets_per_ms: &[f64], is_fair: bool) -> Self {
             let apart = |rate: &f64| (1_000_000.0 / rate) as u64;
             let peers = packets_per_ms.len();
-            let mut fairness = Fairness::default();
-            fairness.reserve(peers);
+            let fairness = Fairness::for_sessions(peers, false);
             Self {
                 fairness,
                 shares: vec![Share::default(); peers],
                 now_ns: 0,
                 queue: VecDeque::new(),
                 next: packets_per_ms.iter().map(|rate| (0, apart(rate))).collect(),
+                junk: None,
                 sent: vec![0; peers],
                 carried: vec![0; peers],
                 is_fair,
@@ -298,6 +397,13 @@ mod tests {
                 let burst = self.queue.len().min(BURST);
                 for _ in 0..burst {
                     let peer = self.queue.pop_front().unwrap();
+                    if let Some((first, takes_ns)) = self.junk
+                        && peer >= first
+                    {
+                        self.now_ns += takes_ns;
+                        self.fairness.note_other();
+                        continue;
+                    }
                     let counted = Counted::Session(peer as u32, &mut self.shares[peer]);
                     if self.fairness.admits(counted, BYTES) || !self.is_fair {
                         self.now_ns += CARRY_NS;
@@ -374,6 +480,21 @@ mod tests {
         assert!(used > 0.4, "{used}");
     }
 
+    /// What is nobody's cannot be held back, and nobody is to be shut out for it.
+    #[test]
+    fn nobody_is_shut_out_for_what_is_nobody_s() {
+        let run = |is_fair| {
+            let mut world = World::new(&[300.0, 100.0, 5.0, 4_000.0], is_fair);
+            world.junk = Some((3, 700));
+            world.shares()
+        };
+        let ((unfair, _), (fair, _)) = (run(false), run(true));
+        for peer in 0..3 {
+            assert!(fair[peer] > 0.4 * unfair[peer], "{fair:?} {unfair:?}");
+        }
+        assert!(fair[2] > 0.9 * unfair[2], "{fair:?} {unfair:?}");
+    }
+
     #[test]
     fn many_that_send_alike_share_alike() {
         let (fair, used) = World::new(&[20.0; 100], true).shares();
@@ -395,8 +516,7 @@ mod tests {
 
     #[test]
     fn who_cannot_be_told_shares_with_others_like_him() {
-        let mut fairness = Fairness::default();
-        fairness.reserve(1);
+        let mut fairness = Fairness::for_sessions(1, false);
         let mut share = Share::default();
         // A bucket for three.
         fairness.level = Some((3 * (PACKET_COST + 100)).div_ceil(BUCKET_TURNS));
@@ -404,5 +524,22 @@ mod tests {
         let passed = (0..10).filter(|_| unproven(&mut fairness)).count();
         assert_eq!(passed, 3);
         assert!(fairness.admits(Counted::Session(0, &mut share), 100));
+    }
+
+    #[test]
+    fn what_is_passed_on_is_held_to_both_levels() {
+        let passed = |own: Option<u64>, theirs: Option<u64>| {
+            let mut fairness = Fairness::for_sessions(0, true);
+            fairness.level = own;
+            let mut pass = |index| fairness.admits(Counted::Passed(index, theirs), 100);
+            let passed = (0..100).filter(|_| pass(SessionIndex(1 << 20 | 3))).count();
+            assert!(pass(SessionIndex(1 << 20 | 4)), "another session's");
+            passed
+        };
+        let level = |packets: u64| Some((packets * (PACKET_COST + 100)).div_ceil(BUCKET_TURNS));
+        assert_eq!(passed(None, None), 100);
+        assert_eq!(passed(level(9), None), 9);
+        assert_eq!(passed(None, level(5)), 5);
+        assert_eq!(passed(level(9), level(5)), 5);
     }
 }

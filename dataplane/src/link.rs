@@ -24,8 +24,8 @@ pub struct WorkerLink {
     pub wake: OwnedFd,
 }
 
-/// The control side's way to all workers. Each does what it is told in that order, and two do not
-/// wait for each other.
+/// The control side's way to all workers. Each does what it is told in that order; one whose queue is
+/// full is waited for, and what is for the others with it.
 pub struct WorkerLinks {
     links: Vec<WorkerLink>,
     /// What each session has, which all workers are told. Empty while there is one.
@@ -71,6 +71,10 @@ impl WorkerLinks {
             return;
         };
         while let Err(refused) = link.queues.commands.push(command) {
+            // Nobody takes it any more.
+            if link.queues.stop.load(Ordering::Relaxed) {
+                return;
+            }
             command = refused;
             self.reap(&mut take);
             link.wake();

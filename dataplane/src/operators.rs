@@ -185,7 +185,7 @@ impl Operators {
         orders: &mut Vec<Order>,
     ) {
         // Room was checked; a peer that has none after all is as if it had not been configured.
-        let (Some(peer), Some(index)) = (self.device.peer(&key), indices.take(None)) else {
+        let (Some(peer), Some(index)) = (self.device.peer(&key), indices.take(&key.0, None)) else {
             self.standing.remove(&key);
             return;
         };

@@ -1,5 +1,6 @@
 //! What the control side asks the worker about sessions, and the places that it gives them.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -29,19 +30,35 @@ pub struct Indices {
     free: Vec<Vec<u32>>,
     /// Sessions that there may still be.
     left: usize,
+    /// Where peers of the last run have something still, by their keys.
+    awaited: HashMap<[u8; 32], WorkerNumber>,
+}
+
+/// Sessions that one worker has room for: twice its share of `sessions_max`, since they are never
+/// spread quite evenly, or as many as messages can name.
+#[must_use]
+pub fn places_per_worker(sessions_max: u32, workers: u32) -> u32 {
+    let share = sessions_max.div_ceil(workers.max(1)).saturating_mul(2);
+    share.min(sessions_max).min(PLACES_MAX)
 }
 
 impl Indices {
-    /// As many as `sessions_max`, or as messages can name. Each worker has room for twice its share
-    /// of them, since they are never spread quite evenly.
+    /// `sessions_max` in all, as far as workers have room.
     #[must_use]
     pub fn new(sessions_max: u32, workers: u32) -> Self {
-        let share = sessions_max.div_ceil(workers.max(1)).saturating_mul(2);
-        let places = share.min(sessions_max).min(PLACES_MAX);
+        let places = places_per_worker(sessions_max, workers);
         Self {
             free: (0..workers).map(|_| (0..places).rev().collect()).collect(),
             left: sessions_max as usize,
+            awaited: HashMap::new(),
         }
+    }
+
+    /// Peers with these keys are best given to these workers.
+    #[must_use]
+    pub fn awaiting(mut self, awaited: HashMap<[u8; 32], WorkerNumber>) -> Self {
+        self.awaited = awaited;
+        self
     }
 
     /// How many are free.
@@ -51,8 +68,14 @@ impl Indices {
         places.min(self.left)
     }
 
-    /// One that is free, of this worker if it has one, else of the one that has most.
-    pub fn take(&mut self, preferred: Option<WorkerNumber>) -> Option<SessionIndex> {
+    /// A place that is free, for the peer with this key: of the preferred worker if it has one, or
+    /// of who has something of the peer's still, else of the one that has most.
+    pub fn take(
+        &mut self,
+        public_key: &[u8; 32],
+        preferred: Option<WorkerNumber>,
+    ) -> Option<SessionIndex> {
+        let preferred = preferred.or_else(|| self.awaited.get(public_key).copied());
         self.left = self.left.checked_sub(1)?;
         let room = |worker: &u32| self.free.get(*worker as usize).map_or(0, Vec::len);
         let preferred = preferred
@@ -85,27 +108,31 @@ mod tests {
     fn sessions_are_spread_and_each_worker_has_bounds() {
         let mut indices = Indices::new(6, 2);
         let worker = |index: SessionIndex| index.worker().0;
-        let taken: Vec<_> = (0..4).map(|_| indices.take(None).unwrap()).collect();
+        let taken: Vec<_> = (0..4)
+            .map(|_| indices.take(&[0; 32], None).unwrap())
+            .collect();
         assert_eq!(
             taken.iter().copied().map(worker).collect::<Vec<_>>(),
             [0, 1, 0, 1]
         );
         let one = Some(WorkerNumber(1));
-        assert_eq!(indices.take(one).map(worker), Some(1));
+        assert_eq!(indices.take(&[0; 32], one).map(worker), Some(1));
         assert_eq!(
-            (indices.free(), indices.take(one).map(worker)),
+            (indices.free(), indices.take(&[0; 32], one).map(worker)),
             (1, Some(1))
         );
-        assert_eq!((indices.free(), indices.take(None)), (0, None));
+        assert_eq!((indices.free(), indices.take(&[0; 32], None)), (0, None));
         indices.give_back(taken[0]);
         assert_eq!(
-            indices.take(one),
+            indices.take(&[0; 32], one),
             Some(SessionIndex::new(WorkerNumber(1), 4))
         );
         indices.give_back(taken[2]);
         // Nobody has more than twice its share.
         let mut indices = Indices::new(4, 4);
-        let taken: Vec<_> = (0..3).map(|_| indices.take(one).unwrap()).collect();
+        let taken: Vec<_> = (0..3)
+            .map(|_| indices.take(&[0; 32], one).unwrap())
+            .collect();
         assert_eq!(taken.into_iter().map(worker).collect::<Vec<_>>(), [1, 1, 0]);
     }
 }

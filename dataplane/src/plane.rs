@@ -165,7 +165,7 @@ impl<G: Gate> Plane<G> {
             responses: Guard::new(RESPONSES_UNPROVEN_PER_SECOND_MAX),
             owners: Owners::new(config.inner),
             gate,
-            fairness: Fairness::default(),
+            fairness: Fairness::for_sessions(config.sessions_max, false),
             translation: None,
             now_ns: 0,
             now_ms: 0,
@@ -182,6 +182,7 @@ impl<G: Gate> Plane<G> {
         self.sessions = Sessions::with_capacity(seat.own(), self.config.sessions_max);
         self.screening = screening;
         self.seat = Some(seat);
+        self.fairness = Fairness::for_sessions(self.config.sessions_max, true);
         self
     }
 
@@ -223,6 +224,9 @@ impl<G: Gate> Plane<G> {
             let sessions = &self.sessions;
             let share_of = |place: u32| sessions.at(place as usize).map(|session| &session.share);
             self.fairness.end_turn(burst_began_ns, share_of);
+            if let Some(seat) = &self.seat {
+                seat.say_level(self.fairness.level());
+            }
         }
     }
 
@@ -305,9 +309,13 @@ impl<G: Gate> Plane<G> {
         self.or_nothing(outcome)
     }
 
-    fn or_nothing<H>(&self, outcome: Result<Outcome<H>, DropReason>) -> Outcome<H> {
+    fn or_nothing<H>(&mut self, outcome: Result<Outcome<H>, DropReason>) -> Outcome<H> {
         outcome.unwrap_or_else(|reason| {
             self.drops.add(reason, 1);
+            // Whose it was is known of these, and counted.
+            if !matches!(reason, DropReason::FairShare | DropReason::CreditExhausted) {
+                self.fairness.note_other();
+            }
             Outcome::Nothing
         })
     }
@@ -334,7 +342,8 @@ impl<G: Gate> Plane<G> {
         };
         let index = SessionIndex::of_receiver(receiver);
         if self.is_elsewhere(index.worker()) {
-            self.pass(index.worker(), Content::Message(endpoint), message)?;
+            let content = Content::Message(endpoint);
+            self.pass(index.worker(), index, content, message)?;
             return Ok(Outcome::Nothing);
         }
         match parsed {
@@ -449,8 +458,9 @@ impl<G: Gate> Plane<G> {
             .get(..arrived_bytes)
             .ok_or(DropReason::OuterMalformed)?;
         let ip = Ip::parse(arrived).map_err(|Malformed| DropReason::OuterMalformed)?;
-        if let Some(worker) = self.whose(&ip, P::KERNEL_ROUTES, &packet[..ip.total_bytes])? {
-            self.pass(worker, Content::Packet, &packet[..ip.total_bytes])?;
+        let arrived = &packet[..ip.total_bytes];
+        if let Some((worker, index)) = self.whose(&ip, P::KERNEL_ROUTES, arrived)? {
+            self.pass(worker, index, Content::Packet, arrived)?;
             return Ok(Outcome::Nothing);
         }
         let prepared = self.prepare(path, &ip, packet, out);
@@ -496,15 +506,18 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::FairShare);
         }
         let slot = session.plan.slot();
-        let hop = path.to_peer(&endpoint)?;
-        let pass = admit(
-            &mut self.gate,
-            slot,
-            &mut session.rates.down,
-            &mut session.rates.unpaid,
-            ip.total_bytes,
-            self.now_ns,
-        )?;
+        let admitted = path.to_peer(&endpoint).and_then(|hop| {
+            let pass = admit(
+                &mut self.gate,
+                slot,
+                &mut session.rates.down,
+                &mut session.rates.unpaid,
+                ip.total_bytes,
+                self.now_ns,
+            )?;
+            Ok((hop, pass))
+        });
+        let (hop, pass) = admitted.inspect_err(|_| self.fairness.take_back(ip.total_bytes))?;
         if !P::KERNEL_ROUTES {
             decrement_hops(packet);
         }

@@ -57,10 +57,8 @@ pub struct Registry {
     standing: HashMap<[u8; 32], Standing>,
     indices: Indices,
     operators: Option<Operators>,
-    /// Whose the sessions of each channel are.
+    /// Whose the sessions of each channel are, but for those that found no room there.
     workers: HashMap<ChannelId, WorkerNumber>,
-    /// Where clients of the last run have something still, by their keys.
-    awaited: HashMap<[u8; 32], WorkerNumber>,
 }
 
 /// Why a request about the operator's own peers was refused.
@@ -99,23 +97,14 @@ impl Registry {
             indices,
             bounds,
             workers: HashMap::new(),
-            awaited: HashMap::new(),
         }
     }
 
-    /// Clients with these keys are to be given to these workers.
+    /// Peers with these keys are best given to these workers.
     #[must_use]
     pub fn awaiting(mut self, awaited: HashMap<[u8; 32], WorkerNumber>) -> Self {
-        self.awaited = awaited;
+        self.indices = self.indices.awaiting(awaited);
         self
-    }
-
-    /// The worker that a session is best given to. A channel's sessions go to one worker, so that
-    /// its limit is looked at by one.
-    fn worker_for(&self, session: &DesiredSession) -> Option<WorkerNumber> {
-        let of_channel = self.workers.get(&session.channel);
-        let awaited = || self.awaited.get(&session.wireguard_public_key);
-        of_channel.or_else(awaited).copied()
     }
 
     /// The last revision that was installed.
@@ -289,7 +278,9 @@ impl Registry {
         installation: &mut Installation,
     ) -> Result<(), ApiError> {
         let later = "it is tried again with the next installation";
-        let Some(index) = self.indices.take(self.worker_for(session)) else {
+        // A channel's sessions go to one worker, so that its limit is looked at by one.
+        let worker = self.workers.get(&session.channel).copied();
+        let Some(index) = self.indices.take(&session.wireguard_public_key, worker) else {
             let what = format!("all {} sessions are taken", self.bounds.sessions_max);
             return Err(ApiError::new("no_free_session", what, later));
         };
@@ -300,7 +291,7 @@ impl Registry {
         };
         let counters = Arc::<SessionCounters>::default();
         let channel = session.channel;
-        self.workers.insert(channel, index.worker());
+        self.workers.entry(channel).or_insert(index.worker());
         let plan = SessionPlan::of_client(
             index,
             session.wireguard_public_key,

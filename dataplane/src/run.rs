@@ -27,6 +27,7 @@ use crate::handshakes::Screening;
 use crate::io::{Backend, Ethernet, EthernetPath, FRAME_DATA_BYTES};
 use crate::link::{WorkerLink, WorkerLinks};
 use crate::netlink::{Connection, Interface, Monitor};
+use crate::orders::places_per_worker;
 use crate::plane::{PADDING_BYTES, Plane, PlaneConfig, WIREGUARD_BYTES};
 use crate::pool::{Pool, begin_pool, leave_pool};
 use crate::ports::{data_ports, gateway_addresses, uplink_addresses};
@@ -130,10 +131,12 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
     // Detach first: from here on the kernel has all packets.
     drop(program);
     shared.workers.stop();
-    let planes = workers
+    // Each, whatever became of the others: what it carried last is counted when it has ended.
+    let ended: Vec<Option<Plane>> = workers
         .into_iter()
-        .map(|worker| worker.join().ok().flatten());
-    let planes = planes.collect::<Option<Vec<Plane>>>();
+        .map(|worker| worker.join().ok().flatten())
+        .collect();
+    let planes: Option<Vec<Plane>> = ended.into_iter().collect();
     // What it had to say last.
     shared.reap(&mut *shared.registry.lock().await);
     if let Some(mut planes) = planes {
@@ -241,7 +244,7 @@ impl Running {
                 PlaneConfig {
                     inner: Some(section.inner_network()),
                     inner_mtu: usize::from(section.inner_mtu),
-                    sessions_max: section.sessions_max.div_ceil(workers) as usize,
+                    sessions_max: places_per_worker(section.sessions_max, workers) as usize,
                 },
                 Arc::clone(&identity),
                 accounting,

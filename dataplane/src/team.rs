@@ -55,13 +55,18 @@ struct Desk {
     /// Its own parcels on their way home.
     empty: ArrayQueue<Box<Parcel>>,
     asleep: AtomicBool,
+    /// What a session may have carried in a turn of its worker's; [`NO_LEVEL`] is no limit.
+    level: AtomicU64,
+    /// Parcels that it has sent.
+    passed: AtomicU64,
     wake: OwnedFd,
 }
+
+const NO_LEVEL: u64 = u64::MAX;
 
 /// What a team's workers share.
 pub struct Team {
     desks: Box<[Desk]>,
-    passed: AtomicU64,
 }
 
 /// One worker's place in the team.
@@ -81,14 +86,13 @@ impl Team {
             inbox: ArrayQueue::new(INBOX_MAX),
             empty: ArrayQueue::new(PARCELS),
             asleep: AtomicBool::new(false),
+            level: AtomicU64::new(NO_LEVEL),
+            passed: AtomicU64::new(0),
             wake,
         };
         let desks: Box<[Desk]> = wakes.into_iter().map(desk).collect();
         let workers = desks.len() as u32;
-        let team = Arc::new(Self {
-            desks,
-            passed: AtomicU64::new(0),
-        });
+        let team = Arc::new(Self { desks });
         let seat = |own| {
             let parcel = || Parcel {
                 from: own,
@@ -109,7 +113,8 @@ impl Team {
     /// Parcels since the start.
     #[must_use]
     pub fn passed(&self) -> u64 {
-        self.passed.load(Ordering::Relaxed)
+        let passed = |desk: &Desk| desk.passed.load(Ordering::Relaxed);
+        self.desks.iter().map(passed).sum()
     }
 }
 
@@ -162,7 +167,7 @@ impl Seat {
             self.spare.push(parcel);
             return Err(DropReason::WorkerQueueFull);
         }
-        self.team.passed.fetch_add(1, Ordering::Relaxed);
+        own.passed.fetch_add(1, Ordering::Relaxed);
         // Either it sees the parcel before it sleeps, or we see here that it sleeps.
         fence(Ordering::SeqCst);
         if other.asleep.load(Ordering::Relaxed) && other.asleep.swap(false, Ordering::Relaxed) {
@@ -170,6 +175,20 @@ impl Seat {
             let _ = rustix::io::write(&other.wake, &1u64.to_ne_bytes());
         }
         Ok(())
+    }
+
+    /// Says what a session of this worker may have carried in a turn.
+    pub fn say_level(&self, level: Option<u64>) {
+        let own = &self.team.desks[self.own.0 as usize];
+        own.level
+            .store(level.unwrap_or(NO_LEVEL), Ordering::Relaxed);
+    }
+
+    /// What a session of another worker may have carried in a turn there, if that is limited.
+    #[must_use]
+    pub fn level_of(&self, worker: WorkerNumber) -> Option<u64> {
+        let desk = self.team.desks.get(worker.0 as usize)?;
+        Some(desk.level.load(Ordering::Relaxed)).filter(|level| *level != NO_LEVEL)
     }
 
     /// The next parcel of the inbox. It is to be given back.

@@ -16,7 +16,7 @@ use topnet_nat::{
 use crate::drops::{DropCounters, DropReason};
 use crate::nat_log::Holder;
 use crate::nat_state::NatState;
-use crate::session::WorkerNumber;
+use crate::session::{SessionIndex, WorkerNumber};
 
 /// Steps of cleaning up between two bursts, in each table: some tens of microseconds, and with 64
 /// bursts that are followed by it a second, 8,192 flows of clients that left.
@@ -167,16 +167,24 @@ impl Translation {
         self.awaited.values()
     }
 
-    /// Whose a packet from outside is. Of a later fragment nobody knows it whose first was not seen.
-    pub(crate) fn worker_of(&self, whose: &Whose) -> Option<WorkerNumber> {
+    /// Which worker a packet from outside is for, and what tells its client from others: the port
+    /// does. Of a later fragment nobody knows it whose first was not seen.
+    pub(crate) fn worker_of(&self, whose: &Whose) -> Option<(WorkerNumber, SessionIndex)> {
+        let of_port = |port: u16| {
+            let worker = WorkerNumber(self.nat.part_of(port));
+            (worker, SessionIndex::new(worker, port.into()))
+        };
         match whose {
-            Whose::Port(port) => Some(WorkerNumber(self.nat.part_of(*port))),
+            Whose::Port(port) => Some(of_port(*port)),
             Whose::First(port, id) => {
-                let worker = WorkerNumber(self.nat.part_of(*port));
+                let (worker, index) = of_port(*port);
                 self.firsts.note(id, worker);
-                Some(worker)
+                Some((worker, index))
             }
-            Whose::Later(id) => self.firsts.of(id),
+            Whose::Later(id) => {
+                let worker = self.firsts.of(id)?;
+                Some((worker, SessionIndex::new(worker, 0)))
+            }
         }
     }
 

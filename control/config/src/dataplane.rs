@@ -146,6 +146,15 @@ impl Dataplane {
                 format!("choose 1 to {WORKERS_MAX}"),
             );
         }
+        let mut named = self.cpus.clone();
+        named.sort_unstable();
+        if let Some(pair) = named.windows(2).find(|pair| pair[0] == pair[1]) {
+            problems.add(
+                "cpus",
+                format!("CPU {} is named twice", pair[0]),
+                "name one for each worker",
+            );
+        }
         let cpus = self.cpus.len();
         if cpus > 0 && cpus != self.workers as usize {
             problems.add(

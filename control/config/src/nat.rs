@@ -110,7 +110,8 @@ impl Nat {
             number: 0,
             of: workers.max(1),
         };
-        for error in config.clone().with_part(part).problems() {
+        let config = config.with_part(part);
+        for error in config.problems() {
             // That many clients are not this section's.
             let Some(key) = key_of(error.field()) else {
                 continue;
@@ -137,7 +138,9 @@ impl Nat {
         for (key, all, sure, own_key, own) in tables {
             // Nothing at all was named already.
             if sure == 0 && all > 0 {
-                let least = u64::from(clients_max) * 2;
+                // A part has room for twice its share of clients.
+                let spread = if workers > 1 { 2 } else { 1 };
+                let least = u64::from(clients_max) * 2 * spread;
                 problems.add(
                     key,
                     format!("{all} leaves none that each of {clients_max} clients can be sure of"),

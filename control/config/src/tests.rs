@@ -394,6 +394,10 @@ fn workers_have_bounds_and_each_a_part_of_the_pool() {
         named("workers = 2\ncpus = [1] "),
         ["dataplane.cpus: 1 CPUs are named for 2 workers"]
     );
+    assert_eq!(
+        named("workers = 2\ncpus = [1, 1] "),
+        ["dataplane.cpus: CPU 1 is named twice"]
+    );
     let few = EXAMPLE
         .replace("# workers = 1 ", "workers = 3 ")
         .replace("# block_ports = 512 ", "block_ports = 32000 ");

@@ -403,6 +403,11 @@ impl Text for ProviderStatus {
                 )
                 .row("interfaces", io.interfaces.join(", "))
                 .row("workers", io.workers)
+                .row_if(
+                    "passed on",
+                    (io.workers > 1)
+                        .then_some(format_args!("{} packets", dataplane.passed_packets)),
+                )
                 .row("listens at", listening(&io.addresses))
                 .row("dropped", format_args!("{dropped} packets"));
             let reasons = dataplane.drops.iter().filter(|drop| drop.packets > 0);

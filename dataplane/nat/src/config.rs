@@ -237,6 +237,8 @@ impl Config {
             limits.mappings_max = share(limits.mappings_max);
             limits.flows_max = share(limits.flows_max);
             limits.fragments_max = share(limits.fragments_max);
+            let fragments = &mut limits.fragments_per_subscriber_max;
+            *fragments = share(*fragments);
         }
         self.part = part;
         self

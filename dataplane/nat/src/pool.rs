@@ -195,7 +195,7 @@ impl Pool {
     ) -> Option<u32> {
         let entry = &self.addresses[address as usize];
         let free = entry.free.len() as u32;
-        if free == 0 || (is_further && entry.further >= self.own_per_address / 2) {
+        if free == 0 || (is_further && entry.further >= (self.own_per_address / 2).max(1)) {
             return None;
         }
         let nth = random.below(free) as usize;

@@ -120,6 +120,7 @@ impl<F: FrameIo> Backend for Ethernet<F> {
         plane.begin(burst_began_ns);
         let path = &mut self.path;
         let received = self.frames.receive(&mut Framed { plane, path });
+        plane.settle(burst_began_ns);
         let taken = self.take_parcels(plane);
         plane.looked(received == BURST_PACKETS || taken == BURST_PACKETS);
         plane.settle(burst_began_ns);

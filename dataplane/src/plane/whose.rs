@@ -5,6 +5,7 @@ use topnet_nat::Whose;
 use super::Plane;
 use crate::accounting::Gate;
 use crate::drops::DropReason;
+use crate::fairness::Counted;
 use crate::packet::Ip;
 use crate::session::{SessionIndex, WorkerNumber};
 use crate::team::{Content, Parcel};
@@ -24,14 +25,20 @@ impl<G: Gate> Plane<G> {
         seat.is_some_and(|seat| seat.is_other(worker) && !seat.is_taking())
     }
 
-    /// Passes something to another worker.
+    /// Passes something to another worker. `index` is the session's, or whatever else tells senders
+    /// apart.
     pub(super) fn pass(
         &mut self,
         to: WorkerNumber,
+        index: SessionIndex,
         content: Content,
         bytes: &[u8],
     ) -> Result<(), DropReason> {
         let seat = self.seat.as_mut().ok_or(DropReason::SessionUnknown)?;
+        let counted = Counted::Passed(index, seat.level_of(to));
+        if !self.fairness.admits(counted, bytes.len()) {
+            return Err(DropReason::FairShare);
+        }
         seat.pass(to, content, bytes)
     }
 
@@ -59,25 +66,25 @@ impl<G: Gate> Plane<G> {
         }
     }
 
-    /// The other worker that a packet from outside is for, if it is.
+    /// The other worker that a packet from outside is for, if it is, and whose session's.
     pub(super) fn whose(
         &mut self,
         ip: &Ip,
         kernel_routes: bool,
         packet: &[u8],
-    ) -> Result<Option<WorkerNumber>, DropReason> {
+    ) -> Result<Option<(WorkerNumber, SessionIndex)>, DropReason> {
         // With one worker all is its own, and nothing is looked up twice.
         if self.seat.as_ref().is_none_or(|seat| seat.is_taking()) {
             return Ok(None);
         }
-        let worker = match self.destination(ip, kernel_routes) {
-            Destination::Inside(index) => index.map(SessionIndex::worker),
+        let to = match self.destination(ip, kernel_routes) {
+            Destination::Inside(index) => index.map(|index| (index.worker(), index)),
             Destination::Shared => match &self.translation {
                 Some(translation) => translation.worker_of(&Whose::of(packet)?),
                 None => None,
             },
         };
-        Ok(worker.filter(|worker| self.is_elsewhere(*worker)))
+        Ok(to.filter(|(worker, _)| self.is_elsewhere(*worker)))
     }
 
     fn destination(&self, ip: &Ip, kernel_routes: bool) -> Destination {
@@ -95,6 +102,31 @@ impl<G: Gate> Plane<G> {
             }
             _ => Destination::Inside(self.owners.of(ip.destination)),
         }
+    }
+
+    /// True if a train of packets from outside, of which these are the first bytes, is dropped before it
+    /// is cut: each of them would be.
+    pub fn sheds(&mut self, train: &[u8], kernel_routes: bool, segment_bytes: usize) -> bool {
+        if self.fairness.level().is_none() || segment_bytes == 0 {
+            return false;
+        }
+        // The length is the whole train's, and is nobody's bill.
+        let Ok(ip) = Ip::parse(train) else {
+            return false;
+        };
+        let Destination::Inside(Some(index)) = self.destination(&ip, kernel_routes) else {
+            return false;
+        };
+        let Some(session) = self.sessions.get_mut(index) else {
+            return false;
+        };
+        let packets = (ip.total_bytes / segment_bytes).max(1) as u64;
+        let (place, share) = (index.place(), &mut session.share);
+        let sheds = self.fairness.sheds(place, share, segment_bytes, packets);
+        if sheds {
+            self.drops.add(DropReason::FairShare, packets);
+        }
+        sheds
     }
 
     /// The session that a packet from outside is for. If its address is shared, the packet has the

@@ -420,8 +420,13 @@ impl Kernel {
                 break;
             };
             let arrived_bytes = bytes.saturating_sub(HEADER_BYTES);
-            let taken = VnetHeader::parse(header)
-                .and_then(|header| take(&header, &mut rest[..arrived_bytes]));
+            let header = VnetHeader::parse(header);
+            let segment_bytes = header.map_or(0, |header| usize::from(header.segment_bytes));
+            if plane.sheds(&rest[..arrived_bytes], true, segment_bytes) {
+                packets.count(plane);
+                continue;
+            }
+            let taken = header.and_then(|header| take(&header, &mut rest[..arrived_bytes]));
             match taken {
                 Err(_) => plane.refuse(DropReason::OuterMalformed, 1),
                 Ok(Offloaded::Whole(_)) => {
