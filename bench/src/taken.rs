@@ -44,6 +44,12 @@ impl Taken {
     }
 }
 
+/// Memory that another process holds now.
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    Ok(1024 * number(&status, "VmRSS:")?)
+}
+
 fn number(text: &str, name: &str) -> Result<u64> {
     text.lines()
         .find_map(|line| {

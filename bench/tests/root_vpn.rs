@@ -23,6 +23,9 @@ fn our_gateway_forwards_both_ways_and_shakes_hands() {
         "vpn/tcp1-down-wire",
         "vpn/latency-idle",
         "vpn/handshakes",
+        "vpn/udp-open-64peers-wire",
+        "vpn/nat-flows",
+        "vpn/handshake-storm",
     ] {
         let case = cases.iter_mut().find(|case| case.name == name).unwrap();
         let measured = case.ours.measure().unwrap();

@@ -1,24 +1,22 @@
-//! In the place of metering, for a payer who never stops paying.
+//! In the place of metering, for payers who never stop paying.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use topnet_unit::{Attachment, CreditGrant, Slot, bytes_paid_for, units_owed};
+use topnet_unit::{Attachment, CreditGrant, bytes_paid_for, units_owed};
 
-/// Answers each record of the one slot with the next boundary, as metering does, until it is
-/// `ended`; looks each `interval`.
-pub fn pay(
-    mut metering: Attachment,
-    slot: Slot,
-    interval: Duration,
-    ended: &AtomicBool,
-) -> Result<()> {
+/// Answers each record with its slot's next boundary, as metering does, until it is `ended`; looks
+/// each `interval`.
+pub fn pay(mut metering: Attachment, interval: Duration, ended: &AtomicBool) -> Result<()> {
+    let mut used = HashMap::new();
     while !ended.load(Ordering::Relaxed) {
-        let mut used_bytes = None;
-        metering.rings[0].drain(|record| used_bytes = Some(record.bytes))?;
-        if let Some(used_bytes) = used_bytes {
+        metering.rings[0].drain(|record| {
+            used.insert(record.slot, record.bytes);
+        })?;
+        for (slot, used_bytes) in used.drain() {
             metering.credit.grant(slot, unlimited(used_bytes)?);
         }
         thread::sleep(interval);

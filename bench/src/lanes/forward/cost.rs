@@ -116,6 +116,8 @@ pub struct MeteringCost {
     /// CPU time of the worker with metering less without, in nanoseconds a packet. Below zero if
     /// it is lost in noise.
     pub packet_ns: f64,
+    /// The same as a share of the CPU time without metering.
+    pub share: f64,
     /// Packets that this was taken from.
     pub packets: u64,
     /// CPU time that they took together, in seconds.
@@ -132,16 +134,26 @@ pub fn metering_cost(phases: &[Phase], fours_min: usize) -> Option<MeteringCost>
     if fours.len() < fours_min {
         return None;
     }
-    let compared = fours.iter().map(|four| {
-        let costs = four.iter().zip(METERED).map(|(phase, metered)| {
-            let packet_ns = phase.cpu_ns as f64 / phase.packets as f64;
-            if metered { packet_ns } else { -packet_ns }
-        });
-        2.0 * costs.sum::<f64>() / METERED.len() as f64
-    });
+    // Of each four, CPU time of a packet with metering and without.
+    let compared: Vec<[f64; 2]> = fours
+        .iter()
+        .map(|four| {
+            let mean = |wanted: bool| {
+                let phases = four.iter().zip(METERED);
+                let of_kind = phases.filter(|(_, metered)| *metered == wanted);
+                let sum: f64 = of_kind
+                    .map(|(phase, _)| phase.cpu_ns as f64 / phase.packets as f64)
+                    .sum();
+                2.0 * sum / METERED.len() as f64
+            };
+            [mean(true), mean(false)]
+        })
+        .collect();
+    let of_fours = |figure: fn(&[f64; 2]) -> f64| median(compared.iter().map(figure).collect());
     let counted = || fours.iter().copied().flatten();
     Some(MeteringCost {
-        packet_ns: median(compared.collect())?,
+        packet_ns: of_fours(|[with, without]| with - without)?,
+        share: of_fours(|[with, without]| with / without - 1.0)?,
         packets: counted().map(|phase| phase.packets).sum(),
         cpu_s: counted().map(|phase| phase.cpu_ns as f64 / 1e9).sum(),
     })
@@ -168,6 +180,9 @@ mod tests {
         let mut phases: Vec<Phase> = (2..16).map(phase).collect();
         let found = metering_cost(&phases, 3).unwrap();
         assert!((found.packet_ns - 3.0).abs() < 1e-9, "{found:?}");
+        // The four in the middle are the phases 8 to 11.
+        let without = 1000.0 + 7.0 * 9.5;
+        assert!((found.share - 1920.0 / without).abs() < 1e-9, "{found:?}");
         assert_eq!(found.packets, 12 * 640);
         assert!((found.cpu_s - 24_318.0 / 1e9).abs() < 1e-12, "{found:?}");
         assert_eq!(metering_cost(&phases, 4), None);

@@ -197,7 +197,7 @@ fn start<G: Gate + Send + 'static>(
         worker.run().context("the worker ended")
     })?);
     gateway.threads.push(named("metering", move || {
-        credit::pay(metering, SLOT, METERING_INTERVAL, &ended)
+        credit::pay(metering, METERING_INTERVAL, &ended)
     })?);
     Ok(gateway)
 }

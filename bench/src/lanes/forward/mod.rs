@@ -23,7 +23,7 @@ use topnet_lab::interrupt::Interrupt;
 use topnet_lab::topology::{CLIENT, CLIENTS_INTERFACE, Topology, UPLINK_INTERFACE};
 
 use self::arrivals::Arrivals;
-use self::cost::{Alternating, metering_cost};
+use self::cost::{Alternating, MeteringCost, metering_cost};
 use self::flood::Flood;
 use self::gateway::{Gateway, MakeGate};
 use crate::cpus::Busy;
@@ -230,13 +230,20 @@ fn arrivals_of_flood(
 }
 
 fn cost_round(interrupt: &Interrupt) -> Result<Measurement> {
+    let cost = compare_metering(interrupt, COST_PACKET_BYTES)?;
+    Ok(Measurement::new(cost.packet_ns, cost.packets, cost.cpu_s))
+}
+
+/// What metering adds to inner packets of this length, in one worker that meters and does not in
+/// turn.
+pub fn compare_metering(interrupt: &Interrupt, packet_bytes: usize) -> Result<MeteringCost> {
     let topology = topology()?;
     let (tell, phases) = mpsc::channel();
     let gateway = Gateway::start(
         &topology,
         Box::new(move |metering| Alternating::new(metering, tell)),
     )?;
-    let flood = Flood::start(&topology, INNER, COST_PACKET_BYTES)?;
+    let flood = Flood::start(&topology, INNER, packet_bytes)?;
     interrupt.sleep(WARM_UP)?;
     // What was told during the warm-up.
     phases.try_iter().for_each(drop);
@@ -254,7 +261,7 @@ fn cost_round(interrupt: &Interrupt) -> Result<Measurement> {
         )
     })?;
     gateway.finish()?;
-    Ok(Measurement::new(cost.packet_ns, cost.packets, cost.cpu_s))
+    Ok(cost)
 }
 
 fn topology() -> Result<Topology> {

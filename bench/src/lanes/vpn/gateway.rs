@@ -24,6 +24,7 @@ use super::{GATEWAY_CPU, INNER_MTU, WIREGUARD_PORT};
 use crate::cpus;
 use crate::lanes::VERSION;
 use crate::place::Place;
+use crate::taken::resident_bytes;
 
 /// Names the file of boringtun-cli, where it is not in the path.
 pub const BORINGTUN_ENV: &str = "TOPNET_BORINGTUN_CLI";
@@ -149,6 +150,8 @@ pub struct Plan<'a> {
     pub links: &'a Links,
     /// For whom.
     pub peers: &'a [Peer],
+    /// What the product's configuration says of shared addresses.
+    pub nat: Option<&'a str>,
     /// Beside what.
     pub polling: Polling,
     /// This program's file.
@@ -186,6 +189,17 @@ impl Gateway {
         process.map_or(Ok(0.0), |process| cpus::process_cpu_s(process.pid()))
     }
 
+    /// Memory that the process holds; none where the kernel alone forwards.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let process = self.process.as_ref();
+        process.map_or(Ok(0), |process| resident_bytes(process.pid()))
+    }
+
+    /// Control of the product, if that is who is measured.
+    pub fn product(&self) -> Option<&Product> {
+        self.product.as_ref()
+    }
+
     /// What it has said, and what it says it has dropped, for an error.
     pub fn last_words(&self) -> String {
         let said = self.process.as_ref().map(Process::last_words);
@@ -212,7 +226,7 @@ impl Gateway {
                 if backend == Backend::Kernel {
                     plan.links.provider.sysctl("net.ipv4.ip_forward", "1")?;
                 }
-                let config = Product::configure(&home, &key_file, backend)?;
+                let config = Product::configure(&home, &key_file, backend, plan.nat)?;
                 let mut command = on_cpu(GATEWAY_CPU, plan.program.as_os_str().to_owned());
                 command.arg("gateway").arg(config);
                 let process = self.process.insert(process(plan, &home, command)?);

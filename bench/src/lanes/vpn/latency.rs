@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use hdrhistogram::Histogram;
 use topnet_lab::interrupt::Interrupt;
 use topnet_lab::topology::{CLIENT, ORIGIN, PROVIDER, PROVIDER_UPLINK};
 use topnet_netns::Namespace;
@@ -22,8 +23,9 @@ use super::load::{Load, Pace};
 use super::{PACKET_BYTES, Rig, Shared};
 use crate::lane::{Latency, Measurement, histogram_ns};
 
-/// Who asks, and to whom the stream goes.
-const ASKER: u8 = 2;
+/// Who asks.
+pub const ASKER: u8 = 2;
+/// To whom the stream goes.
 const LISTENER: u8 = 3;
 const ECHO_PORT: u16 = 7;
 const ASKERS_PORT: u16 = 40_007;
@@ -35,6 +37,8 @@ const STREAM_PER_S: f64 = 40_000.0;
 const ASKS: u32 = 800;
 const INTERVAL: Duration = Duration::from_millis(1);
 const ANSWER_WAIT: Duration = Duration::from_millis(200);
+/// As long as it takes if more are lost than may be.
+const ASKS_TIME_MAX: Duration = Duration::from_secs(30);
 /// More lost answers than this, and it is no echo.
 const LOST_MAX: u32 = ASKS / 10;
 
@@ -55,39 +59,52 @@ fn ask(shared: &Shared, rig: &Rig, kind: Kind, loaded: bool) -> Result<Measureme
     } else {
         None
     };
-    let mut histogram = histogram_ns()?;
-    let mut lost = 0;
-    for number in 0..ASKS {
-        interrupt.check()?;
-        let began = Instant::now();
-        if asker.round_trip(number)? {
-            histogram.record(u64::try_from(began.elapsed().as_nanos())?)?;
-        } else {
-            lost += 1;
-            ensure!(
-                lost <= LOST_MAX,
-                "{lost} of {number} datagrams did not come back"
-            );
-        }
-        thread::sleep(INTERVAL.saturating_sub(began.elapsed()));
-    }
+    let echoes = asker.echoes(ASKS, ASKS_TIME_MAX, interrupt)?;
+    ensure!(
+        echoes.lost <= LOST_MAX,
+        "{} of {} datagrams did not come back",
+        echoes.lost,
+        echoes.asked
+    );
     if let Some(stream) = stream {
         stream.finish()?;
     }
-    let latency = Latency::of_ns(&histogram).context("nothing came back")?;
-    Ok(Measurement::new(latency.p50_us, histogram.len(), 0.0)
-        .with_latency(Some(latency))
-        .with("lost", 100.0 * f64::from(lost) / f64::from(ASKS), "%"))
+    let latency = Latency::of_ns(&echoes.histogram).context("nothing came back")?;
+    Ok(
+        Measurement::new(latency.p50_us, echoes.histogram.len(), 0.0)
+            .with_latency(Some(latency))
+            .with("lost", 100.0 * echoes.lost_share(), "%"),
+    )
 }
 
-/// Whoever asks: through the tunnel, or without one.
-enum Asker {
+/// What came back of what was asked.
+pub struct Echoes {
+    /// How long each took, in nanoseconds.
+    pub histogram: Histogram<u64>,
+    /// How many were asked.
+    pub asked: u32,
+    /// How many of them did not come back.
+    pub lost: u32,
+}
+
+impl Echoes {
+    /// The share that did not come back.
+    pub fn lost_share(&self) -> f64 {
+        f64::from(self.lost) / f64::from(self.asked)
+    }
+}
+
+/// Whoever asks.
+pub enum Asker {
+    /// Through the tunnel.
     Tunnel(Box<Client>),
+    /// Without one.
     Plain(UdpSocket),
 }
 
 impl Asker {
-    fn create(rig: &Rig, kind: Kind, interrupt: &Interrupt) -> Result<Asker> {
+    /// One that has shaken hands, if there is a tunnel.
+    pub fn create(rig: &Rig, kind: Kind, interrupt: &Interrupt) -> Result<Asker> {
         let links = &rig.links;
         if kind != Kind::NoTunnel {
             let client = Client::connect(&links.client, ASKER, interrupt)?;
@@ -105,6 +122,32 @@ impl Asker {
             std::io::Result::Ok(socket)
         })?;
         Ok(Asker::Plain(socket.context("the client has no socket")?))
+    }
+
+    /// Asks one question after the other, until there were so many or the time is over.
+    pub fn echoes(&mut self, asks: u32, time: Duration, interrupt: &Interrupt) -> Result<Echoes> {
+        let mut echoes = Echoes {
+            histogram: histogram_ns()?,
+            asked: 0,
+            lost: 0,
+        };
+        let first = Instant::now();
+        for number in 0..asks {
+            interrupt.check()?;
+            let began = Instant::now();
+            if number > 0 && began - first >= time {
+                break;
+            }
+            echoes.asked += 1;
+            if self.round_trip(number)? {
+                let took_ns = u64::try_from(began.elapsed().as_nanos())?;
+                echoes.histogram.record(took_ns)?;
+            } else {
+                echoes.lost += 1;
+            }
+            thread::sleep(INTERVAL.saturating_sub(began.elapsed()));
+        }
+        Ok(echoes)
     }
 
     /// Asks once; false if no answer came in time.
@@ -142,13 +185,14 @@ impl Asker {
 }
 
 /// Answers at the origin what it is asked. Ended when dropped.
-struct Echo {
+pub struct Echo {
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Echo {
-    fn start(origin: &Namespace) -> Result<Echo> {
+    /// Starts it.
+    pub fn start(origin: &Namespace) -> Result<Echo> {
         let socket = origin.enter(|| {
             let socket = UdpSocket::bind((ORIGIN, ECHO_PORT))?;
             socket.set_read_timeout(Some(ANSWER_WAIT))?;
@@ -214,7 +258,7 @@ impl Stream {
         let (told, interrupt) = (Arc::clone(&ended), interrupt.clone());
         let thread = thread::Builder::new().name("stream".to_owned());
         let thread = thread.spawn(move || {
-            let load = Load::new(&socket, PACKET_BYTES - HEADER_BYTES)?;
+            let load = Load::new([&socket], PACKET_BYTES - HEADER_BYTES)?;
             while !told.load(Ordering::Relaxed) {
                 load.repeat(Pace::Rate(STREAM_PER_S), ANSWER_WAIT, &interrupt)?;
             }

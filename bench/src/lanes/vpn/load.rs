@@ -3,13 +3,14 @@
 //! The kernel is given a train of datagrams at once and cuts it (`UDP_SEGMENT`): before it leaves
 //! the interface where that has no offloads, so that each crosses the link by itself, and
 //! afterwards where it has. Sent one by one they would cost more than they cost the gateway.
+//! With several sockets the trains leave by each in turn.
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use rustix::thread::set_current_timer_slack;
 use topnet_lab::interrupt::Interrupt;
@@ -48,26 +49,47 @@ impl Sent {
     }
 }
 
-/// A generator on a socket.
+/// A generator on its sockets.
 pub struct Load<'a> {
-    socket: &'a UdpSocket,
+    sockets: Vec<&'a UdpSocket>,
     datagram_bytes: usize,
+    train_max: usize,
 }
 
 impl<'a> Load<'a> {
-    /// On a connected socket.
-    pub fn new(socket: &'a UdpSocket, datagram_bytes: usize) -> Result<Load<'a>> {
-        setsockopt(socket, UdpGsoSegment, &i32::try_from(datagram_bytes)?)
-            .context("the generator cannot send many datagrams at once")?;
+    /// On connected sockets, in trains as long as they can be.
+    pub fn new(
+        sockets: impl IntoIterator<Item = &'a UdpSocket>,
+        datagram_bytes: usize,
+    ) -> Result<Load<'a>> {
+        let sockets: Vec<_> = sockets.into_iter().collect();
+        ensure!(!sockets.is_empty(), "the generator has no socket");
+        for socket in &sockets {
+            setsockopt(socket, UdpGsoSegment, &i32::try_from(datagram_bytes)?)
+                .context("the generator cannot send many datagrams at once")?;
+        }
         Ok(Load {
-            socket,
+            sockets,
             datagram_bytes,
+            train_max: TRAIN_MAX.min(TRAIN_BYTES_MAX / datagram_bytes),
         })
+    }
+
+    /// With trains of so many datagrams at most.
+    #[must_use]
+    pub fn with_trains_of(mut self, datagrams: usize) -> Load<'a> {
+        self.train_max = self.train_max.min(datagrams).max(1);
+        self
+    }
+
+    /// Whose socket sends a datagram: its place among the sockets.
+    pub fn sender(&self, pace: Pace, datagram: usize) -> usize {
+        datagram / train_length(pace, self.train_max) % self.sockets.len()
     }
 
     /// Sends the same datagrams again and again for so long.
     pub fn repeat(&self, pace: Pace, time: Duration, interrupt: &Interrupt) -> Result<Sent> {
-        let train = vec![0x5a; self.train_max() * self.datagram_bytes];
+        let train = vec![0x5a; self.train_max * self.datagram_bytes];
         self.send(pace, interrupt, time, |_, datagrams| {
             &train[..datagrams * self.datagram_bytes]
         })
@@ -93,7 +115,7 @@ impl<'a> Load<'a> {
     ) -> Result<Sent> {
         // A sleep ends when it should, not when it suits.
         set_current_timer_slack(NonZeroU64::new(1))?;
-        let length = train_length(pace, self.train_max());
+        let length = train_length(pace, self.train_max);
         let began = Instant::now();
         let (mut sent, mut next_look) = (0, LOOK);
         loop {
@@ -113,7 +135,8 @@ impl<'a> Load<'a> {
                 std::thread::sleep(early.min(LOOK));
                 continue;
             }
-            match self.socket.send(datagrams) {
+            let socket = self.sockets[self.sender(pace, sent as usize)];
+            match socket.send(datagrams) {
                 Ok(_) => sent += (datagrams.len() / self.datagram_bytes) as u64,
                 Err(error) if is_passing(&error) => {}
                 Err(error) => {
@@ -124,10 +147,6 @@ impl<'a> Load<'a> {
                 }
             }
         }
-    }
-
-    fn train_max(&self) -> usize {
-        TRAIN_MAX.min(TRAIN_BYTES_MAX / self.datagram_bytes)
     }
 }
 
@@ -179,7 +198,7 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.connect(receiver.local_addr().unwrap()).unwrap();
         let datagrams: Vec<u8> = (0..70_u8).flat_map(|number| [number; 1000]).collect();
-        let load = Load::new(&socket, 1000).unwrap();
+        let load = Load::new([&socket], 1000).unwrap();
         let interrupt = Interrupt::default();
         let sent = load.once(Pace::Rate(1e5), &datagrams, &interrupt).unwrap();
         assert_eq!(sent.datagrams, 70);
@@ -187,6 +206,33 @@ mod tests {
             let mut received = [0; 2000];
             assert_eq!(receiver.recv(&mut received).unwrap(), 1000);
             assert_eq!(received[0], number);
+        }
+    }
+
+    #[test]
+    fn several_sockets_send_a_train_each_in_turn() {
+        let pairs: Vec<_> = (0..3)
+            .map(|_| {
+                let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                socket.connect(receiver.local_addr().unwrap()).unwrap();
+                (receiver, socket)
+            })
+            .collect();
+        let datagrams: Vec<u8> = (0..20_u8).flat_map(|number| [number; 100]).collect();
+        let load = Load::new(pairs.iter().map(|(_, socket)| socket), 100).unwrap();
+        let load = load.with_trains_of(8);
+        let (pace, interrupt) = (Pace::Unlimited, Interrupt::default());
+        assert_eq!(
+            load.once(pace, &datagrams, &interrupt).unwrap().datagrams,
+            20
+        );
+        for number in 0..20 {
+            let (receiver, _) = &pairs[load.sender(pace, number)];
+            let mut received = [0; 200];
+            assert_eq!(receiver.recv(&mut received).unwrap(), 100);
+            assert_eq!(usize::from(received[0]), number);
+            assert_eq!(load.sender(pace, number), number / 8);
         }
     }
 }

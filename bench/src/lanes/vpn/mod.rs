@@ -16,8 +16,10 @@ mod handshakes;
 mod latency;
 mod links;
 mod load;
+mod nat;
 mod product;
 mod search;
+mod storm;
 mod tcp;
 mod udp;
 
@@ -29,12 +31,13 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 pub use self::product::run_data_plane;
 
-use self::gateway::{Gateway, Kind, Peer, Plan};
+use self::gateway::{Backend, Gateway, Kind, Peer, Plan};
 use self::links::{Links, Mode, Polling};
-use self::udp::{Direction, Subject};
+use self::udp::{Content, Direction, Subject};
 use crate::cpus::pin;
 use crate::lane::{Better, Case, Contender, Lane, Measurement};
 use crate::lanes::Setup;
+use crate::lanes::forward::compare_metering;
 
 /// Where the gateway runs, with what the kernel does on its behalf.
 const GATEWAY_CPU: usize = 0;
@@ -47,6 +50,12 @@ const INNER_MTU: u16 = 1_420;
 /// Length of the inner IPv4 packets.
 const PACKET_BYTES: usize = 1_400;
 const TCP_CONNECTIONS: [usize; 2] = [1, 8];
+/// Clients of the UDP cases: one, and four times as many as the product's open trains.
+const UDP_CLIENTS: [u8; 2] = [1, 64];
+
+/// Lengths at which metering's share is measured: the largest packets, of which most are, and the
+/// smallest, of which it is the largest share.
+const METERED_BYTES: [usize; 2] = [PACKET_BYTES, 64];
 
 /// The VPN gateway beside others.
 pub struct VpnLane {
@@ -82,9 +91,11 @@ impl Lane for VpnLane {
              elevates only the measurement, or with sudo"
         );
         let mut cases = vec![self.aead()];
-        for direction in Direction::ALL {
-            for mode in Mode::ALL {
-                cases.push(self.udp_rate(direction, mode)?);
+        for clients in UDP_CLIENTS {
+            for direction in Direction::ALL {
+                for mode in Mode::ALL {
+                    cases.push(self.udp_rate(direction, mode, clients)?);
+                }
             }
         }
         for direction in Direction::ALL {
@@ -103,7 +114,10 @@ impl Lane for VpnLane {
             self.latency(false)?,
             self.latency(true)?,
             self.handshakes()?,
+            self.nat_flows()?,
+            self.handshake_storm()?,
         ]);
+        cases.extend(METERED_BYTES.map(|bytes| self.metering(bytes)));
         Ok(cases)
     }
 }
@@ -124,7 +138,7 @@ impl VpnLane {
         }
     }
 
-    fn udp_rate(&self, direction: Direction, mode: Mode) -> Result<Case> {
+    fn udp_rate(&self, direction: Direction, mode: Mode, clients: u8) -> Result<Case> {
         let way = match direction {
             Direction::Seal => "origin to client",
             Direction::Open => "client to origin, sealed ahead",
@@ -134,17 +148,26 @@ impl VpnLane {
                 kind,
                 mode,
                 direction,
+                clients,
+                content: Content::Flow,
             };
             udp::measure_rate(shared, subject)
         };
+        let (among, sessions) = match clients {
+            1 => (String::new(), "one session".to_owned()),
+            _ => (
+                format!("-{clients}peers"),
+                format!("{clients} sessions, trains of at most 8 for each in turn"),
+            ),
+        };
         self.case(
             Figure {
-                name: format!("udp-{}-{}", direction.name(), mode.name()),
+                name: format!("udp-{}{among}-{}", direction.name(), mode.name()),
                 metric: "gbit_per_cpu_s",
                 unit: "Gbit/CPU-s",
                 better: Better::Higher,
                 about: format!(
-                    "{PACKET_BYTES}-byte inner packets, {way}, one session, at the highest rate \
+                    "{PACKET_BYTES}-byte inner packets, {way}, {sessions}, at the highest rate \
                      found with at most 1 % lost; {}",
                     mode.about()
                 ),
@@ -160,6 +183,8 @@ impl VpnLane {
                 kind,
                 mode,
                 direction,
+                clients: 1,
+                content: Content::Flow,
             };
             udp::measure_overload(shared, subject)
         };
@@ -241,6 +266,69 @@ impl VpnLane {
         )
     }
 
+    fn nat_flows(&self) -> Result<Case> {
+        self.case(
+            Figure {
+                name: "nat-flows".to_owned(),
+                metric: "flows_per_cpu_s",
+                unit: "1/CPU-s",
+                better: Better::Higher,
+                about: format!(
+                    "64-byte datagrams of {} clients, each the first of its flow and each second \
+                     one of its client's port, through shared addresses at the highest rate found \
+                     with at most 1 % lost; {}",
+                    nat::CLIENTS,
+                    Mode::Wire.about()
+                ),
+            },
+            Backend::ALL.into_iter().map(Kind::Topnet).collect(),
+            nat::measure,
+        )
+    }
+
+    fn handshake_storm(&self) -> Result<Case> {
+        self.case(
+            Figure {
+                name: "handshake-storm".to_owned(),
+                metric: "echoes_kept",
+                unit: "1",
+                better: Better::Higher,
+                about: format!(
+                    "128-byte datagrams to the origin and back, one a millisecond, while {} \
+                     strangers send {} handshake initiations a second, then one TCP connection \
+                     down; {}",
+                    storm::SOURCES,
+                    storm::STORM_PER_S,
+                    Mode::Wire.about()
+                ),
+            },
+            Kind::tunnels(),
+            storm::measure,
+        )
+    }
+
+    fn metering(&self, packet_bytes: usize) -> Case {
+        let interrupt = self.shared.setup.interrupt.clone();
+        Case {
+            name: format!("vpn/metering-{packet_bytes}"),
+            metric: "metering_of_unmetered".to_owned(),
+            unit: "%".to_owned(),
+            better: Better::Lower,
+            mode: format!(
+                "what metering adds to the worker's CPU time for a packet, of that time without it, \
+                 in turn every few milliseconds in one worker; {packet_bytes}-byte inner packets \
+                 origin to client, one session, AF_XDP, flood above capacity; where min and max \
+                 have different signs it is below what can be seen"
+            ),
+            ours: Contender::new(crate::lanes::VERSION, move || {
+                let cost = compare_metering(&interrupt, packet_bytes)?;
+                let measured = Measurement::new(100.0 * cost.share, cost.packets, cost.cpu_s);
+                Ok(measured.with("metering", cost.packet_ns, "ns"))
+            }),
+            peers: Vec::new(),
+        }
+    }
+
     /// A case with one contender a kind, the first of which is ours.
     fn case(
         &self,
@@ -315,7 +403,7 @@ struct Rig {
 
 impl Rig {
     fn start(shared: &Shared, kind: Kind, mode: Mode, peers: &[Peer]) -> Result<Rig> {
-        Rig::start_with(shared, kind, mode, peers, Polling::First)
+        Rig::start_with(shared, kind, mode, peers, Polling::First, None)
     }
 
     fn start_with(
@@ -324,6 +412,7 @@ impl Rig {
         mode: Mode,
         peers: &[Peer],
         polling: Polling,
+        nat: Option<&str>,
     ) -> Result<Rig> {
         let links = Links::create(mode, kind.needs_whole_checksums())
             .context("the links cannot be made")?;
@@ -331,6 +420,7 @@ impl Rig {
             kind,
             links: &links,
             peers,
+            nat,
             polling,
             program: &shared.setup.program,
             interrupt: &shared.setup.interrupt,

@@ -40,7 +40,12 @@ pub struct Product {
 
 impl Product {
     /// Writes a configuration below `home` and returns its file.
-    pub fn configure(home: &Path, key_file: &Path, backend: Backend) -> Result<PathBuf> {
+    pub fn configure(
+        home: &Path,
+        key_file: &Path,
+        backend: Backend,
+        nat: Option<&str>,
+    ) -> Result<PathBuf> {
         let runtime_dir = runtime_dir(home);
         fs::create_dir(&runtime_dir)?;
         let file = home.join("topnet.toml");
@@ -49,11 +54,12 @@ impl Product {
              client_interface = \"{CLIENTS_INTERFACE}\"\nuplink_interface = \"{UPLINK_INTERFACE}\"\n\
              wireguard_port = {WIREGUARD_PORT}\nkey_file = \"{}\"\ninner_subnet = \"{INNER_SUBNET}\"\n\
              inner_mtu = {INNER_MTU}\nio = \"{}\"\ncpu = {GATEWAY_CPU}\nslots_max = {SESSIONS_MAX}\n\
-             sessions_max = {SESSIONS_MAX}\n",
+             sessions_max = {SESSIONS_MAX}\n{}",
             runtime_dir.display(),
             home.join("data").display(),
             key_file.display(),
             backend.io(),
+            nat.unwrap_or_default(),
         );
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         Ok(file)
@@ -64,7 +70,7 @@ impl Product {
         SocketName::Tables.below(&runtime_dir(home))
     }
 
-    /// Installs the sessions, which one channel pays, and begins to pay.
+    /// Installs the sessions, each with a channel of its own, and begins to pay.
     pub fn take(home: &Path, peers: &[Peer]) -> Result<Product> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let mut product = Product {
@@ -73,15 +79,17 @@ impl Product {
             ended: Arc::default(),
             metering: None,
         };
-        let slot = product.install(peers)?;
+        let slots = product.install(peers)?;
         let tables = UnixStream::connect(Product::tables_socket(home))?;
         tables.set_read_timeout(Some(ANSWER_WAIT))?;
         let metering = Attachment::receive(&tables)?;
-        metering.credit.grant(slot, credit::unlimited(0)?);
+        for slot in slots {
+            metering.credit.grant(slot, credit::unlimited(0)?);
+        }
         let ended = Arc::clone(&product.ended);
         let thread = thread::Builder::new().name("metering".to_owned());
         product.metering = Some(thread.spawn(move || {
-            if let Err(error) = credit::pay(metering, slot, METERING_INTERVAL, &ended) {
+            if let Err(error) = credit::pay(metering, METERING_INTERVAL, &ended) {
                 eprintln!("metering ended: {error:#}");
             }
         })?);
@@ -102,13 +110,19 @@ impl Product {
         format!("dropped: {}; io: {}", counted.join(", "), status.io.mode)
     }
 
+    /// Flows through the shared addresses; none where there are none.
+    pub fn nat_flows(&self) -> Result<Option<u32>> {
+        Ok(self.status()?.nat.map(|nat| nat.flows))
+    }
+
     fn status(&self) -> Result<DataplaneStatus> {
         self.ask(async |api| Ok(api.status(tarpc::context::current()).await?))
     }
 
-    fn install(&self, peers: &[Peer]) -> Result<Slot> {
+    fn install(&self, peers: &[Peer]) -> Result<Vec<Slot>> {
         let sessions = peers.iter().map(|peer| DesiredSession {
-            channel: ChannelId([1; 32]),
+            // Any name that nobody else has.
+            channel: ChannelId(peer.public_key),
             wireguard_public_key: peer.public_key,
             inner_address: peer.inner,
         });
@@ -125,14 +139,17 @@ impl Product {
             "sessions were refused: {:?}",
             report.refused
         );
-        let first = report
-            .installed
-            .first()
-            .context("no session was installed")?;
-        Ok(Slot {
-            index: first.slot,
-            generation: first.generation,
-        })
+        ensure!(
+            report.installed.len() == peers.len(),
+            "{} of {} sessions were installed",
+            report.installed.len(),
+            peers.len()
+        );
+        let slots = report.installed.iter().map(|installed| Slot {
+            index: installed.slot,
+            generation: installed.generation,
+        });
+        Ok(slots.collect())
     }
 
     fn ask<T>(&self, question: impl AsyncFnOnce(DataplaneClient) -> Result<T>) -> Result<T> {

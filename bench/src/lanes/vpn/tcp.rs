@@ -77,7 +77,45 @@ fn transfer(
     direction: Direction,
     connections: usize,
 ) -> Result<Measurement> {
-    let _tunnel = Tunnel::start(shared, &rig.links.client)?;
+    let _tunnel = Tunnel::start(shared, &rig.links.client, NUMBER)?;
+    let Passed {
+        bytes,
+        elapsed_s,
+        busy_s,
+        load_busy_s,
+        process_cpu_s,
+    } = pass(shared, rig, direction, connections)?;
+    let gbit = bytes as f64 * 8.0 / 1e9;
+    let value = gbit / busy_s;
+    Ok(Measurement::new(value, bytes, busy_s)
+        .with("gbit_per_s", gbit / elapsed_s, "Gbit/s")
+        .with("cpu_busy", busy_s / elapsed_s, "1")
+        .with("load_cpu_busy", load_busy_s / elapsed_s, "1")
+        .with("process_cpu_of_busy", process_cpu_s / busy_s, "1")
+        .with("of_bare_aead", value / shared.aead_gbit_per_s()?, "1"))
+}
+
+/// What connections brought through a tunnel, and what that took.
+pub struct Passed {
+    /// Payload.
+    pub bytes: u64,
+    /// In how long.
+    pub elapsed_s: f64,
+    /// Of the gateway's CPU.
+    pub busy_s: f64,
+    /// Of the other.
+    pub load_busy_s: f64,
+    /// Of the gateway's process.
+    pub process_cpu_s: f64,
+}
+
+/// Opens connections through the [`Tunnel`] and looks at them for a while.
+pub fn pass(
+    shared: &Shared,
+    rig: &Rig,
+    direction: Direction,
+    connections: usize,
+) -> Result<Passed> {
     let mut streams = Streams::open(rig, connections)?;
     let received = streams.flow(direction)?;
     let interrupt = &shared.setup.interrupt;
@@ -91,28 +129,28 @@ fn transfer(
     let (process_cpu_s, load_busy_s) = (rig.gateway.cpu_s()? - cpu_s, load_busy.busy_s()?);
     streams.end();
     ensure!(bytes > 0 && busy_s > 0.0, "nothing came through the tunnel");
-    let gbit = bytes as f64 * 8.0 / 1e9;
-    let value = gbit / busy_s;
-    Ok(Measurement::new(value, bytes, busy_s)
-        .with("gbit_per_s", gbit / elapsed_s, "Gbit/s")
-        .with("cpu_busy", busy_s / elapsed_s, "1")
-        .with("load_cpu_busy", load_busy_s / elapsed_s, "1")
-        .with("process_cpu_of_busy", process_cpu_s / busy_s, "1")
-        .with("of_bare_aead", value / shared.aead_gbit_per_s()?, "1"))
+    Ok(Passed {
+        bytes,
+        elapsed_s,
+        busy_s,
+        load_busy_s,
+        process_cpu_s,
+    })
 }
 
 /// The client's wireguard-go. Ended when dropped.
-struct Tunnel {
+pub struct Tunnel {
     _process: Process,
     _home: TempDir,
 }
 
 impl Tunnel {
-    fn start(shared: &Shared, client: &Namespace) -> Result<Tunnel> {
+    /// Starts it as the client of this number, with what goes to the origin routed into it.
+    pub fn start(shared: &Shared, client: &Namespace, number: u8) -> Result<Tunnel> {
         let interrupt = &shared.setup.interrupt;
         let home = Place::Disk.directory()?;
         let key_file = home.path().join("client.key");
-        write_key(&key_file, &Client::secret(NUMBER))?;
+        write_key(&key_file, &Client::secret(number))?;
         let mut command = on_cpu(LOAD_CPU, "wireguard-go".into());
         command.args(["-f", TUNNEL_INTERFACE]);
         command.env("GOMAXPROCS", "1").env("LOG_LEVEL", "error");
@@ -127,7 +165,7 @@ impl Tunnel {
         wg.args(["peer", &gateway, "allowed-ips", "0.0.0.0/0", "endpoint"]);
         wg.arg(format!("{PROVIDER}:{WIREGUARD_PORT}"));
         output(client, wg, interrupt, READY_WAIT)?;
-        let address = format!("{}/32", Client::inner(NUMBER));
+        let address = format!("{}/32", Client::inner(number));
         bring_up(client, TUNNEL_INTERFACE, &address, interrupt)?;
         let mut route = Command::new("ip");
         route.args(["route", "replace", &format!("{ORIGIN}/32")]);

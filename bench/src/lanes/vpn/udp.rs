@@ -2,6 +2,7 @@
 //! it costs the gateway's CPU, and what is left of it when far more is offered.
 
 use std::net::{SocketAddrV4, UdpSocket};
+use std::ops::Range;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use topnet_lab::topology::ORIGIN;
 
 use super::client::{Client, SEAL_BYTES, inner_packet};
 use super::count::Count;
-use super::gateway::Kind;
+use super::gateway::{Kind, Peer};
 use super::links::{CLIENT_INTERFACE, Mode, ORIGIN_INTERFACE, Polling};
 use super::load::{Load, Pace, Sent};
 use super::search::{Search, Seen};
@@ -18,8 +19,11 @@ use super::{GATEWAY_CPU, PACKET_BYTES, Rig, Shared, gbit};
 use crate::cpus::Busy;
 use crate::lane::Measurement;
 
-/// The client of these cases.
-const NUMBER: u8 = 2;
+/// The first client's number; 1 would be the gateway's address.
+const FIRST: u8 = 2;
+/// Datagrams in a row for one client, at most, where there are several: with longer trains a burst
+/// of the gateway's would see no more than two of them.
+const TRAIN_AMONG_MANY: usize = 8;
 const DISCARD_PORT: u16 = 9;
 /// IPv4 and UDP header.
 const HEADER_BYTES: usize = 28;
@@ -30,7 +34,7 @@ const OFFERED_MIN: f64 = 0.95;
 /// Where a search begins, in packets a second.
 const RATE_START: f64 = 64_000.0;
 const LOOK: Duration = Duration::from_millis(250);
-const FINAL: Duration = Duration::from_millis(800);
+pub const FINAL: Duration = Duration::from_millis(800);
 const OVERLOAD: Duration = Duration::from_millis(600);
 const WARM_UP: Duration = Duration::from_millis(40);
 const WARM_UP_RATE: f64 = 1_000.0;
@@ -42,6 +46,16 @@ const FINALS_MAX: u32 = 6;
 const STEP_DOWN: f64 = 0.97;
 /// Messages that are sealed ahead, at most: 430 MB.
 const SEALED_MAX: usize = 300_000;
+/// Of short packets, for each second of a look: it is shorter rather than that flows run out.
+const SHORT_SEALED_PER_S_MAX: f64 = 300_000.0;
+/// A question to a name server, say.
+const SHORT_BYTES: usize = 64;
+/// The first port of a client's flows.
+const FIRST_PORT: u16 = 1_024;
+/// Ports of one client's.
+pub const FLOW_PORTS: u32 = 16_384;
+/// Remotes that are called from each of them before the next.
+pub const FLOWS_PER_PORT: u32 = 2;
 
 /// Which way, named after the gateway's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,7 +79,38 @@ impl Direction {
     }
 }
 
-/// One gateway, one mode, one way.
+/// What the packets are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// As long as most are, of one flow a client.
+    Flow,
+    /// Short, and each the first of its flow, as the NAT sees it; from the client only. Two flows
+    /// in turn have the same port of the client, as the product's tables are sized.
+    NewFlows,
+    /// The same packets, all of one flow a client.
+    KnownFlow,
+}
+
+impl Content {
+    fn packet_bytes(self) -> usize {
+        match self {
+            Content::Flow => PACKET_BYTES,
+            Content::NewFlows | Content::KnownFlow => SHORT_BYTES,
+        }
+    }
+
+    /// Messages that are sealed ahead for a look, at most.
+    fn sealed_max(self, time: Duration) -> usize {
+        match self {
+            Content::Flow => SEALED_MAX,
+            Content::NewFlows | Content::KnownFlow => {
+                (time.as_secs_f64() * SHORT_SEALED_PER_S_MAX) as usize
+            }
+        }
+    }
+}
+
+/// One gateway, one mode, one way, so many clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Subject {
     /// Who.
@@ -74,12 +119,28 @@ pub struct Subject {
     pub mode: Mode,
     /// Which way.
     pub direction: Direction,
+    /// Among how many clients the packets are spread.
+    pub clients: u8,
+    /// Of what.
+    pub content: Content,
+}
+
+impl Subject {
+    /// Its clients'.
+    pub fn numbers(&self) -> Range<u8> {
+        FIRST..FIRST + self.clients
+    }
+
+    /// As the gateway knows them.
+    pub fn peers(&self) -> Vec<Peer> {
+        self.numbers().map(Client::peer).collect()
+    }
 }
 
 /// The figure of `vpn/udp-seal` and `vpn/udp-open`.
 pub fn measure_rate(shared: &Shared, subject: Subject) -> Result<Measurement> {
-    let rig = Rig::start(shared, subject.kind, subject.mode, &[Client::peer(NUMBER)])?;
-    let mut way = Way::open(shared, &rig, subject.direction)?;
+    let rig = Rig::start(shared, subject.kind, subject.mode, &subject.peers())?;
+    let mut way = Way::open(shared, &rig, subject)?;
     let found = way.find_rate();
     let (look, generators_limit) = found.with_context(|| rig.gateway.last_words())?;
     shared.remember_rate(subject, look.arrived_rate());
@@ -106,9 +167,9 @@ pub fn measure_overload(shared: &Shared, subject: Subject) -> Result<Measurement
             measured.context("no rate was found to compare with")?
         }
     };
-    let (kind, mode, peers) = (subject.kind, subject.mode, [Client::peer(NUMBER)]);
-    let rig = Rig::start_with(shared, kind, mode, &peers, Polling::Beside)?;
-    let mut way = Way::open(shared, &rig, subject.direction)?;
+    let (kind, mode, peers) = (subject.kind, subject.mode, subject.peers());
+    let rig = Rig::start_with(shared, kind, mode, &peers, Polling::Beside, None)?;
+    let mut way = Way::open(shared, &rig, subject)?;
     let look = way.look(Pace::Unlimited, OVERLOAD)?;
     Ok(
         Measurement::new(look.arrived_rate() / rate, look.arrived, look.busy_s)
@@ -125,19 +186,25 @@ fn gbit_rate(packets_per_s: f64) -> f64 {
 
 /// What a look at one rate has shown.
 #[derive(Clone, Copy, Debug)]
-struct Look {
-    sent: Sent,
-    arrived: u64,
-    busy_s: f64,
-    process_cpu_s: f64,
+pub struct Look {
+    /// What was sent.
+    pub sent: Sent,
+    /// How much of it arrived.
+    pub arrived: u64,
+    /// Of the gateway's CPU.
+    pub busy_s: f64,
+    /// Of the gateway's process.
+    pub process_cpu_s: f64,
 }
 
 impl Look {
-    fn lost(&self) -> f64 {
+    /// The share that did not arrive.
+    pub fn lost(&self) -> f64 {
         1.0 - self.arrived as f64 / self.sent.datagrams.max(1) as f64
     }
 
-    fn arrived_rate(&self) -> f64 {
+    /// Packets a second.
+    pub fn arrived_rate(&self) -> f64 {
         self.arrived as f64 / self.sent.elapsed.as_secs_f64()
     }
 
@@ -152,25 +219,31 @@ impl Look {
     }
 }
 
-/// A client with its session, a generator at one end, a counter at the other.
-struct Way<'a> {
+/// Clients with their sessions, a generator at one end, a counter at the other.
+pub struct Way<'a> {
     shared: &'a Shared,
     rig: &'a Rig,
-    direction: Direction,
-    client: Client,
+    subject: Subject,
+    /// Of each client's flows, how many have begun.
+    flows: Vec<u32>,
+    clients: Vec<Client>,
     arrivals: Count<'a>,
-    /// The origin's.
-    socket: UdpSocket,
+    /// The origin's, one for each client.
+    sockets: Vec<UdpSocket>,
     sealed: Vec<u8>,
 }
 
 impl<'a> Way<'a> {
-    fn open(shared: &'a Shared, rig: &'a Rig, direction: Direction) -> Result<Way<'a>> {
+    /// Connects the clients and waits until packets pass.
+    pub fn open(shared: &'a Shared, rig: &'a Rig, subject: Subject) -> Result<Way<'a>> {
         let links = &rig.links;
         let interrupt = &shared.setup.interrupt;
-        let connected = Client::connect(&links.client, NUMBER, interrupt);
-        let client = connected.with_context(|| rig.gateway.last_words())?;
-        let arrivals = match direction {
+        let connected = subject
+            .numbers()
+            .map(|number| Client::connect(&links.client, number, interrupt))
+            .collect::<Result<Vec<_>>>();
+        let clients = connected.with_context(|| rig.gateway.last_words())?;
+        let arrivals = match subject.direction {
             Direction::Seal => {
                 links.sink_client()?;
                 Count::start(&links.client, CLIENT_INTERFACE)?
@@ -180,18 +253,22 @@ impl<'a> Way<'a> {
                 Count::start(&links.origin, ORIGIN_INTERFACE)?
             }
         };
-        let socket = links.origin.enter(|| {
-            let socket = UdpSocket::bind((ORIGIN, 0))?;
-            socket.connect((Client::inner(NUMBER), DISCARD_PORT))?;
-            std::io::Result::Ok(socket)
+        let sockets = links.origin.enter(|| {
+            let to = |number| {
+                let socket = UdpSocket::bind((ORIGIN, 0))?;
+                socket.connect((Client::inner(number), DISCARD_PORT))?;
+                Ok(socket)
+            };
+            subject.numbers().map(to).collect::<std::io::Result<_>>()
         })?;
         let mut way = Way {
             shared,
             rig,
-            direction,
-            client,
+            subject,
+            flows: vec![0; clients.len()],
+            clients,
             arrivals,
-            socket: socket.context("the generator has no socket")?,
+            sockets: sockets.context("the generator has no sockets")?,
             sealed: Vec::new(),
         };
         way.warm_up()?;
@@ -212,8 +289,13 @@ impl<'a> Way<'a> {
         )
     }
 
+    /// What the packets are from now on.
+    pub fn bring(&mut self, content: Content) {
+        self.subject.content = content;
+    }
+
     /// The highest rate that is kept, and a longer look at it.
-    fn find_rate(&mut self) -> Result<(Look, bool)> {
+    pub fn find_rate(&mut self) -> Result<(Look, bool)> {
         let mut search = Search::from(RATE_START);
         while let Some(rate) = search.rate() {
             let look = self.look(Pace::Rate(rate), LOOK)?;
@@ -232,25 +314,21 @@ impl<'a> Way<'a> {
         Ok((look, search.is_generators_limit()))
     }
 
-    fn look(&mut self, pace: Pace, time: Duration) -> Result<Look> {
+    /// A look at a pace.
+    pub fn look(&mut self, pace: Pace, time: Duration) -> Result<Look> {
         let interrupt = self.shared.setup.interrupt.clone();
         interrupt.check()?;
-        match self.direction {
-            // Nothing else tells the gateway that the client is still there.
-            Direction::Seal => self.client.keep_alive()?,
+        match self.subject.direction {
+            // Nothing else tells the gateway that its clients are still there.
+            Direction::Seal => self.clients.iter_mut().try_for_each(Client::keep_alive)?,
             Direction::Open => self.seal_ahead(pace, time)?,
         }
         let before = self.arrivals.packets()?;
         let (busy, cpu_s) = (Busy::start(GATEWAY_CPU)?, self.rig.gateway.cpu_s()?);
-        let sent = match self.direction {
-            Direction::Seal => {
-                let load = Load::new(&self.socket, PACKET_BYTES - HEADER_BYTES)?;
-                load.repeat(pace, time, &interrupt)?
-            }
-            Direction::Open => {
-                let load = Load::new(self.client.socket(), PACKET_BYTES + SEAL_BYTES)?;
-                load.once(pace, &self.sealed, &interrupt)?
-            }
+        let load = self.load()?;
+        let sent = match self.subject.direction {
+            Direction::Seal => load.repeat(pace, time, &interrupt)?,
+            Direction::Open => load.once(pace, &self.sealed, &interrupt)?,
         };
         // What arrives after an unlimited offer has waited in queues, and is not of its time.
         if pace != Pace::Unlimited {
@@ -268,20 +346,65 @@ impl<'a> Way<'a> {
         })
     }
 
+    fn load(&self) -> Result<Load<'_>> {
+        let packet_bytes = self.subject.content.packet_bytes();
+        let load = match self.subject.direction {
+            Direction::Seal => Load::new(&self.sockets, packet_bytes - HEADER_BYTES)?,
+            Direction::Open => {
+                let sockets = self.clients.iter().map(Client::socket);
+                Load::new(sockets, packet_bytes + SEAL_BYTES)?
+            }
+        };
+        Ok(match self.subject.clients {
+            1 => load,
+            _ => load.with_trains_of(TRAIN_AMONG_MANY),
+        })
+    }
+
     /// Seals what a look will send. Each message has its own counter, so none can be sent twice.
     fn seal_ahead(&mut self, pace: Pace, time: Duration) -> Result<()> {
+        let content = self.subject.content;
         let datagrams = match pace {
-            Pace::Rate(rate) => ((rate * time.as_secs_f64()) as usize).min(SEALED_MAX),
-            Pace::Unlimited => SEALED_MAX,
+            Pace::Rate(rate) => (rate * time.as_secs_f64()) as usize,
+            Pace::Unlimited => usize::MAX,
         };
-        let source = SocketAddrV4::new(Client::inner(NUMBER), DISCARD_PORT);
-        let destination = SocketAddrV4::new(ORIGIN, DISCARD_PORT);
-        let packet = inner_packet(source, destination, PACKET_BYTES, &[]);
-        let message_bytes = PACKET_BYTES + SEAL_BYTES;
-        self.sealed.resize(datagrams.max(1) * message_bytes, 0);
-        for message in self.sealed.chunks_exact_mut(message_bytes) {
-            self.client.seal(&packet, message)?;
+        let datagrams = datagrams.min(content.sealed_max(time)).max(1);
+        let load = self.load()?;
+        let senders: Vec<usize> = (0..datagrams)
+            .map(|datagram| load.sender(pace, datagram))
+            .collect();
+        let known: Vec<_> = self
+            .subject
+            .numbers()
+            .map(|number| packet_of(number, [DISCARD_PORT; 2], content))
+            .collect();
+        let message_bytes = content.packet_bytes() + SEAL_BYTES;
+        self.sealed.resize(datagrams * message_bytes, 0);
+        let messages = self.sealed.chunks_exact_mut(message_bytes);
+        for (message, sender) in messages.zip(senders) {
+            if content == Content::NewFlows {
+                let ports = ports_of_flow(self.flows[sender])?;
+                self.flows[sender] += 1;
+                let packet = packet_of(FIRST + sender as u8, ports, content);
+                self.clients[sender].seal(&packet, message)?;
+            } else {
+                self.clients[sender].seal(&known[sender], message)?;
+            }
         }
         Ok(())
     }
+}
+
+/// From a client to the origin, between these ports.
+fn packet_of(number: u8, ports: [u16; 2], content: Content) -> Vec<u8> {
+    let source = SocketAddrV4::new(Client::inner(number), ports[0]);
+    let destination = SocketAddrV4::new(ORIGIN, ports[1]);
+    inner_packet(source, destination, content.packet_bytes(), &[])
+}
+
+/// The ports of a client's flow, by its number. No two have the same.
+fn ports_of_flow(flow: u32) -> Result<[u16; 2]> {
+    let (port, remote) = (flow / FLOWS_PER_PORT, flow % FLOWS_PER_PORT);
+    ensure!(port < FLOW_PORTS, "the clients have no flows left");
+    Ok([FIRST_PORT + port as u16, DISCARD_PORT + remote as u16])
 }
