@@ -301,7 +301,8 @@ impl Fairness {
     /// A lower level, for what was brought in this turn.
     fn lower(&self) -> Option<u64> {
         match self.level {
-            None => level_of(self.served * BEGIN.0 / BEGIN.1, &self.loads),
+            // Not what this turn came to: it may have been cut short.
+            None => level_of(self.capacity * BEGIN.0 / BEGIN.1, &self.loads),
             Some(level) => {
                 // Where all that was brought fits into half, it is not what takes the time.
                 let least = level_of(self.capacity / 2, &self.loads)?;
