@@ -51,9 +51,9 @@ pub struct Parcel {
 }
 
 struct Desk {
-    inbox: ArrayQueue<Box<Parcel>>,
+    inbox: ArrayQueue<Parcel>,
     /// Its own parcels on their way home.
-    empty: ArrayQueue<Box<Parcel>>,
+    empty: ArrayQueue<Parcel>,
     asleep: AtomicBool,
     /// What a session may have carried in a turn of its worker's; [`NO_LEVEL`] is no limit.
     level: AtomicU64,
@@ -73,7 +73,7 @@ pub struct Team {
 pub struct Seat {
     own: WorkerNumber,
     team: Arc<Team>,
-    spare: Vec<Box<Parcel>>,
+    spare: Vec<Parcel>,
     is_taking: bool,
 }
 
@@ -103,7 +103,7 @@ impl Team {
             Seat {
                 own,
                 team: Arc::clone(&team),
-                spare: (0..PARCELS).map(|_| Box::new(parcel())).collect(),
+                spare: (0..PARCELS).map(|_| parcel()).collect(),
                 is_taking: false,
             }
         };
@@ -192,14 +192,14 @@ impl Seat {
     }
 
     /// The next parcel of the inbox. It is to be given back.
-    pub fn take(&mut self) -> Option<Box<Parcel>> {
+    pub fn take(&mut self) -> Option<Parcel> {
         let parcel = self.team.desks[self.own.0 as usize].inbox.pop();
         self.is_taking = parcel.is_some();
         parcel
     }
 
     /// Sends a parcel home, which was handled.
-    pub fn give_back(&mut self, parcel: Box<Parcel>) {
+    pub fn give_back(&mut self, parcel: Parcel) {
         self.is_taking = false;
         let home = &self.team.desks[parcel.from.0 as usize];
         // There is room for all that it has.

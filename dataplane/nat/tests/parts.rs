@@ -1,5 +1,6 @@
 //! Several NATs with a part of one pool each: what comes from outside is for exactly the one that
 //! is named, and the others would refuse it.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

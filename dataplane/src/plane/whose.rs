@@ -43,12 +43,12 @@ impl<G: Gate> Plane<G> {
     }
 
     /// Something that another worker received and that is for this one's sessions.
-    pub fn take_parcel(&mut self) -> Option<Box<Parcel>> {
+    pub fn take_parcel(&mut self) -> Option<Parcel> {
         self.seat.as_mut()?.take()
     }
 
     /// Sends a parcel home, which was handled.
-    pub fn give_back(&mut self, parcel: Box<Parcel>) {
+    pub fn give_back(&mut self, parcel: Parcel) {
         if let Some(seat) = &mut self.seat {
             seat.give_back(parcel);
         }
