@@ -184,7 +184,10 @@ impl<I: Backend, G: Gate> Worker<I, G> {
             let returned = match self.queues.commands.pop() {
                 None => return,
                 Some(Command::Install(session)) => {
+                    let place = session.plan.index.place() as usize;
                     self.plane.install(session);
+                    // A peer of the last run is greeted now: it has no service until then.
+                    self.io.tick(&mut self.plane, place);
                     None
                 }
                 Some(Command::Remove(index)) => self.plane.remove(index).map(Returned::Session),
