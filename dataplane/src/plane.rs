@@ -14,6 +14,7 @@
 
 mod changes;
 mod handshake;
+mod relay;
 mod sessions;
 mod whose;
 
@@ -27,6 +28,7 @@ use topnet_config::InnerNetwork;
 use topnet_nat::{BlockEvent, Subscriber};
 use topnet_unit::Slot;
 
+use self::relay::{Origin, Relay};
 use self::sessions::Sessions;
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
@@ -129,6 +131,7 @@ pub struct Plane<G = Accounting> {
     /// Of responses, which only their tunnel can open.
     responses: Guard,
     owners: Owners,
+    relay: Relay,
     gate: G,
     translation: Option<Translation>,
     /// When the burst began, by the monotonic clock.
@@ -155,6 +158,7 @@ impl<G: Gate> Plane<G> {
             seat: None,
             responses: Guard::new(RESPONSES_UNPROVEN_PER_SECOND_MAX),
             owners: Owners::new(config.inner),
+            relay: Relay::new(&config),
             gate,
             translation: None,
             now_ns: 0,
@@ -281,7 +285,8 @@ impl<G: Gate> Plane<G> {
         arrived_bytes: usize,
         out: &mut [u8],
     ) -> Outcome<P::Hop> {
-        let outcome = self.down(path, packet, arrived_bytes, out);
+        let origin = self.origin();
+        let outcome = self.down(path, packet, arrived_bytes, out, origin);
         self.or_nothing(outcome)
     }
 
@@ -370,7 +375,10 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::SourceNotAllowed);
         }
         if self.config.inner.is_some() && self.owners.is_inside(ip.destination) {
-            return Err(DropReason::BetweenClients);
+            return self.relay(path, index, &ip, out);
+        }
+        if self.config.inner.is_some() {
+            self.relay.check(ip.destination, slot.is_none())?;
         }
         if ip.hops <= 1 && !P::KERNEL_ROUTES {
             return Err(DropReason::TtlExceeded);
@@ -417,28 +425,38 @@ impl<G: Gate> Plane<G> {
         packet: &mut [u8],
         arrived_bytes: usize,
         out: &mut [u8],
+        origin: Origin,
     ) -> Result<Outcome<P::Hop>, DropReason> {
         let arrived = packet
             .get(..arrived_bytes)
             .ok_or(DropReason::OuterMalformed)?;
         let ip = Ip::parse(arrived).map_err(|Malformed| DropReason::OuterMalformed)?;
-        if let Some(worker) = self.whose(&ip, P::KERNEL_ROUTES, &packet[..ip.total_bytes])? {
+        if origin == Origin::World
+            && let Some(worker) = self.whose(&ip, P::KERNEL_ROUTES, &packet[..ip.total_bytes])?
+        {
             self.pass(worker, Content::Packet, &packet[..ip.total_bytes])?;
             return Ok(Outcome::Nothing);
         }
-        let index = self.receiver(&ip, P::KERNEL_ROUTES, &mut packet[..ip.total_bytes])?;
+        let index = match origin {
+            Origin::World => self.receiver(&ip, P::KERNEL_ROUTES, &mut packet[..ip.total_bytes])?,
+            Origin::Peer => self
+                .owners
+                .of(ip.destination)
+                .ok_or(DropReason::NoSession)?,
+        };
         let session = self.sessions.get_mut(index).ok_or(DropReason::NoSession)?;
         // A client's packets do not come from outside. The gateway's do: the kernel answers for
         // it when a packet cannot be forwarded.
         let from_gateway = P::KERNEL_ROUTES && self.owners.is_gateway(ip.source);
-        if self.config.inner.is_some() && self.owners.is_inside(ip.source) && !from_gateway {
+        let trusted = from_gateway || origin == Origin::Peer;
+        if self.config.inner.is_some() && self.owners.is_inside(ip.source) && !trusted {
             return Err(DropReason::BetweenClients);
         }
         if ip.hops <= 1 && !P::KERNEL_ROUTES {
             return Err(DropReason::TtlExceeded);
         }
         if let (Some(solicited), IpAddr::V6(remote), IpAddr::V6(client), false) =
-            (&session.solicited, ip.source, ip.destination, from_gateway)
+            (&session.solicited, ip.source, ip.destination, trusted)
             && !solicited.admits(&packet[..ip.total_bytes], remote, client, self.now_ms)
         {
             return Err(DropReason::Unsolicited);

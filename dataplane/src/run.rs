@@ -227,6 +227,7 @@ impl Running {
         let team = seats.first().map(Seat::team);
         let mut seats = seats.into_iter();
         let screening = Arc::new(Screening::new(workers));
+        let reach = Arc::new(section.reach.clone());
         let mut parts = parts.into_iter();
         let (mut planes, mut drops) = (Vec::new(), Vec::new());
         for ring in rings {
@@ -249,6 +250,7 @@ impl Running {
                 started,
             )
             .with_translation(parts.next());
+            plane.change_reach(Arc::clone(&reach));
             if let Some(seat) = seats.next() {
                 plane = plane.with_seat(seat, Arc::clone(&screening));
             }

@@ -154,6 +154,7 @@ impl Shared {
         match returned {
             Returned::Session(session) => registry.returned(&session),
             Returned::Forwarding(forwarding) => drop(forwarding),
+            Returned::Reach(reach) => drop(reach),
             Returned::Sockets(sockets) => drop(sockets),
             Returned::Block(event, holder) => self.note_block(&event, holder),
         }

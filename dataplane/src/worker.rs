@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
+use topnet_config::Reach;
 use topnet_nat::{BlockEvent, BlockEventKind};
 
 use crate::accounting::{Accounting, Gate};
@@ -57,6 +58,8 @@ pub enum Command {
     Identity(Arc<Identity>),
     /// Another size of the largest inner packet.
     InnerMtu(usize),
+    /// What peers reach.
+    Reach(Arc<Reach>),
     /// Other sockets to listen on, where the kernel's are the way.
     Sockets(Sockets),
     /// New routes and neighbours.
@@ -80,6 +83,8 @@ pub enum Returned {
     Session(Box<Session>),
     /// An old snapshot.
     Forwarding(Arc<Forwarding>),
+    /// What peers reached before.
+    Reach(Arc<Reach>),
     /// Sockets that nothing is received from any more.
     Sockets(Sockets),
     /// A block of public ports that was lent, and to whose session, or that came back.
@@ -222,6 +227,9 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                 Some(Command::InnerMtu(bytes)) => {
                     self.plane.change_inner_mtu(bytes);
                     None
+                }
+                Some(Command::Reach(reach)) => {
+                    Some(Returned::Reach(self.plane.change_reach(reach)))
                 }
                 Some(Command::Sockets(sockets)) => {
                     Some(Returned::Sockets(self.io.replace_sockets(sockets)))

@@ -1,15 +1,15 @@
 //! `[dataplane]`: interfaces, the tunnel's addresses, the size of the tables.
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
 
 use crate::{
-    Base, InnerNetwork, Ipv4Subnet, Ipv6Subnet, Nat, Problem, Rates, Section, Unmetered, default,
-    error::Problems,
+    Base, InnerNetwork, Ipv4Subnet, Ipv6Subnet, Nat, Problem, Rates, Reach, Section, Unmetered,
+    default, error::Problems,
 };
 
 /// Linux's `IFNAMSIZ` less the closing zero.
@@ -56,6 +56,9 @@ pub struct Dataplane {
     /// How fast a paying session may go.
     #[serde(default)]
     pub rates: Rates,
+    /// What peers reach beside the public Internet.
+    #[serde(default)]
+    pub reach: Reach,
     /// Threads that carry packets.
     #[serde(default = "default::u32::<1>")]
     pub workers: u32,
@@ -117,6 +120,20 @@ impl Dataplane {
         let host_bits = 32_u32.saturating_sub(self.inner_subnet.prefix_bits().into());
         let addresses = 1_u32.checked_shl(host_bits).unwrap_or(u32::MAX);
         self.sessions_max.min(addresses)
+    }
+
+    /// Resolvers that clients are told of and do not reach.
+    pub(crate) fn check_resolvers(&self, resolvers: &[Ipv4Addr], problems: &mut Problems<'_>) {
+        for resolver in resolvers {
+            let address = IpAddr::from(*resolver);
+            if !self.inner_network().contains(address) && !self.reach.lets_out(address, false) {
+                problems.add(
+                    "dns",
+                    format!("{resolver} is private, and clients do not reach private networks"),
+                    format!("add \"{resolver}/32\" to dataplane.reach.private"),
+                );
+            }
+        }
     }
 
     fn check_inner_subnet6(&self, subnet6: Ipv6Subnet, problems: &mut Problems<'_>) {
@@ -246,6 +263,7 @@ impl Section for Dataplane {
             nat.check(self.inner_subnet, clients_max, workers, problems);
         }
         self.rates.check(problems);
+        self.reach.check(self.inner_network(), problems);
         if let Some(unmetered) = &self.unmetered {
             unmetered.check(self.inner_subnet, problems);
             if unmetered.subnet.contains(self.gateway_address()) {

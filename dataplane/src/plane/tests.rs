@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use topnet_account::ChannelId;
 use topnet_checksum::checksum;
+use topnet_config::Reach;
 use topnet_nat::{PoolPart, Refusal};
 use topnet_unit::{Attachment, BootId, CreditGrant, Handover, Header, Slot};
 
@@ -133,6 +134,13 @@ impl Bench {
             Arc::default(),
             Instant::now(),
         ));
+        plane.change_reach(Arc::new(Reach {
+            // The world of these tests is private.
+            private: ["10.77.0.0/16", "192.168.0.0/16"]
+                .map(|it| it.parse().unwrap())
+                .into(),
+            ..Reach::default()
+        }));
         let resolve = Box::new(move |neighbour| ask.send(neighbour).unwrap());
         let mut path = EthernetPath::new(GATEWAY.into(), 51820, resolve);
         path.replace_forwarding(Arc::new(forwarding()));
@@ -622,6 +630,7 @@ fn a_removed_session_is_gone_and_its_key_may_come_back() {
 }
 
 mod handshakes;
+mod relay;
 mod team;
 
 proptest! {
