@@ -22,7 +22,7 @@ use crate::handshakes::{Answer, ScreenerThread};
 use crate::io::{Backend, Sockets};
 use crate::nat_log::Holder;
 use crate::plane::Plane;
-use crate::session::{Addresses, Identity, NetworkChange, Session, SessionIndex};
+use crate::session::{Addresses, Identity, NetworkChange, Session, SessionIndex, SessionRates};
 
 /// Commands and returned things that may wait.
 pub const QUEUE_MAX: usize = 4096;
@@ -60,6 +60,8 @@ pub enum Command {
     InnerMtu(usize),
     /// What peers reach.
     Reach(Arc<Reach>),
+    /// How fast paying sessions may go from now on.
+    Rates(SessionRates),
     /// Other sockets to listen on, where the kernel's are the way.
     Sockets(Sockets),
     /// New routes and neighbours.
@@ -230,6 +232,10 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                 }
                 Some(Command::Reach(reach)) => {
                     Some(Returned::Reach(self.plane.change_reach(reach)))
+                }
+                Some(Command::Rates(rates)) => {
+                    self.plane.change_rates(&rates);
+                    None
                 }
                 Some(Command::Sockets(sockets)) => {
                     Some(Returned::Sockets(self.io.replace_sockets(sockets)))
