@@ -5,12 +5,16 @@ use std::{
     error::Error,
     future::Future,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
-use tarpc::{client::RpcError, context};
-use tokio::sync::Mutex;
+use tarpc::{
+    client::{NewClient, RpcError},
+    context,
+};
+use tokio::sync::{Mutex, Notify};
 use topnet_api::{
     ApiError, ConnectError, DataplaneClient, MeteringClient, SettlementClient, SocketName, connect,
 };
@@ -39,27 +43,30 @@ impl Processes {
             dataplane: Peer::new(
                 Process::Dataplane,
                 SocketName::Dataplane.below(runtime_dir),
-                |path| {
+                |path, lost| {
                     Box::pin(async move {
-                        Ok(DataplaneClient::new(limits(), connect(&path).await?).spawn())
+                        let new = DataplaneClient::new(limits(), connect(&path).await?);
+                        Ok(until_lost(new, lost))
                     })
                 },
             ),
             metering: Peer::new(
                 Process::Metering,
                 SocketName::Metering.below(runtime_dir),
-                |path| {
+                |path, lost| {
                     Box::pin(async move {
-                        Ok(MeteringClient::new(limits(), connect(&path).await?).spawn())
+                        let new = MeteringClient::new(limits(), connect(&path).await?);
+                        Ok(until_lost(new, lost))
                     })
                 },
             ),
             settlement: Peer::new(
                 Process::Settlement,
                 SocketName::Settlement.below(runtime_dir),
-                |path| {
+                |path, lost| {
                     Box::pin(async move {
-                        Ok(SettlementClient::new(limits(), connect(&path).await?).spawn())
+                        let new = SettlementClient::new(limits(), connect(&path).await?);
+                        Ok(until_lost(new, lost))
                     })
                 },
             ),
@@ -67,7 +74,21 @@ impl Processes {
     }
 }
 
-type Connector<C> = fn(PathBuf) -> BoxFuture<'static, Result<C, ConnectError>>;
+type Connector<C> = fn(PathBuf, Arc<Notify>) -> BoxFuture<'static, Result<C, ConnectError>>;
+
+/// The client of a new connection, which says so when that is gone.
+fn until_lost<C, D, E>(new: NewClient<C, D>, lost: Arc<Notify>) -> C
+where
+    D: Future<Output = Result<(), E>> + Send + 'static,
+{
+    let NewClient { client, dispatch } = new;
+    tokio::spawn(async move {
+        // Whoever asked hears of the error by his answer.
+        let _ = dispatch.await;
+        lost.notify_one();
+    });
+    client
+}
 
 /// One other process.
 pub struct Peer<C> {
@@ -75,6 +96,7 @@ pub struct Peer<C> {
     path: PathBuf,
     connector: Connector<C>,
     client: Mutex<Option<C>>,
+    lost: Arc<Notify>,
 }
 
 impl<C> std::fmt::Debug for Peer<C> {
@@ -93,7 +115,14 @@ impl<C: Clone> Peer<C> {
             path,
             connector,
             client: Mutex::new(None),
+            lost: Arc::default(),
         }
+    }
+
+    /// Waits until a connection is gone, and most likely the process with it. One that went while
+    /// nobody waited counts.
+    pub async fn lost(&self) {
+        self.lost.notified().await;
     }
 
     /// Sends a request. It may be sent twice, if the process went away after the last one:
@@ -130,7 +159,7 @@ impl<C: Clone> Peer<C> {
         if let Some(client) = kept.as_ref() {
             return Ok(client.clone());
         }
-        let client = (self.connector)(self.path.clone())
+        let client = (self.connector)(self.path.clone(), Arc::clone(&self.lost))
             .await
             .map_err(|error| self.unreachable(&error))?;
         *kept = Some(client.clone());

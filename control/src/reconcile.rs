@@ -1,7 +1,7 @@
 //! What control repeats until the world is as the book says.
 //!
 //! One task has the data plane install the desired set: at once after a change, again when the
-//! data plane has another boot id, and every second while it does not agree. Another carries
+//! data plane's run is over and another one answers, and every second while it does not agree. Another carries
 //! closes on to the main chain, and asks for the close of every channel whose payer has begun
 //! to close it: whoever is paid must have claimed before the deadline.
 
@@ -23,8 +23,9 @@ use crate::provider::{Installed, Provider};
 
 /// How often everything is looked at without a reason.
 const TICK: Duration = Duration::from_secs(1);
-/// How often a data plane that does not answer is asked again: clients wait for it.
-const RETRY: Duration = Duration::from_millis(50);
+/// How often a data plane that does not answer is asked again: clients wait for it, and to find no
+/// socket costs nothing.
+const RETRY: Duration = Duration::from_millis(10);
 /// Channels with sessions that are looked at each time, whether somebody else has closed them.
 const CLOSED_LOOKS_PER_TICK: usize = 64;
 
@@ -78,15 +79,24 @@ async fn keep_installed(provider: Arc<Provider>) {
     let mut trouble = Trouble::default();
     loop {
         let result = install(&provider).await;
-        let pause = if result.is_ok() { TICK } else { RETRY };
+        let works = result.is_ok();
         if trouble.note("installing sessions", result).is_none() {
             // Nobody may believe what a data plane confirmed that is not there any more.
             provider
                 .installed()
                 .send_modify(|installed| installed.revision = None);
         }
-        // A change wakes this at once; otherwise it looks again after a while.
-        let _ = tokio::time::timeout(pause, provider.book_changed()).await;
+        if !works {
+            tokio::time::sleep(RETRY).await;
+            continue;
+        }
+        // A change wakes this at once, and so does the end of the data plane's run: the next one has
+        // no sessions. Otherwise it looks again after a while.
+        tokio::select! {
+            () = provider.book_changed() => {}
+            () = provider.processes().dataplane.lost() => {}
+            () = tokio::time::sleep(TICK) => {}
+        }
     }
 }
 

@@ -82,8 +82,10 @@ drop_reasons! {
     SourceNotAllowed => "source_not_allowed",
     /// Inner destination that belongs to the gateway itself.
     ToGateway => "to_gateway",
-    /// Inner destination that belongs to another client.
+    /// Inner destination that belongs to another client, whom nobody said it may reach.
     BetweenClients => "between_clients",
+    /// A private network beyond the uplink, which nobody said may be reached.
+    PrivateNetwork => "private_network",
     /// Faster than the session may go.
     RateExceeded => "rate_exceeded",
     /// For a client that has not sent to where it comes from.

@@ -43,6 +43,7 @@ mod pool;
 mod ports;
 pub mod rate;
 pub mod registry;
+mod reload;
 mod routing;
 mod run;
 pub mod segment_size;

@@ -15,6 +15,7 @@
 mod answers;
 mod changes;
 mod handshake;
+mod relay;
 mod sessions;
 mod whose;
 
@@ -28,6 +29,7 @@ use topnet_config::InnerNetwork;
 use topnet_nat::{BlockEvent, Subscriber};
 use topnet_unit::Slot;
 
+use self::relay::{Origin, Relay};
 use self::sessions::Sessions;
 use crate::accounting::{Accounting, Gate};
 use crate::drops::{DropCounters, DropReason};
@@ -137,6 +139,7 @@ pub struct Plane<G = Accounting> {
     /// Of responses, which only their tunnel can open.
     responses: Guard,
     owners: Owners,
+    relay: Relay,
     gate: G,
     fairness: Fairness,
     translation: Option<Translation>,
@@ -164,6 +167,7 @@ impl<G: Gate> Plane<G> {
             seat: None,
             responses: Guard::new(RESPONSES_UNPROVEN_PER_SECOND_MAX),
             owners: Owners::new(config.inner),
+            relay: Relay::new(&config),
             gate,
             fairness: Fairness::for_sessions(config.sessions_max, false),
             translation: None,
@@ -305,7 +309,8 @@ impl<G: Gate> Plane<G> {
         arrived_bytes: usize,
         out: &mut [u8],
     ) -> Outcome<P::Hop> {
-        let outcome = self.down(path, packet, arrived_bytes, out);
+        let origin = self.origin();
+        let outcome = self.down(path, packet, arrived_bytes, out, origin);
         self.or_nothing(outcome)
     }
 
@@ -406,7 +411,10 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::SourceNotAllowed);
         }
         if self.config.inner.is_some() && self.owners.is_inside(ip.destination) {
-            return Err(DropReason::BetweenClients);
+            return self.relay(path, index, &ip, out);
+        }
+        if self.config.inner.is_some() {
+            self.relay.check(ip.destination, slot.is_none())?;
         }
         if ip.hops <= 1 && !P::KERNEL_ROUTES {
             return self.answer_client(path, index, DropReason::TtlExceeded, &ip, out);
@@ -453,30 +461,43 @@ impl<G: Gate> Plane<G> {
         packet: &mut [u8],
         arrived_bytes: usize,
         out: &mut [u8],
+        origin: Origin,
     ) -> Result<Outcome<P::Hop>, DropReason> {
         let arrived = packet
             .get(..arrived_bytes)
             .ok_or(DropReason::OuterMalformed)?;
         let ip = Ip::parse(arrived).map_err(|Malformed| DropReason::OuterMalformed)?;
         let arrived = &packet[..ip.total_bytes];
-        if let Some((worker, index)) = self.whose(&ip, P::KERNEL_ROUTES, arrived)? {
+        if origin == Origin::World
+            && let Some((worker, index)) = self.whose(&ip, P::KERNEL_ROUTES, arrived)?
+        {
             self.pass(worker, index, Content::Packet, arrived)?;
             return Ok(Outcome::Nothing);
         }
-        let prepared = self.prepare(path, &ip, packet, out);
-        let index = self.receiver(&ip, P::KERNEL_ROUTES, &mut packet[..ip.total_bytes])?;
+        let (prepared, index) = match origin {
+            Origin::World => {
+                let prepared = self.prepare(path, &ip, packet, out);
+                let arrived = &mut packet[..ip.total_bytes];
+                (prepared, self.receiver(&ip, P::KERNEL_ROUTES, arrived)?)
+            }
+            Origin::Peer => {
+                let index = self.owners.of(ip.destination);
+                (None, index.ok_or(DropReason::NoSession)?)
+            }
+        };
         let session = self.sessions.get_mut(index).ok_or(DropReason::NoSession)?;
         // A client's packets do not come from outside. The gateway's do: the kernel answers for
         // it when a packet cannot be forwarded.
         let from_gateway = P::KERNEL_ROUTES && self.owners.is_gateway(ip.source);
-        if self.config.inner.is_some() && self.owners.is_inside(ip.source) && !from_gateway {
+        let trusted = from_gateway || origin == Origin::Peer;
+        if self.config.inner.is_some() && self.owners.is_inside(ip.source) && !trusted {
             return Err(DropReason::BetweenClients);
         }
         if ip.hops <= 1 && !P::KERNEL_ROUTES {
             return self.answer_outside(path, index, DropReason::TtlExceeded, prepared);
         }
         if let (Some(solicited), IpAddr::V6(remote), IpAddr::V6(client), false) =
-            (&session.solicited, ip.source, ip.destination, from_gateway)
+            (&session.solicited, ip.source, ip.destination, trusted)
             && !solicited.admits(&packet[..ip.total_bytes], remote, client, self.now_ms)
         {
             return Err(DropReason::Unsolicited);

@@ -34,6 +34,15 @@ impl RateLimit {
         }
     }
 
+    /// This limit, at another's rate from now on.
+    #[must_use]
+    pub const fn at_rate_of(self, other: &Self) -> Self {
+        Self {
+            byte_time: other.byte_time,
+            due_ns: self.due_ns,
+        }
+    }
+
     /// True if `bytes` more may pass at `now_ns` of a clock that never goes back.
     #[must_use]
     pub fn admits(&self, now_ns: u64) -> bool {
@@ -88,6 +97,33 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_changed_rate_gives_no_burst_and_takes_none() {
+        use crate::session::SessionRates;
+        let limited = |bits_per_s| SessionRates {
+            up: Some(RateLimit::new(bits_per_s)),
+            ..SessionRates::default()
+        };
+        let (mut rates, now_ns) = (limited(1_000_000), NS_PER_S);
+        let up = |rates: &mut SessionRates| {
+            rates.up.take().map(|mut up| {
+                let admitted = up.admits(now_ns);
+                if admitted {
+                    up.take(100_000, now_ns);
+                }
+                rates.up = Some(up);
+                admitted
+            })
+        };
+        assert_eq!([up(&mut rates), up(&mut rates)], [Some(true), Some(false)]);
+        rates.change(&limited(2_000_000));
+        assert_eq!(up(&mut rates), Some(false), "what was used is used");
+        rates.change(&SessionRates::default());
+        assert_eq!(rates.up, None);
+        rates.change(&limited(1_000_000));
+        assert_eq!([up(&mut rates), up(&mut rates)], [Some(true), Some(false)]);
     }
 
     #[test]

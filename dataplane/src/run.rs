@@ -32,6 +32,7 @@ use crate::plane::{PADDING_BYTES, Plane, PlaneConfig, WIREGUARD_BYTES};
 use crate::pool::{Pool, begin_pool, leave_pool};
 use crate::ports::{data_ports, gateway_addresses, uplink_addresses};
 use crate::registry::{Bounds, Registry};
+use crate::reload::Reload;
 use crate::service::{Service, Shared};
 use crate::session::{Identity, SessionRates, WorkerNumber};
 use crate::tables::{hand_over, listen_for_tables};
@@ -60,6 +61,7 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
         })?;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("watch for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("watch for signals"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(system("watch for signals"))?;
 
     let running = Running::start(section, config).await?;
     let running_on_kernel = running.program.is_none();
@@ -109,6 +111,7 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
         }
     };
 
+    let reload = Reload::new(config, section, path);
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -116,6 +119,7 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
         ended = monitor.run(wanted, async |forwarding| shared.publish(forwarding).await) => {
             ended.map_err(RunError::from)
         }
+        () = reload.serve(&mut hangup, &shared) => Ok(()),
         () = shared.reap_for_ever() => Ok(()),
         () = shared.remember_for_ever() => Ok(()),
         () = hand_over(&tables, &handover) => Ok(()),
@@ -230,6 +234,7 @@ impl Running {
         let team = seats.first().map(Seat::team);
         let mut seats = seats.into_iter();
         let screening = Arc::new(Screening::new(workers));
+        let reach = Arc::new(section.reach.clone());
         let mut parts = parts.into_iter();
         let (mut planes, mut drops) = (Vec::new(), Vec::new());
         for ring in rings {
@@ -252,6 +257,7 @@ impl Running {
                 started,
             )
             .with_translation(parts.next());
+            plane.change_reach(Arc::clone(&reach));
             if let Some(seat) = seats.next() {
                 plane = plane.with_seat(seat, Arc::clone(&screening));
             }
@@ -296,7 +302,7 @@ impl Running {
             )),
             nat_log: std::sync::Mutex::new(nat_log),
             gateway_address: gateway.v4.into(),
-            rates: SessionRates::of(&section.rates),
+            rates: std::sync::Mutex::new(SessionRates::of(&section.rates)),
             shields_ipv6: section.inner_subnet6.is_some(),
         });
         let mut monitor = connection.monitor(&interfaces);

@@ -12,6 +12,7 @@ use topnet_api::{
     ApiError, Assignment, Assignments, Dataplane, DataplaneStatus, DesiredSessions, DropCount,
     InstallReport, InstalledSession, IoStatus, SessionStatus, SlotState,
 };
+use topnet_config::{Rates, Reach};
 use topnet_nat::BlockEvent;
 use topnet_unit::{BootId, CreditTable, UsageTable};
 
@@ -67,8 +68,8 @@ pub struct Shared {
     pub nat_log: std::sync::Mutex<Option<NatLog>>,
     /// The gateway's address towards clients.
     pub gateway_address: IpAddr,
-    /// How fast a paying session may go.
-    pub rates: SessionRates,
+    /// How fast a paying session may go; a reload changes it.
+    pub rates: std::sync::Mutex<SessionRates>,
     /// True if clients have IPv6 addresses: nobody reaches them who was not asked.
     pub shields_ipv6: bool,
 }
@@ -92,6 +93,21 @@ impl Shared {
             let command = Command::Forwarding(Arc::clone(&forwarding));
             let take = |returned| self.take_back(&mut registry, returned);
             self.workers.send(worker, command, take).await;
+        }
+    }
+
+    /// Has sessions go so fast, and peers reach so much, from now on.
+    pub(crate) async fn change_rules(&self, rates: &Rates, reach: &Reach) {
+        let mut registry = self.registry.lock().await;
+        let rates = SessionRates::of(rates);
+        *self.rates.lock().unwrap_or_else(PoisonError::into_inner) = rates;
+        let reach = Arc::new(reach.clone());
+        for worker in self.workers.workers() {
+            let reach = Command::Reach(Arc::clone(&reach));
+            for command in [reach, Command::Rates(rates)] {
+                let take = |returned| self.take_back(&mut registry, returned);
+                self.workers.send(worker, command, take).await;
+            }
         }
     }
 
@@ -154,6 +170,7 @@ impl Shared {
         match returned {
             Returned::Session(session) => registry.returned(&session),
             Returned::Forwarding(forwarding) => drop(forwarding),
+            Returned::Reach(reach) => drop(reach),
             Returned::Sockets(sockets) => drop(sockets),
             Returned::Block(event, holder) => self.note_block(&event, holder),
         }
@@ -201,7 +218,7 @@ impl Shared {
         let mut session = Session::new(&self.identity, plan);
         session.counters = counters;
         if session.plan.payer.is_some() {
-            session.rates = self.rates;
+            session.rates = *self.rates.lock().unwrap_or_else(PoisonError::into_inner);
             let solicited = || Box::new(Solicited::new(random_seed()));
             session.solicited = self.shields_ipv6.then(solicited);
         }

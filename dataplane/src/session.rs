@@ -225,6 +225,19 @@ impl SessionRates {
             unpaid: rates.unpaid_bits_per_s.map(RateLimit::new),
         }
     }
+
+    /// Takes other limits. What was used of the old ones is used of the new ones too: nobody gets a
+    /// burst by a change.
+    pub fn change(&mut self, new: &Self) {
+        let ways = [
+            (&mut self.up, new.up),
+            (&mut self.down, new.down),
+            (&mut self.unpaid, new.unpaid),
+        ];
+        for (limit, new) in ways {
+            *limit = new.map(|new| limit.map_or(new, |old| old.at_rate_of(&new)));
+        }
+    }
 }
 
 /// What is different about a peer's networks.

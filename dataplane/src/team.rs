@@ -5,7 +5,8 @@
 //! other does with it what it does with what it received itself, so a packet is decided about,
 //! counted and sent in one place, whoever received it. Parcels are made once; an inbox is a bounded
 //! queue, so those of one peer stay in the order in which one worker received them, and what finds
-//! it full, or has no parcel left, is dropped and counted. A parcel is never passed on a second time.
+//! it full, or has no parcel left, is dropped and counted. A parcel is never passed on a second
+//! time; what is opened out of one may be for a peer of a third worker, and goes there once.
 //!
 //! ```text
 //!   worker 0 ── parcel ──▶ inbox of worker 1
@@ -36,6 +37,8 @@ pub enum Content {
     Message(Endpoint),
     /// A packet from outside.
     Packet,
+    /// A packet from a peer that reaches the other worker's.
+    Relayed,
 }
 
 /// A copy of something that is another worker's.
@@ -74,7 +77,7 @@ pub struct Seat {
     own: WorkerNumber,
     team: Arc<Team>,
     spare: Vec<Parcel>,
-    is_taking: bool,
+    taking: Option<Content>,
 }
 
 impl Team {
@@ -104,7 +107,7 @@ impl Team {
                 own,
                 team: Arc::clone(&team),
                 spare: (0..PARCELS).map(|_| parcel()).collect(),
-                is_taking: false,
+                taking: None,
             }
         };
         (0..workers).map(|own| seat(WorkerNumber(own))).collect()
@@ -140,7 +143,13 @@ impl Seat {
     /// True while what is handled came out of a parcel.
     #[must_use]
     pub const fn is_taking(&self) -> bool {
-        self.is_taking
+        self.taking.is_some()
+    }
+
+    /// What the parcel is that is handled, if one is.
+    #[must_use]
+    pub const fn taking(&self) -> Option<Content> {
+        self.taking
     }
 
     /// Passes a copy of `bytes` to another worker.
@@ -194,13 +203,13 @@ impl Seat {
     /// The next parcel of the inbox. It is to be given back.
     pub fn take(&mut self) -> Option<Parcel> {
         let parcel = self.team.desks[self.own.0 as usize].inbox.pop();
-        self.is_taking = parcel.is_some();
+        self.taking = parcel.as_ref().map(|parcel| parcel.content);
         parcel
     }
 
     /// Sends a parcel home, which was handled.
     pub fn give_back(&mut self, parcel: Parcel) {
-        self.is_taking = false;
+        self.taking = None;
         let home = &self.team.desks[parcel.from.0 as usize];
         // There is room for all that it has.
         let _ = home.empty.push(parcel);

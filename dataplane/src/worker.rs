@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
+use topnet_config::Reach;
 use topnet_nat::{BlockEvent, BlockEventKind};
 
 use crate::accounting::{Accounting, Gate};
@@ -21,7 +22,7 @@ use crate::handshakes::{Answer, ScreenerThread};
 use crate::io::{Backend, Sockets};
 use crate::nat_log::Holder;
 use crate::plane::Plane;
-use crate::session::{Addresses, Identity, NetworkChange, Session, SessionIndex};
+use crate::session::{Addresses, Identity, NetworkChange, Session, SessionIndex, SessionRates};
 
 /// Commands and returned things that may wait.
 pub const QUEUE_MAX: usize = 4096;
@@ -57,6 +58,10 @@ pub enum Command {
     Identity(Arc<Identity>),
     /// Another size of the largest inner packet.
     InnerMtu(usize),
+    /// What peers reach.
+    Reach(Arc<Reach>),
+    /// How fast paying sessions may go from now on.
+    Rates(SessionRates),
     /// Other sockets to listen on, where the kernel's are the way.
     Sockets(Sockets),
     /// New routes and neighbours.
@@ -80,6 +85,8 @@ pub enum Returned {
     Session(Box<Session>),
     /// An old snapshot.
     Forwarding(Arc<Forwarding>),
+    /// What peers reached before.
+    Reach(Arc<Reach>),
     /// Sockets that nothing is received from any more.
     Sockets(Sockets),
     /// A block of public ports that was lent, and to whose session, or that came back.
@@ -184,7 +191,10 @@ impl<I: Backend, G: Gate> Worker<I, G> {
             let returned = match self.queues.commands.pop() {
                 None => return,
                 Some(Command::Install(session)) => {
+                    let place = session.plan.index.place() as usize;
                     self.plane.install(session);
+                    // A peer of the last run is greeted now: it has no service until then.
+                    self.io.tick(&mut self.plane, place);
                     None
                 }
                 Some(Command::Remove(index)) => self.plane.remove(index).map(Returned::Session),
@@ -218,6 +228,13 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                 }
                 Some(Command::InnerMtu(bytes)) => {
                     self.plane.change_inner_mtu(bytes);
+                    None
+                }
+                Some(Command::Reach(reach)) => {
+                    Some(Returned::Reach(self.plane.change_reach(reach)))
+                }
+                Some(Command::Rates(rates)) => {
+                    self.plane.change_rates(&rates);
                     None
                 }
                 Some(Command::Sockets(sockets)) => {

@@ -15,7 +15,7 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
 use rustix::event::{EventfdFlags, eventfd};
 use topnet_account::ChannelId;
-use topnet_config::InnerNetwork;
+use topnet_config::{InnerNetwork, Reach};
 use topnet_dataplane::accounting::Accounting;
 use topnet_dataplane::drops::{DropCounters, DropReason};
 use topnet_dataplane::forwarding::{
@@ -154,6 +154,10 @@ fn the_fast_path_allocates_nothing() {
     let commands = [
         Command::Install(session),
         Command::Forwarding(Arc::new(forwarding())),
+        Command::Reach(Arc::new(Reach {
+            private: vec!["10.77.2.0/24".parse().unwrap()],
+            ..Reach::default()
+        })),
     ];
     for command in commands {
         assert!(queues.commands.push(command).is_ok());

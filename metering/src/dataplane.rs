@@ -24,8 +24,9 @@ use crate::{
 
 /// How often the list of slots is asked for: how long a new session waits for its credit.
 const ASSIGNMENTS_INTERVAL: Duration = Duration::from_millis(50);
-/// Between attempts to reach a data plane that does not answer.
-const RETRY: Duration = Duration::from_millis(100);
+/// Between attempts to reach a data plane that does not answer: clients wait for it, and to find no
+/// socket costs nothing.
+const RETRY: Duration = Duration::from_millis(10);
 /// The data plane hands its tables over at once, or not at all.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -60,7 +61,7 @@ pub async fn follow(
             Fault::Ended(ended) => return Err(ended),
             fault => fault.to_string(),
         };
-        // The same fault every tenth of a second is one fault.
+        // The same fault again and again is one fault.
         if fault != complained {
             warn!(fault, "waiting for the data plane");
             complained = fault;

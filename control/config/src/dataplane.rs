@@ -1,15 +1,15 @@
 //! `[dataplane]`: interfaces, the tunnel's addresses, the size of the tables.
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
 
 use crate::{
-    Base, InnerNetwork, Ipv4Subnet, Ipv6Subnet, Nat, Problem, Rates, Section, Unmetered, default,
-    error::Problems,
+    Base, InnerNetwork, Ipv4Subnet, Ipv6Subnet, Nat, Problem, Rates, Reach, Section, Unmetered,
+    default, error::Problems,
 };
 
 /// Linux's `IFNAMSIZ` less the closing zero.
@@ -22,7 +22,7 @@ const WORKERS_MAX: u32 = 16;
 const INNER_MTU6_MIN: u16 = 1_280;
 
 /// What the data plane is told.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dataplane {
     /// Interface on which clients' WireGuard packets arrive.
@@ -56,6 +56,9 @@ pub struct Dataplane {
     /// How fast a paying session may go.
     #[serde(default)]
     pub rates: Rates,
+    /// What peers reach beside the public Internet.
+    #[serde(default)]
+    pub reach: Reach,
     /// Threads that carry packets.
     #[serde(default = "default::u32::<1>")]
     pub workers: u32,
@@ -117,6 +120,75 @@ impl Dataplane {
         let host_bits = 32_u32.saturating_sub(self.inner_subnet.prefix_bits().into());
         let addresses = 1_u32.checked_shl(host_bits).unwrap_or(u32::MAX);
         self.sessions_max.min(addresses)
+    }
+
+    /// Keys that `new` has otherwise and that a running data plane cannot change.
+    #[must_use]
+    pub fn changes_for_restart(&self, new: &Self) -> Vec<&'static str> {
+        // All are named, so that a new key is thought about here.
+        let Self {
+            client_interface,
+            uplink_interface,
+            wireguard_port,
+            key_file,
+            inner_subnet,
+            inner_subnet6,
+            gateway_address,
+            inner_mtu,
+            io,
+            tunnel_interface,
+            nat,
+            unmetered,
+            rates: _,
+            reach: _,
+            workers,
+            cpus,
+            slots_max,
+            sessions_max,
+        } = self;
+        let same = [
+            (
+                "client_interface",
+                *client_interface == new.client_interface,
+            ),
+            (
+                "uplink_interface",
+                *uplink_interface == new.uplink_interface,
+            ),
+            ("wireguard_port", *wireguard_port == new.wireguard_port),
+            ("key_file", *key_file == new.key_file),
+            ("inner_subnet", *inner_subnet == new.inner_subnet),
+            ("inner_subnet6", *inner_subnet6 == new.inner_subnet6),
+            ("gateway_address", *gateway_address == new.gateway_address),
+            ("inner_mtu", *inner_mtu == new.inner_mtu),
+            ("io", *io == new.io),
+            (
+                "tunnel_interface",
+                *tunnel_interface == new.tunnel_interface,
+            ),
+            ("nat", *nat == new.nat),
+            ("unmetered", *unmetered == new.unmetered),
+            ("workers", *workers == new.workers),
+            ("cpus", *cpus == new.cpus),
+            ("slots_max", *slots_max == new.slots_max),
+            ("sessions_max", *sessions_max == new.sessions_max),
+        ];
+        let changed = same.into_iter().filter(|(_, same)| !same);
+        changed.map(|(key, _)| key).collect()
+    }
+
+    /// Resolvers that clients are told of and do not reach.
+    pub(crate) fn check_resolvers(&self, resolvers: &[Ipv4Addr], problems: &mut Problems<'_>) {
+        for resolver in resolvers {
+            let address = IpAddr::from(*resolver);
+            if !self.inner_network().contains(address) && !self.reach.lets_out(address, false) {
+                problems.add(
+                    "dns",
+                    format!("{resolver} is private, and clients do not reach private networks"),
+                    format!("add \"{resolver}/32\" to dataplane.reach.private"),
+                );
+            }
+        }
     }
 
     fn check_inner_subnet6(&self, subnet6: Ipv6Subnet, problems: &mut Problems<'_>) {
@@ -248,6 +320,7 @@ impl Section for Dataplane {
             nat.check(self.inner_subnet, clients_max, workers, problems);
         }
         self.rates.check(problems);
+        self.reach.check(self.inner_network(), problems);
         if let Some(unmetered) = &self.unmetered {
             unmetered.check(self.inner_subnet, problems);
             if unmetered.subnet.contains(self.gateway_address()) {

@@ -19,6 +19,7 @@ mod metering;
 mod nat;
 mod process;
 mod rates;
+mod reach;
 mod settlement;
 mod subnet;
 mod tower;
@@ -42,8 +43,9 @@ pub use metering::{Metering, SEGMENT_LINES_MAX};
 pub use nat::Nat;
 pub use process::Process;
 pub use rates::Rates;
+pub use reach::{Reach, is_private};
 pub use settlement::Settlement;
-pub use subnet::{Ipv4Subnet, Ipv6Subnet, SubnetError};
+pub use subnet::{Ipv4Subnet, Ipv6Subnet, Subnet, SubnetError};
 pub use tower::Tower;
 pub use unmetered::Unmetered;
 pub use wallet::Wallet;
@@ -284,6 +286,10 @@ impl Config {
         for (name, section) in self.sections() {
             problems.enter(name);
             section.check(problems);
+        }
+        if let (Some(dataplane), Some(control)) = (&self.dataplane, &self.control) {
+            problems.enter("control.offer");
+            dataplane.check_resolvers(&control.offer.dns, problems);
         }
         problems.enter("");
         let bytes = self.runtime_dir.as_os_str().len();

@@ -13,7 +13,7 @@ use topnet_nat::{Config, Limits, PoolPart};
 use crate::{Base, Ipv4Subnet, default, error::Problems};
 
 /// Address translation for IPv4 (RFC 6888).
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nat {
     /// The pool: a network that is routed to this machine and none of whose addresses it has.

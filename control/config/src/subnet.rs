@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
 
@@ -144,6 +144,65 @@ subnet!(
     u128,
     "fd78::/64"
 );
+
+/// A network of either version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subnet {
+    /// IPv4's.
+    V4(Ipv4Subnet),
+    /// IPv6's.
+    V6(Ipv6Subnet),
+}
+
+impl Subnet {
+    /// The first address.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        match self {
+            Self::V4(network) => network.network().into(),
+            Self::V6(network) => network.network().into(),
+        }
+    }
+
+    /// True if `address` is inside.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self, address) {
+            (Self::V4(network), IpAddr::V4(address)) => network.contains(address),
+            (Self::V6(network), IpAddr::V6(address)) => network.contains(address),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V4(network) => network.fmt(f),
+            Self::V6(network) => network.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Subnet {
+    type Err = SubnetError;
+
+    fn from_str(text: &str) -> Result<Self, SubnetError> {
+        if text.contains(':') {
+            text.parse().map(Self::V6)
+        } else {
+            text.parse().map(Self::V4)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Subnet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
 
 impl Ipv4Subnet {
     /// The last address.

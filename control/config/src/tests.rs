@@ -359,6 +359,52 @@ fn a_bucket_s_credentials_are_for_their_owner_alone() {
 }
 
 #[test]
+fn what_peers_reach_is_private_and_resolvers_are_within_reach() {
+    let with = |reach: &str, dns: &str| {
+        let text = EXAMPLE
+            .replace("# private = []", reach)
+            .replace("# dns = []", dns);
+        match parse(&text) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    };
+    let private = r#"private = ["10.20.0.0/16", "fd20::/32"]"#;
+    let many: Vec<_> = (0..65).map(|n| format!("\"10.20.{n}.0/24\"")).collect();
+    let many = format!("private = [{}]", many.join(", "));
+    for (reach, dns, expected) in [
+        (private, "", ""),
+        ("private = [\"10.78.1.0/24\"]", "", "lies in the tunnel"),
+        (
+            "unmetered_private = [\"10.78.1.0/24\"]",
+            "",
+            "lies in the tunnel",
+        ),
+        ("private = [\"9.9.9.0/24\"]", "", "9.9.9.0/24 is public"),
+        (
+            "private = [\"10.20.0.1/16\"]",
+            "",
+            "the network is 10.20.0.0/16",
+        ),
+        (&many, "", "65 networks are too many"),
+        (private, "dns = [\"9.9.9.9\", \"10.78.0.1\"]", ""),
+        (private, "dns = [\"10.20.0.53\"]", ""),
+        (
+            private,
+            "dns = [\"10.21.0.53\"]",
+            "control.offer.dns: 10.21.0.53 is private",
+        ),
+    ] {
+        let said = with(reach, dns);
+        let held = match expected {
+            "" => said.is_empty(),
+            words => said.contains(words),
+        };
+        assert!(held, "{reach} {dns}: {said}");
+    }
+}
+
+#[test]
 fn all_wrong_values_are_named_at_once() {
     let text = EXAMPLE
         .replace("unit_price_ntop = 26000", "unit_price_ntop = 0")

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::{Base, Ipv4Subnet, error::Problems};
 
 /// Peers that `topnet vpn`, `wg` and `wg-quick` configure.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unmetered {
     /// Their part of `inner_subnet`, which no paying client gets.

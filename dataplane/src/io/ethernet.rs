@@ -260,7 +260,9 @@ impl EthernetPath {
             Content::Message(endpoint) => {
                 plane.handle_message(self, endpoint, &parcel.data[..bytes], out)
             }
-            Content::Packet => plane.handle_packet(self, &mut parcel.data, bytes, out),
+            Content::Packet | Content::Relayed => {
+                plane.handle_packet(self, &mut parcel.data, bytes, out)
+            }
         };
         self.finish(plane, outcome, out)
     }

@@ -13,7 +13,7 @@ use crate::handshakes::Notice;
 use crate::nat_log::Holder;
 use crate::owners::Owners;
 use crate::session::{
-    Addresses, Endpoint, Identity, NetworkChange, Session, SessionIndex, unspecified,
+    Addresses, Endpoint, Identity, NetworkChange, Session, SessionIndex, SessionRates, unspecified,
 };
 
 impl<G: Gate> Plane<G> {
@@ -112,6 +112,15 @@ impl<G: Gate> Plane<G> {
     /// The interface's largest packet is another.
     pub fn change_inner_mtu(&mut self, bytes: usize) {
         self.config.inner_mtu = bytes;
+    }
+
+    /// Sessions that somebody pays for go so fast from now on.
+    pub fn change_rates(&mut self, rates: &SessionRates) {
+        for session in self.sessions.all_mut() {
+            if session.plan.payer.is_some() {
+                session.rates.change(rates);
+            }
+        }
     }
 
     /// Changes whose the addresses of `networks` are. What an address had under public addresses is

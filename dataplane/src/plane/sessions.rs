@@ -43,6 +43,10 @@ impl Sessions {
         self.places.get_mut(place)?.as_deref_mut()
     }
 
+    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut Session> {
+        self.places.iter_mut().flatten().map(Box::as_mut)
+    }
+
     /// Puts a session at its index, which is this worker's and free.
     pub(super) fn put(&mut self, session: Box<Session>) {
         let index = session.plan.index;

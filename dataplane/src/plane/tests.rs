@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use topnet_account::ChannelId;
 use topnet_checksum::checksum;
+use topnet_config::Reach;
 use topnet_nat::{PoolPart, Refusal};
 use topnet_unit::{Attachment, BootId, CreditGrant, Handover, Header, Slot};
 
@@ -148,6 +149,13 @@ impl Bench {
             v4: GATEWAY.into(),
             v6: Some(GATEWAY6),
         };
+        plane.change_reach(Arc::new(Reach {
+            // The world of these tests is private.
+            private: ["10.77.0.0/16", "192.168.0.0/16", "fd77::/16", "fd99::/16"]
+                .map(|it| it.parse().unwrap())
+                .into(),
+            ..Reach::default()
+        }));
         let resolve = Box::new(move |neighbour| ask.send(neighbour).unwrap());
         let uplink = GatewayAddresses {
             v4: UPLINK.into(),
@@ -645,6 +653,7 @@ fn a_removed_session_is_gone_and_its_key_may_come_back() {
 mod answers;
 mod handshakes;
 mod ipv6;
+mod relay;
 mod team;
 
 proptest! {

@@ -16,8 +16,11 @@ use topnet_unit::Slot;
 
 const INNER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 
-/// Nothing comes.
-struct Silence;
+/// Nothing comes. Notes the places of sessions whose timers are looked at.
+#[derive(Default)]
+struct Silence {
+    looked: Vec<usize>,
+}
 
 impl Backend for Silence {
     const SPINS_MAX: u32 = 0;
@@ -26,7 +29,9 @@ impl Backend for Silence {
         Ok(0)
     }
 
-    fn tick<G: Gate>(&mut self, _: &mut Plane<G>, _: usize) {}
+    fn tick<G: Gate>(&mut self, _: &mut Plane<G>, place: usize) {
+        self.looked.push(place);
+    }
 
     fn answer<G: Gate>(&mut self, _: &mut Plane<G>, _: Answer) -> bool {
         true
@@ -69,7 +74,7 @@ fn a_worker_does_not_outlive_its_screener() {
     let plane = plane();
     let screener = screener_of(&plane);
     screener.end_by_itself();
-    let worker = Worker::new(Silence, plane, Queues::default(), screener);
+    let worker = Worker::new(Silence::default(), plane, Queues::default(), screener);
     assert!(worker.run().is_err());
 }
 
@@ -92,7 +97,7 @@ fn no_command_is_taken_that_the_screener_cannot_be_told_of() {
     }
     // Somebody else's, so that nobody hears what this one tells.
     let screener = screener_of(&plane());
-    let worker = Worker::new(Silence, plane(), queues.clone(), screener);
+    let worker = Worker::new(Silence::default(), plane(), queues.clone(), screener);
     let worker = std::thread::spawn(move || worker.run());
     let deadline = Instant::now() + Duration::from_secs(10);
     while queues.commands.len() > 1 {
@@ -158,13 +163,14 @@ fn a_block_is_told_of_whoever_had_the_number_when_it_was_lent() {
     ] {
         assert!(queues.commands.push(command).is_ok());
     }
-    let mut worker = Worker::new(Silence, plane, queues.clone(), screener);
+    let mut worker = Worker::new(Silence::default(), plane, queues.clone(), screener);
     worker.take_commands();
     worker.tick(now);
     let told: Vec<_> = std::iter::from_fn(|| queues.returned.pop())
         .map(|returned| match returned {
             Returned::Session(session) => ("session", Some(session.plan.public_key[0])),
             Returned::Forwarding(_) => ("forwarding", None),
+            Returned::Reach(_) => ("reach", None),
             Returned::Sockets(_) => ("sockets", None),
             Returned::Block(event, holder) => {
                 let whose = holder.map(|holder| holder.wireguard_public_key[0]);
@@ -181,4 +187,18 @@ fn a_block_is_told_of_whoever_had_the_number_when_it_was_lent() {
         ("released", None),
     ];
     assert_eq!(told, expected);
+}
+
+/// A peer of the last run has no service until it is greeted.
+#[test]
+fn a_new_session_is_looked_at_at_once() {
+    let (plane, queues) = (plane(), Queues::default());
+    let screener = screener_of(&plane);
+    let identity = Identity::new([9; 32]);
+    let session = session(&identity, 1);
+    let place = session.plan.index.place() as usize;
+    assert!(queues.commands.push(Command::Install(session)).is_ok());
+    let mut worker = Worker::new(Silence::default(), plane, queues, screener);
+    worker.take_commands();
+    assert_eq!(worker.io.looked, [place]);
 }

@@ -162,12 +162,17 @@ impl Home {
         self.path("run")
     }
 
-    /// Writes the configuration with `more` in its section.
+    /// Writes the configuration with `more` in its section. The tests' world is private: clients may
+    /// reach it, unless `more` says what they may.
     pub fn configure(&self, clients: &str, uplink: &str, more: &str) {
+        let reach = match more.contains("reach") {
+            true => "",
+            false => "[dataplane.reach]\nprivate = [\"10.77.2.0/24\", \"fd77:2::/64\"]",
+        };
         let text = format!(
             "runtime_dir = \"{}\"\ndata_dir = \"{}\"\n[dataplane]\nclient_interface = \"{clients}\"\n\
              uplink_interface = \"{uplink}\"\nkey_file = \"{}\"\ninner_subnet = \"10.78.0.0/16\"\n\
-             slots_max = 64\nsessions_max = 64\n{more}\n",
+             slots_max = 64\nsessions_max = 64\n{more}\n{reach}\n",
             self.runtime_dir().display(),
             self.path("data").display(),
             self.path("gateway.key").display(),

@@ -11,6 +11,7 @@ pub mod files;
 pub mod hostile;
 pub mod interrupt;
 pub mod origin;
+pub mod probe;
 pub mod process;
 pub mod product;
 pub mod report;

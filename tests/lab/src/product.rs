@@ -28,6 +28,8 @@ use crate::{
 
 const READY_WAIT: Duration = Duration::from_secs(30);
 const COMMAND_WAIT: Duration = Duration::from_secs(90);
+/// What clients reach beside public addresses: where the origin is.
+const WORLD: &str = "private = [\"10.77.2.0/24\", \"fd77:2::/64\"]";
 /// Milliseconds between blocks.
 const BLOCK_INTERVAL_MS: u32 = 100;
 /// A batch every two seconds, so that nobody waits long for the main chain.
@@ -283,6 +285,8 @@ impl Provider {
             lifetime,
         };
         let of = |name: &str| made[name].as_str().map(str::to_owned);
+        // The origin's network is a private one.
+        add_section(&topnet.config, "dataplane.reach", WORLD)?;
         let payee = of("payee").context("no payee")?;
         let main_genesis = of("main_genesis").context("no genesis")?;
         Ok(Self {
@@ -310,10 +314,7 @@ impl Provider {
 
     /// Adds a section at the end of the configuration.
     pub fn add_section(&self, section: &str, lines: &str) -> Result<()> {
-        let config = self.topnet.config();
-        let text = fs::read_to_string(config)?;
-        fs::write(config, format!("{text}\n[{section}]\n{lines}\n"))
-            .with_context(|| format!("cannot write {}", config.display()))
+        add_section(self.topnet.config(), section, lines)
     }
 
     /// Writes a line at the start of a section of the configuration.
@@ -442,6 +443,14 @@ pub fn runtime_dir(run_dir: &RunDir) -> PathBuf {
 fn secret(file: &Path, passphrase: &Path) -> Result<SecretKey> {
     let read = || key_file::read(file, &key_file::passphrase(Some(passphrase))?);
     read().with_context(|| format!("cannot read the key {}", file.display()))
+}
+
+fn add_section(config: &Path, section: &str, lines: &str) -> Result<()> {
+    let add = || {
+        let text = fs::read_to_string(config)?;
+        fs::write(config, format!("{text}\n[{section}]\n{lines}\n"))
+    };
+    add().with_context(|| format!("cannot write {}", config.display()))
 }
 
 fn all_answer(status: &serde_json::Value) -> bool {

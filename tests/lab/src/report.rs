@@ -29,6 +29,8 @@ pub struct Report {
     pub files: Vec<Transferred>,
     /// What was ended in the middle.
     pub kills: Vec<Kill>,
+    /// What was stopped and started in order.
+    pub restarts: Vec<Restart>,
     /// What was tried to get more than is due.
     pub cheats: Vec<Cheat>,
     /// What happened by chance.
@@ -150,6 +152,22 @@ pub struct Kill {
     pub stalled_ms: u64,
     /// From its return until bytes arrive that were paid for after it.
     pub resumed_ms: u64,
+}
+
+/// A process that was stopped and started in order.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Restart {
+    /// Which.
+    pub process: String,
+    /// The longest that no datagram came back, of one every 10 ms.
+    pub outage_ms: u64,
+    /// From the order to stop until a running download had more bytes.
+    pub download_ms: u64,
+}
+
+impl Restart {
+    /// What an orderly restart may cost: anybody on a call hears a gap and no more.
+    pub const OUTAGE_MS_MAX: u64 = 1_000;
 }
 
 /// What traffic does while a process is down.
@@ -315,6 +333,12 @@ impl Report {
                 self.cheats.iter().all(|cheat| cheat.refused),
             ),
             (
+                "an orderly restart is over within a second",
+                self.restarts
+                    .iter()
+                    .all(|restart| restart.outage_ms < Restart::OUTAGE_MS_MAX),
+            ),
+            (
                 "WireGuard moved no less than was billed",
                 self.client.transfer_bytes >= self.bytes.usage,
             ),
@@ -463,6 +487,12 @@ impl Report {
                 "  kill {:<17} {:>14}   bytes had arrived; {traffic}, flowed {} ms after the return, \
                  stood still for {} ms\n",
                 kill.process, kill.at_bytes, kill.resumed_ms, kill.stalled_ms
+            ));
+        }
+        for restart in &self.restarts {
+            text.push_str(&format!(
+                "  restart {:<14} {:>14}   ms without a datagram (outage); a download went on after {} ms\n",
+                restart.process, restart.outage_ms, restart.download_ms
             ));
         }
         for Cheat {

@@ -15,7 +15,7 @@ use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use rustix::event::{EventfdFlags, eventfd};
 use topnet_account::ChannelId;
-use topnet_config::{InnerNetwork, Ipv4Subnet};
+use topnet_config::{InnerNetwork, Ipv4Subnet, Reach};
 use topnet_dataplane::accounting::{Accounting, Gate};
 use topnet_dataplane::drops::{DropCounters, DropReason};
 use topnet_dataplane::forwarding::{
@@ -171,6 +171,11 @@ fn start<G: Gate + Send + 'static>(
     let commands = [
         WorkerCommand::Install(session(&identity)?),
         WorkerCommand::Forwarding(Arc::new(forwarding)),
+        // The measured world is private.
+        WorkerCommand::Reach(Arc::new(Reach {
+            private: vec!["10.77.0.0/16".parse()?],
+            ..Reach::default()
+        })),
     ];
     for command in commands {
         let pushed = queues.commands.push(command);

@@ -61,6 +61,8 @@ impl Product {
             backend.io(),
             nat.unwrap_or_default(),
         );
+        // The measured world is private.
+        let text = text + "[dataplane.reach]\nprivate = [\"10.77.2.0/24\"]\n";
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         Ok(file)
     }

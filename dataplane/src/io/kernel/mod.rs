@@ -466,7 +466,7 @@ impl Kernel {
                 Content::Message(endpoint) => {
                     self.handle_message(plane, endpoint, &parcel.data[..bytes]);
                 }
-                Content::Packet => {
+                Content::Packet | Content::Relayed => {
                     let path = &mut self.path;
                     self.ends.seal(plane, path, &mut parcel.data, bytes);
                 }

@@ -167,7 +167,7 @@ fn every_refusal_of_ipv6_has_its_reason_and_no_bill() {
         (
             "a link of ours",
             udp(INNER6, address("fe80::1"), 64, 8),
-            DropReason::NoRoute,
+            DropReason::PrivateNetwork,
         ),
         (
             "elsewhere",

@@ -7,14 +7,14 @@ use crate::session::Addresses;
 use crate::team::{Team, wakes};
 
 /// A worker with a session, and one beside it that receives everything.
-struct Pair {
-    bench: Bench,
-    other: Plane<OpenGate>,
+pub(super) struct Pair {
+    pub(super) bench: Bench,
+    pub(super) other: Plane<OpenGate>,
     others_path: EthernetPath,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut seats = Team::seats(wakes(2).unwrap(), 2_048);
         let screening = Arc::new(Screening::new(2));
         let identity = Arc::new(Identity::new([9; 32]));
@@ -35,7 +35,7 @@ impl Pair {
     }
 
     /// The other worker receives a frame, and the session's does what was passed to it.
-    fn frame(&mut self, port: PortIndex, frame: &[u8]) -> Vec<(PortIndex, Vec<u8>)> {
+    pub(super) fn frame(&mut self, port: PortIndex, frame: &[u8]) -> Vec<(PortIndex, Vec<u8>)> {
         let mut out = [0; BUFFER];
         let mut arrived = [frame, &[0xab; PADDING_BYTES - 1]].concat();
         let (path, other) = (&mut self.others_path, &mut self.other);
@@ -44,7 +44,7 @@ impl Pair {
         self.take()
     }
 
-    fn take(&mut self) -> Vec<(PortIndex, Vec<u8>)> {
+    pub(super) fn take(&mut self) -> Vec<(PortIndex, Vec<u8>)> {
         let mut sent = Vec::new();
         let mut out = [0; BUFFER];
         let Bench { plane, path, .. } = &mut self.bench;
@@ -57,7 +57,7 @@ impl Pair {
         sent
     }
 
-    fn sealed(&mut self, packet: &[u8]) -> Vec<u8> {
+    pub(super) fn sealed(&mut self, packet: &[u8]) -> Vec<u8> {
         let mut buffer = [0; 2048];
         match self.bench.client.encapsulate(packet, &mut buffer) {
             TunnResult::WriteToNetwork(message) => outer(message),

@@ -13,14 +13,16 @@ use serde_json::Value;
 
 use crate::{
     origin::Origin,
+    probe::Probe,
     process::output,
-    report::Report,
+    report::{Report, Restart},
     topology::{CLIENT, ORIGIN6},
 };
 
 use super::{
     TRANSFER_WAIT,
     lab::{Lab, Opened, number, tunnel_name},
+    outage::millis,
     paid_download::{ALLOCATION_UNITS, DOWNLOAD_BYTES, Download},
 };
 
@@ -30,6 +32,8 @@ pub(super) const POOL: &str = "198.51.100.0/28";
 pub(super) const INNER_SUBNET6: &str = "fd78::/64";
 /// Slow enough that something can happen in the middle.
 const RATE_BYTES_PER_S: u64 = 16 << 20;
+/// How long datagrams come back before a restart, and after it.
+const PROBED: Duration = Duration::from_millis(500);
 /// Where the client goes.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 3);
 /// WireGuard's keys are changed after two minutes of use (REKEY_AFTER_TIME).
@@ -45,18 +49,29 @@ impl Lab<'_> {
         let download = self.begin_download(DOWNLOAD_BYTES)?;
         self.until_half(&download)?;
         self.say("stopping and starting the data plane");
-        let began = Instant::now();
+        let probe = Probe::start(&self.topology)?;
         let interrupt = self.options.interrupt;
+        interrupt.sleep(PROBED)?;
+        let began = Instant::now();
         self.provider
             .restart("dataplane", &self.topology, &self.run_dir, interrupt)?;
         let before = download.bytes();
         interrupt.wait("the download goes on", TRANSFER_WAIT, || {
             Ok((download.bytes() > before).then_some(()))
         })?;
+        let download_ms = millis(began.elapsed());
+        interrupt.sleep(PROBED)?;
+        let returns = probe.stop()?;
+        let outage_ms = millis(returns.silence_max);
         self.say(&format!(
-            "the download went on after {} ms",
-            began.elapsed().as_millis()
+            "nothing came back for {outage_ms} ms; the download went on after {download_ms} ms"
         ));
+        ensure!(returns.returned > 0, "no datagram came back: {returns:?}");
+        report.restarts.push(Restart {
+            process: "dataplane".to_owned(),
+            outage_ms,
+            download_ms,
+        });
         self.finish_download(download, report)?;
         let clients = self.origin.clients_of("download")?;
         let shared = |address: &IpAddr| match address {
