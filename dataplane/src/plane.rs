@@ -31,6 +31,7 @@ use topnet_unit::Slot;
 use self::relay::{Origin, Relay};
 use self::sessions::Sessions;
 use crate::accounting::{Accounting, Gate};
+use crate::capture::Tap;
 use crate::drops::{DropCounters, DropReason};
 use crate::handshakes::guard::Guard;
 use crate::handshakes::{Screener, Screening};
@@ -132,6 +133,8 @@ pub struct Plane<G = Accounting> {
     responses: Guard,
     owners: Owners,
     relay: Relay,
+    /// Where inner packets are copied to, while somebody looks.
+    tap: Option<Arc<Tap>>,
     gate: G,
     translation: Option<Translation>,
     /// When the burst began, by the monotonic clock.
@@ -159,6 +162,7 @@ impl<G: Gate> Plane<G> {
             responses: Guard::new(RESPONSES_UNPROVEN_PER_SECOND_MAX),
             owners: Owners::new(config.inner),
             relay: Relay::new(&config),
+            tap: None,
             gate,
             translation: None,
             now_ns: 0,
@@ -374,6 +378,13 @@ impl<G: Gate> Plane<G> {
         if self.owners.of(ip.source) != Some(index) {
             return Err(DropReason::SourceNotAllowed);
         }
+        if let Some(tap) = &self.tap {
+            tap.copy(
+                &session.plan.public_key,
+                &packet[..ip.total_bytes],
+                self.now_ns,
+            );
+        }
         if self.config.inner.is_some() && self.owners.is_inside(ip.destination) {
             return self.relay(path, index, &ip, out);
         }
@@ -494,6 +505,13 @@ impl<G: Gate> Plane<G> {
             decrement_hops(packet);
         }
         segment_size::clamp(&mut packet[..ip.total_bytes], self.config.inner_mtu);
+        if let Some(tap) = &self.tap {
+            tap.copy(
+                &session.plan.public_key,
+                &packet[..ip.total_bytes],
+                self.now_ns,
+            );
+        }
         packet[ip.total_bytes..padded_bytes].fill(0);
         let sealed = session.tunnel.encapsulate(&packet[..padded_bytes], room);
         let TunnResult::WriteToNetwork(message) = sealed else {

@@ -631,6 +631,7 @@ fn a_removed_session_is_gone_and_its_key_may_come_back() {
 
 mod handshakes;
 mod relay;
+mod taps;
 mod team;
 
 proptest! {
