@@ -216,3 +216,32 @@ fn within_timeout() -> context::Context {
     context.deadline = Instant::now() + ANSWER_TIMEOUT;
     context
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{net::UnixListener, time::timeout};
+
+    /// A data plane that comes back at once has no sessions, and nobody waits for a look that is due
+    /// in a second.
+    #[tokio::test]
+    async fn the_end_of_a_connection_is_heard_of_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let processes = Processes::below(dir.path());
+        let path = SocketName::Dataplane.below(dir.path());
+        let listener = UnixListener::bind(&path).unwrap();
+        let peer = &processes.dataplane;
+        let asked = peer.ask(|client, context| async move { client.status(context).await });
+        let ended = async {
+            let (connection, _) = listener.accept().await.unwrap();
+            // It is there, and then it is not.
+            let early = timeout(Duration::from_millis(50), peer.lost()).await;
+            assert!(early.is_err(), "nothing was lost yet");
+            drop(connection);
+        };
+        let (answer, ()) = tokio::join!(asked, ended);
+        assert!(answer.is_err());
+        let heard = timeout(Duration::from_millis(500), peer.lost()).await;
+        assert!(heard.is_ok(), "it is not heard of");
+    }
+}

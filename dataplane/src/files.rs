@@ -1,12 +1,33 @@
 //! Files that the process keeps for itself.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use tokio::net::UnixListener;
 
 /// Nobody else may read them.
 const MODE: u32 = 0o600;
+
+/// Listens at `path`, in place of a socket that a dead run left there. From its first moment on the
+/// socket is for nobody else. An error if somebody answers at it.
+pub(crate) fn listen_private(path: &Path) -> io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let before = rustix::process::umask(Mode::from_raw_mode(0o077));
+    let bound = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = bound?;
+    fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    Ok(listener)
+}
 
 /// Puts a file that nobody else may read in the place of what stands at `path`. A reader sees all of
 /// it or what was there, also after a loss of power.

@@ -20,6 +20,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod accounting;
+mod capture;
 pub mod drops;
 pub mod endpoints;
 mod error;

@@ -32,6 +32,7 @@ use topnet_unit::Slot;
 use self::relay::{Origin, Relay};
 use self::sessions::Sessions;
 use crate::accounting::{Accounting, Gate};
+use crate::capture::Tap;
 use crate::drops::{DropCounters, DropReason};
 use crate::fairness::{Counted, Fairness};
 use crate::handshakes::guard::Guard;
@@ -140,6 +141,8 @@ pub struct Plane<G = Accounting> {
     responses: Guard,
     owners: Owners,
     relay: Relay,
+    /// Where inner packets are copied to, while somebody looks.
+    tap: Option<Arc<Tap>>,
     gate: G,
     fairness: Fairness,
     translation: Option<Translation>,
@@ -168,6 +171,7 @@ impl<G: Gate> Plane<G> {
             responses: Guard::new(RESPONSES_UNPROVEN_PER_SECOND_MAX),
             owners: Owners::new(config.inner),
             relay: Relay::new(&config),
+            tap: None,
             gate,
             fairness: Fairness::for_sessions(config.sessions_max, false),
             translation: None,
@@ -410,6 +414,13 @@ impl<G: Gate> Plane<G> {
         if self.owners.of(ip.source) != Some(index) {
             return Err(DropReason::SourceNotAllowed);
         }
+        if let Some(tap) = &self.tap {
+            tap.copy(
+                &session.plan.public_key,
+                &packet[..ip.total_bytes],
+                self.now_ns,
+            );
+        }
         if self.config.inner.is_some() && self.owners.is_inside(ip.destination) {
             return self.relay(path, index, &ip, out);
         }
@@ -543,6 +554,13 @@ impl<G: Gate> Plane<G> {
             decrement_hops(packet);
         }
         segment_size::clamp(&mut packet[..ip.total_bytes], self.config.inner_mtu);
+        if let Some(tap) = &self.tap {
+            tap.copy(
+                &session.plan.public_key,
+                &packet[..ip.total_bytes],
+                self.now_ns,
+            );
+        }
         packet[ip.total_bytes..padded_bytes].fill(0);
         let sealed = session.tunnel.encapsulate(&packet[..padded_bytes], room);
         let TunnResult::WriteToNetwork(message) = sealed else {

@@ -151,6 +151,12 @@ impl Registry {
         Ok(operators.apply(set, &mut self.indices)?.orders)
     }
 
+    /// True if there is a session for this key, whoever pays for it.
+    #[must_use]
+    pub fn has_peer(&self, key: &[u8; 32]) -> bool {
+        self.standing.contains_key(key) || self.is_operators(key)
+    }
+
     fn is_operators(&self, key: &[u8; 32]) -> bool {
         let operators = self.operators.as_ref();
         operators.is_some_and(|operators| operators.standing(&PublicKey(*key)).is_some())

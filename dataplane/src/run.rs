@@ -19,6 +19,7 @@ use topnet_config::{Config, Dataplane};
 use topnet_unit::{Access, BootId, CreditTable, Handover, Header, Mapping, Producer, UsageTable};
 
 use crate::accounting::{Accounting, Gate};
+use crate::capture::CaptureSocket;
 use crate::drops::DropCounters;
 use crate::endpoints::Endpoints;
 use crate::error::{INNER_PREFIX_BITS_MIN, RunError, system};
@@ -112,6 +113,17 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
     };
 
     let reload = Reload::new(config, section, path);
+    let captures_path = SocketName::Captures.below(&config.runtime_dir);
+    let captures = CaptureSocket::listen(&captures_path);
+    if let Err(error) = &captures {
+        tracing::error!(%error, path = %captures_path.display(), "no packets can be captured");
+    }
+    let serve_captures = async {
+        match &captures {
+            Ok(socket) => socket.serve(&shared, section.inner_mtu.into()).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -120,6 +132,7 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
             ended.map_err(RunError::from)
         }
         () = reload.serve(&mut hangup, &shared) => Ok(()),
+        () = serve_captures => Ok(()),
         () = shared.reap_for_ever() => Ok(()),
         () = shared.remember_for_ever() => Ok(()),
         () = hand_over(&tables, &handover) => Ok(()),

@@ -166,11 +166,12 @@ impl Shared {
             .reap(|returned| self.take_back(registry, returned));
     }
 
-    fn take_back(&self, registry: &mut Registry, returned: Returned) {
+    pub(crate) fn take_back(&self, registry: &mut Registry, returned: Returned) {
         match returned {
             Returned::Session(session) => registry.returned(&session),
             Returned::Forwarding(forwarding) => drop(forwarding),
             Returned::Reach(reach) => drop(reach),
+            Returned::Tap(tap) => drop(tap),
             Returned::Sockets(sockets) => drop(sockets),
             Returned::Block(event, holder) => self.note_block(&event, holder),
         }

@@ -17,6 +17,7 @@ use topnet_config::Reach;
 use topnet_nat::{BlockEvent, BlockEventKind};
 
 use crate::accounting::{Accounting, Gate};
+use crate::capture::Tap;
 use crate::forwarding::Forwarding;
 use crate::handshakes::{Answer, ScreenerThread};
 use crate::io::{Backend, Sockets};
@@ -62,6 +63,8 @@ pub enum Command {
     Reach(Arc<Reach>),
     /// How fast paying sessions may go from now on.
     Rates(SessionRates),
+    /// Where inner packets are copied to, if anywhere.
+    Tap(Option<Arc<Tap>>),
     /// Other sockets to listen on, where the kernel's are the way.
     Sockets(Sockets),
     /// New routes and neighbours.
@@ -87,6 +90,8 @@ pub enum Returned {
     Forwarding(Arc<Forwarding>),
     /// What peers reached before.
     Reach(Arc<Reach>),
+    /// Where nothing is copied to any more.
+    Tap(Arc<Tap>),
     /// Sockets that nothing is received from any more.
     Sockets(Sockets),
     /// A block of public ports that was lent, and to whose session, or that came back.
@@ -237,6 +242,7 @@ impl<I: Backend, G: Gate> Worker<I, G> {
                     self.plane.change_rates(&rates);
                     None
                 }
+                Some(Command::Tap(tap)) => self.plane.change_tap(tap).map(Returned::Tap),
                 Some(Command::Sockets(sockets)) => {
                     Some(Returned::Sockets(self.io.replace_sockets(sockets)))
                 }

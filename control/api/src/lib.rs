@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod capture;
 mod dataplane;
 mod error;
 mod history;
@@ -19,6 +20,10 @@ mod settlement;
 mod socket;
 mod tower;
 
+pub use capture::{
+    CAPTURE_ALL, CAPTURE_PEER, CAPTURE_REFUSED, CaptureRecord, PCAP_HEADER_BYTES,
+    PCAP_RECORD_BYTES, pcap_header,
+};
 pub use dataplane::{
     Assignment, Assignments, Dataplane, DataplaneClient, DataplaneStatus, DesiredSession,
     DesiredSessions, DropCount, InstallReport, InstalledSession, IoStatus, NatStatus,

@@ -33,6 +33,8 @@ pub enum SocketName {
     Dataplane,
     /// The data plane's tables, handed over as file descriptors.
     Tables,
+    /// Copies of inner packets, handed over by the data plane.
+    Captures,
     /// Requests to metering.
     Metering,
     /// Requests to settlement.
@@ -51,6 +53,7 @@ impl fmt::Display for SocketName {
         f.write_str(match self {
             Self::Dataplane => "dataplane.sock",
             Self::Tables => "tables.sock",
+            Self::Captures => "captures.sock",
             Self::Metering => "metering.sock",
             Self::Settlement => "settlement.sock",
         })

@@ -16,7 +16,7 @@ use super::since::Since;
 
 pub(super) use connect::Connect;
 pub(super) use log::{LogCommand, SegmentName};
-pub(super) use vpn::{VpnAdd, VpnCommand};
+pub(super) use vpn::{VpnAdd, VpnCapture, VpnCommand};
 
 /// Sells and buys traffic, paid unit by unit.
 #[derive(Debug, Parser)]

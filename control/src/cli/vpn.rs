@@ -28,17 +28,24 @@ use super::{
 };
 use crate::provider::PERSISTENT_KEEPALIVE_S;
 
+mod capture;
+
 pub(super) fn execute(
     options: &Options,
     command: VpnCommand,
     output: Output,
 ) -> Result<(), CliError> {
     let config = Config::load(&options.config)?;
+    // Clients' packets are looked at where there are no other peers as well.
+    if let VpnCommand::Capture(capture) = &command {
+        return capture::execute(&config, capture, output);
+    }
     let gateway = Gateway::of(&config)?;
     match command {
         VpnCommand::Peers => gateway.peers(output),
         VpnCommand::Add(add) => gateway.add(&add, output),
         VpnCommand::Remove { peer } => gateway.remove(&peer, output),
+        VpnCommand::Capture(_) => Ok(()),
     }
 }
 

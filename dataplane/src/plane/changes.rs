@@ -9,6 +9,7 @@ use topnet_uapi::IpNetwork;
 
 use super::Plane;
 use crate::accounting::Gate;
+use crate::capture::Tap;
 use crate::handshakes::Notice;
 use crate::nat_log::Holder;
 use crate::owners::Owners;
@@ -112,6 +113,11 @@ impl<G: Gate> Plane<G> {
     /// The interface's largest packet is another.
     pub fn change_inner_mtu(&mut self, bytes: usize) {
         self.config.inner_mtu = bytes;
+    }
+
+    /// Copies inner packets there from now on, if anywhere; gives back where they were copied to.
+    pub fn change_tap(&mut self, tap: Option<Arc<Tap>>) -> Option<Arc<Tap>> {
+        std::mem::replace(&mut self.tap, tap)
     }
 
     /// Sessions that somebody pays for go so fast from now on.

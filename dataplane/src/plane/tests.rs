@@ -654,6 +654,7 @@ mod answers;
 mod handshakes;
 mod ipv6;
 mod relay;
+mod taps;
 mod team;
 
 proptest! {

@@ -3,20 +3,21 @@
 //! Who may open it is told the interface's private key, so it is root's alone. Connections are
 //! answered a few at a time, and one that says nothing is closed: `wg` never pauses.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::Mode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use topnet_uapi::{DeviceStatus, Errno, Limits, Request, RequestReader, Set};
 use zeroize::Zeroizing;
+
+use crate::files::listen_private;
 
 /// Where WireGuard's tools look.
 pub const WIREGUARD_DIR: &str = "/run/wireguard";
@@ -54,19 +55,7 @@ impl ConfigurationSocket {
             builder.recursive(true).mode(0o755).create(directory)?;
         }
         let path = directory.join(format!("{interface}.sock"));
-        if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        // From its first moment on, the socket is for nobody else.
-        let before = rustix::process::umask(Mode::from_raw_mode(0o077));
-        let bound = UnixListener::bind(&path);
-        rustix::process::umask(before);
-        let listener = bound?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        let listener = listen_private(&path)?;
         Ok(Self { path, listener })
     }
 

@@ -171,6 +171,7 @@ fn a_block_is_told_of_whoever_had_the_number_when_it_was_lent() {
             Returned::Session(session) => ("session", Some(session.plan.public_key[0])),
             Returned::Forwarding(_) => ("forwarding", None),
             Returned::Reach(_) => ("reach", None),
+            Returned::Tap(_) => ("tap", None),
             Returned::Sockets(_) => ("sockets", None),
             Returned::Block(event, holder) => {
                 let whose = holder.map(|holder| holder.wireguard_public_key[0]);

@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, value_parser};
 use topnet_api::WireguardPublicKey;
 use topnet_uapi::IpNetwork;
 
@@ -18,6 +18,25 @@ pub(in crate::cli) enum VpnCommand {
         /// Its public key.
         peer: WireguardPublicKey,
     },
+    /// Write peers' packets, as they are inside the tunnel, to a file that tcpdump and Wireshark
+    /// read. It ends after a time or a number of packets, or with Ctrl-C.
+    Capture(VpnCapture),
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct VpnCapture {
+    /// Write them there, for the file's owner alone.
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli) out: PathBuf,
+    /// The one peer whose packets are wanted; everybody's if left out.
+    #[arg(long, value_name = "KEY")]
+    pub(in crate::cli) peer: Option<WireguardPublicKey>,
+    /// End after so many seconds.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub(in crate::cli) seconds: Option<u64>,
+    /// End after so many packets.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub(in crate::cli) packets: Option<u64>,
 }
 
 #[derive(Debug, Args)]

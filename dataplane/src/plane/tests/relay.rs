@@ -51,12 +51,12 @@ fn with_another(payer: Option<Payer>) -> (Bench, Tunn) {
     else {
         panic!("no initiation");
     };
-    let (_, answer) = bench.client_sends(&init.to_vec()).expect("an answer");
+    let (_, answer) = bench.client_sends(init).expect("an answer");
     let received = other.decapsulate(None, &answer[OUTER_BYTES..], &mut buffer);
     let TunnResult::WriteToNetwork(keepalive) = received else {
         panic!("no keepalive");
     };
-    bench.client_sends(&keepalive.to_vec());
+    bench.client_sends(keepalive);
     bench.metering.credit.grant(OTHERS_SLOT, ENOUGH);
     assert_eq!(bench.dropped(), []);
     (bench, other)
@@ -106,7 +106,7 @@ fn an_operator_s_own_peer_reaches_what_is_named_for_it() {
     let TunnResult::WriteToNetwork(sealed) = own.encapsulate(&packet, &mut buffer) else {
         panic!("no keys");
     };
-    let (port, _) = bench.client_sends(&sealed.to_vec()).expect("it is allowed");
+    let (port, _) = bench.client_sends(sealed).expect("it is allowed");
     assert_eq!((port, bench.dropped()), (UPLINK_PORT, vec![]));
     assert_eq!(bench.up(&udp(INNER, ORIGIN, 64, 100)), None);
     assert_eq!(bench.dropped(), [(DropReason::PrivateNetwork, 1)]);
@@ -190,7 +190,7 @@ fn a_site_of_an_operator_s_peer_is_reached_through_the_tunnel() {
     let TunnResult::WriteToNetwork(sealed) = site.encapsulate(&answer, &mut buffer) else {
         panic!("no keys");
     };
-    let (_, frame) = bench.client_sends(&sealed.to_vec()).expect("both ways");
+    let (_, frame) = bench.client_sends(sealed).expect("both ways");
     let received = opened(&mut bench.client, &frame);
     assert_eq!(received[IPV4_BYTES..], answer[IPV4_BYTES..]);
     assert_eq!(bench.usage(), (packet.len() + answer.len()) as u64);

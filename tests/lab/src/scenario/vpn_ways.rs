@@ -3,7 +3,9 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{IpAddr, Ipv4Addr},
+    os::unix::fs::PermissionsExt,
     process::Command,
     time::{Duration, Instant},
 };
@@ -17,6 +19,7 @@ use crate::{
     process::output,
     report::{Report, Restart},
     topology::{CLIENT, ORIGIN6},
+    users,
 };
 
 use super::{
@@ -34,6 +37,8 @@ pub(super) const INNER_SUBNET6: &str = "fd78::/64";
 const RATE_BYTES_PER_S: u64 = 16 << 20;
 /// How long datagrams come back before a restart, and after it.
 const PROBED: Duration = Duration::from_millis(500);
+/// Packets that the operator looks at.
+const CAPTURED_PACKETS: u64 = 50;
 /// Where the client goes.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 3);
 /// WireGuard's keys are changed after two minutes of use (REKEY_AFTER_TIME).
@@ -52,6 +57,7 @@ impl Lab<'_> {
         let probe = Probe::start(&self.topology)?;
         let interrupt = self.options.interrupt;
         interrupt.sleep(PROBED)?;
+        self.capture()?;
         let began = Instant::now();
         self.provider
             .restart("dataplane", &self.topology, &self.run_dir, interrupt)?;
@@ -152,6 +158,32 @@ impl Lab<'_> {
         );
         self.close_and_reconcile(&channel, report)?;
         Ok(channel)
+    }
+
+    /// The operator looks at what is in the tunnel, by the data plane's user, whose socket it is.
+    fn capture(&self) -> Result<()> {
+        let file = self.run_dir.join("data/dataplane/capture.pcap");
+        let out = file.to_str().context("a path that is not UTF-8")?;
+        let count = CAPTURED_PACKETS.to_string();
+        let words = ["vpn", "capture", "--out", out, "--packets", &count];
+        let (provider, interrupt) = (&self.topology.provider, self.options.interrupt);
+        let topnet = self.provider.topnet.run_by(users::DATAPLANE);
+        let captured: Value = topnet.ask(provider, interrupt, &words)?;
+        ensure!(
+            number(&captured["packets"]) == Some(CAPTURED_PACKETS),
+            "`topnet vpn capture` said {captured}"
+        );
+        let mode = fs::metadata(&file)?.permissions().mode() & 0o777;
+        ensure!(mode == 0o600, "the capture's mode is {mode:o}");
+        let bytes = fs::read(&file)?;
+        let inner = u32::from(Ipv4Addr::new(10, 78, 0, 0)).to_be_bytes();
+        // Behind the file's header and a record's, the first packet: one end is the client's.
+        let ends = bytes.get(24 + 16 + 12..24 + 16 + 20).context("no packet")?;
+        ensure!(
+            ends[..2] == inner[..2] || ends[4..6] == inner[..2],
+            "the first packet is none of the tunnel's: {ends:?}"
+        );
+        Ok(())
     }
 
     fn until_half(&self, download: &Download) -> Result<()> {

@@ -1,0 +1,254 @@
+//! `topnet vpn capture`: what peers send and are sent inside the tunnel, in a pcap file.
+//!
+//! Only whole packets are written, so that a file which Ctrl-C ended is read like any other.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, ErrorKind, Read, Write},
+    net::Shutdown,
+    os::unix::{fs::OpenOptionsExt, net::UnixStream},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use topnet_api::{
+    CAPTURE_ALL, CAPTURE_PEER, CAPTURE_REFUSED, CaptureRecord, PCAP_HEADER_BYTES,
+    PCAP_RECORD_BYTES, SocketName, pcap_header,
+};
+use topnet_config::Config;
+use topnet_uapi::PublicKey;
+
+use crate::cli::{
+    arguments::VpnCapture,
+    error::CliError,
+    output::Output,
+    text::{Table, Text},
+};
+
+/// How long the data plane may take to begin, and to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the time is looked at while no packet comes.
+const LOOK_PERIOD: Duration = Duration::from_millis(50);
+const READ_BYTES: usize = 1 << 16;
+
+/// What was written.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Captured {
+    file: String,
+    packets: u64,
+    /// Packets that came faster than they were taken; there may be none of the last ones.
+    lost: u32,
+}
+
+impl Text for Captured {
+    fn text(&self) -> String {
+        Table::new(format!("captured to {}", self.file))
+            .row("packets", self.packets.to_string())
+            .row("lost", self.lost.to_string())
+            .end()
+    }
+}
+
+pub(super) fn execute(
+    config: &Config,
+    capture: &VpnCapture,
+    output: Output,
+) -> Result<(), CliError> {
+    let path = SocketName::Captures.below(&config.runtime_dir);
+    let unreachable = |error: &io::Error| {
+        CliError::new(
+            "capture",
+            format!("no packets are to be had at {}: {error}", path.display()),
+            "start the data plane, and run this as root or as its user",
+        )
+    };
+    let mut socket = UnixStream::connect(&path).map_err(|error| unreachable(&error))?;
+    let request = match capture.peer {
+        Some(key) => format!("{CAPTURE_PEER}{}\n", PublicKey(key.0)),
+        None => CAPTURE_ALL.to_owned(),
+    };
+    let mut header = [0; PCAP_HEADER_BYTES];
+    let began = socket
+        .set_read_timeout(Some(PATIENCE))
+        .and_then(|()| socket.write_all(request.as_bytes()))
+        .and_then(|()| socket.read_exact(&mut header[..CAPTURE_REFUSED.len()]));
+    began.map_err(|error| unreachable(&error))?;
+    if header.starts_with(CAPTURE_REFUSED.as_bytes()) {
+        let mut words = String::new();
+        socket
+            .read_to_string(&mut words)
+            .map_err(|error| unreachable(&error))?;
+        return Err(CliError::new(
+            "capture",
+            words.trim().to_owned(),
+            "`topnet vpn peers` lists the peers; one capture goes on at a time",
+        ));
+    }
+    socket
+        .read_exact(&mut header[CAPTURE_REFUSED.len()..])
+        .map_err(|error| unreachable(&error))?;
+    if header != pcap_header() {
+        return Err(unreachable(&ErrorKind::InvalidData.into()));
+    }
+    let mut file = private(&capture.out).map_err(|error| CliError::file(&capture.out, error))?;
+    output.progress(&format!("writing to {}", capture.out.display()));
+    let limits = Limits {
+        until: capture
+            .seconds
+            .map(|seconds| Instant::now() + Duration::from_secs(seconds)),
+        packets: capture.packets.unwrap_or(u64::MAX),
+    };
+    let copied = file
+        .write_all(&header)
+        .and_then(|()| copy(&mut socket, &mut file, &limits));
+    let (packets, lost) = copied.map_err(|error| CliError::file(&capture.out, error))?;
+    output.print(&Captured {
+        file: capture.out.display().to_string(),
+        packets,
+        lost,
+    });
+    Ok(())
+}
+
+/// When it is enough.
+struct Limits {
+    until: Option<Instant>,
+    packets: u64,
+}
+
+/// A new file that nobody else may read, in the place of what was there.
+fn private(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Copies packets until it is enough; how many, and how many were lost.
+fn copy(socket: &mut UnixStream, file: &mut impl Write, limits: &Limits) -> io::Result<(u64, u32)> {
+    socket.set_read_timeout(Some(LOOK_PERIOD))?;
+    let mut read = vec![0; READ_BYTES];
+    let (mut waiting, mut packets) = (Vec::new(), 0);
+    let mut closing: Option<Instant> = None;
+    loop {
+        let (whole, lost) = records(&waiting, &mut packets, limits.packets)?;
+        file.write_all(&waiting[whole.0])?;
+        if let Some(lost) = lost {
+            return Ok((packets, lost));
+        }
+        waiting.drain(..whole.1);
+        let over = limits.until.is_some_and(|until| Instant::now() >= until);
+        if closing.is_none() && (over || packets >= limits.packets) {
+            // What is under way still comes, and behind it how much is missing.
+            socket.shutdown(Shutdown::Write)?;
+            closing = Some(Instant::now() + PATIENCE);
+        }
+        if closing.is_some_and(|until| Instant::now() >= until) {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        match socket.read(&mut read) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(bytes) => waiting.extend(&read[..bytes]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A part of what waits that is to be written, and how much of it is done with.
+type Whole = (std::ops::Range<usize>, usize);
+
+/// Looks through whole records: what of them is to be written, and how many packets were lost if
+/// that is said. Beyond `packets_max` they are left out.
+fn records(
+    waiting: &[u8],
+    packets: &mut u64,
+    packets_max: u64,
+) -> io::Result<(Whole, Option<u32>)> {
+    let (mut at, mut written) = (0, 0);
+    while let Some((record, rest)) = waiting[at..].split_first_chunk::<PCAP_RECORD_BYTES>() {
+        match CaptureRecord::from_bytes(*record).ok_or(ErrorKind::InvalidData)? {
+            CaptureRecord::End { lost } => return Ok(((0..written, at), Some(lost))),
+            CaptureRecord::Packet { bytes, .. } if rest.len() < bytes as usize => break,
+            CaptureRecord::Packet { bytes, .. } => {
+                at += PCAP_RECORD_BYTES + bytes as usize;
+                if *packets < packets_max {
+                    *packets += 1;
+                    written = at;
+                }
+            }
+        }
+    }
+    Ok(((0..written, at), None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn packet(bytes: u8) -> Vec<u8> {
+        let record = CaptureRecord::Packet {
+            at: Duration::from_secs(1),
+            bytes: bytes.into(),
+        };
+        [&record.to_bytes()[..], &vec![bytes; bytes.into()]].concat()
+    }
+
+    /// What is written of these bytes, which come in pieces of any length.
+    fn written(stream: &[u8], piece: usize, packets: u64) -> (Vec<u8>, io::Result<(u64, u32)>) {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let stream = stream.to_vec();
+        let sender = std::thread::spawn(move || {
+            for piece in stream.chunks(piece) {
+                theirs.write_all(piece).unwrap();
+            }
+        });
+        let limits = Limits {
+            until: None,
+            packets,
+        };
+        let mut file = Vec::new();
+        let copied = copy(&mut ours, &mut file, &limits);
+        sender.join().unwrap();
+        (file, copied)
+    }
+
+    #[test]
+    fn whole_packets_are_written_and_no_more_than_were_wanted() {
+        let packets = [packet(20), packet(60), packet(255)];
+        let end = CaptureRecord::End { lost: 9 }.to_bytes();
+        let stream = [&packets.concat()[..], &end].concat();
+        for piece in [1, 7, 36, 1_000] {
+            let (file, copied) = written(&stream, piece, u64::MAX);
+            assert_eq!((file, copied.unwrap()), (packets.concat(), (3, 9)));
+            let (file, copied) = written(&stream, piece, 2);
+            assert_eq!((file, copied.unwrap()), (packets[..2].concat(), (2, 9)));
+        }
+        // The data plane ended in between.
+        let (file, copied) = written(&stream[..50], 1_000, u64::MAX);
+        assert_eq!(file, packets[0]);
+        assert_eq!(copied.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        let (_, copied) = written(&[0xff; 64], 1_000, u64::MAX);
+        assert!(copied.is_ok_and(|(packets, lost)| (packets, lost) == (0, u32::MAX)));
+        let (_, copied) = written(&[0x7f; 64], 1_000, u64::MAX);
+        assert_eq!(copied.unwrap_err().kind(), ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn the_file_is_its_owner_s_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("capture.pcap");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        private(&path).unwrap();
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(fs::read(&path).unwrap(), b"");
+    }
+}
