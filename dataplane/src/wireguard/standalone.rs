@@ -309,7 +309,7 @@ fn take_back(indices: &mut Indices, returned: Returned) {
     match returned {
         Returned::Session(session) => indices.give_back(session.plan.index),
         Returned::Sockets(sockets) => drop(sockets),
-        Returned::Forwarding(_) | Returned::Reach(_) | Returned::Block(..) => {}
+        Returned::Forwarding(_) | Returned::Reach(_) | Returned::Tap(_) | Returned::Block(..) => {}
     }
 }
 

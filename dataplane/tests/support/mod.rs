@@ -167,7 +167,10 @@ impl Home {
     pub fn configure(&self, clients: &str, uplink: &str, more: &str) {
         let reach = match more.contains("reach") {
             true => "",
-            false => "[dataplane.reach]\nprivate = [\"10.77.2.0/24\", \"fd77:2::/64\"]",
+            false => {
+                "[dataplane.reach]\nprivate = [\"10.77.2.0/24\", \"10.99.0.0/16\", \
+                 \"fd77:2::/64\", \"fd66::/64\", \"fd99::/16\"]"
+            }
         };
         let text = format!(
             "runtime_dir = \"{}\"\ndata_dir = \"{}\"\n[dataplane]\nclient_interface = \"{clients}\"\n\
