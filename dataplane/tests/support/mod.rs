@@ -158,11 +158,14 @@ impl Home {
     }
 
     /// Writes the configuration with `more` in its section. The tests' world is private: clients may
-    /// reach it, unless `more` says what they may.
+    /// reach it, and where nothing is, unless `more` says what they may.
     pub fn configure(&self, clients: &str, uplink: &str, more: &str) {
         let reach = match more.contains("reach") {
             true => "",
-            false => "[dataplane.reach]\nprivate = [\"10.77.2.0/24\", \"fd77:2::/64\"]",
+            false => {
+                "[dataplane.reach]\nprivate = [\"10.77.2.0/24\", \"10.99.0.0/16\", \"fd77:2::/64\", \
+                 \"fd66::/64\", \"fd99::/16\"]"
+            }
         };
         let text = format!(
             "runtime_dir = \"{}\"\ndata_dir = \"{}\"\n[dataplane]\nclient_interface = \"{clients}\"\n\
