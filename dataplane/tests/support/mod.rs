@@ -163,7 +163,7 @@ impl Home {
     }
 
     /// Writes the configuration with `more` in its section. The tests' world is private: clients may
-    /// reach it, unless `more` says what they may.
+    /// reach it, and where nothing is, unless `more` says what they may.
     pub fn configure(&self, clients: &str, uplink: &str, more: &str) {
         let reach = match more.contains("reach") {
             true => "",
