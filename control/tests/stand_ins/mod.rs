@@ -360,7 +360,9 @@ impl Setup {
                 let incoming = listen(&path).await.unwrap();
                 tokio::spawn(serve_connections(incoming, Metering::serve(world)))
             }
-            SocketName::Tables => panic!("control does not use the tables"),
+            SocketName::Tables | SocketName::Captures => {
+                panic!("control uses neither tables nor captures")
+            }
         };
         self.tasks.push((name, task));
     }
