@@ -53,7 +53,7 @@ impl Product {
             "runtime_dir = \"{}\"\ndata_dir = \"{}\"\n[dataplane]\n\
              client_interface = \"{CLIENTS_INTERFACE}\"\nuplink_interface = \"{UPLINK_INTERFACE}\"\n\
              wireguard_port = {WIREGUARD_PORT}\nkey_file = \"{}\"\ninner_subnet = \"{INNER_SUBNET}\"\n\
-             inner_mtu = {INNER_MTU}\nio = \"{}\"\ncpu = {GATEWAY_CPU}\nslots_max = {SESSIONS_MAX}\n\
+             inner_mtu = {INNER_MTU}\nio = \"{}\"\ncpus = [{GATEWAY_CPU}]\nslots_max = {SESSIONS_MAX}\n\
              sessions_max = {SESSIONS_MAX}\n{}",
             runtime_dir.display(),
             home.join("data").display(),
