@@ -274,8 +274,8 @@ impl VpnLane {
                 unit: "1/CPU-s",
                 better: Better::Higher,
                 about: format!(
-                    "64-byte datagrams of {} clients, each the first of its flow and each second \
-                     one of its client's port, through shared addresses at the highest rate found \
+                    "64-byte datagrams of {} clients, each the first of its flow and four of \
+                     each of its client's ports, through shared addresses at the highest rate found \
                      with at most 1 % lost; {}",
                     nat::CLIENTS,
                     Mode::Wire.about()

@@ -55,7 +55,7 @@ const FIRST_PORT: u16 = 1_024;
 /// Ports of one client's.
 pub const FLOW_PORTS: u32 = 16_384;
 /// Remotes that are called from each of them before the next.
-pub const FLOWS_PER_PORT: u32 = 2;
+pub const FLOWS_PER_PORT: u32 = 4;
 
 /// Which way, named after the gateway's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,8 +84,8 @@ impl Direction {
 pub enum Content {
     /// As long as most are, of one flow a client.
     Flow,
-    /// Short, and each the first of its flow, as the NAT sees it; from the client only. Two flows
-    /// in turn have the same port of the client, as the product's tables are sized.
+    /// Short, and each the first of its flow, as the NAT sees it; from the client only. Four flows
+    /// in turn have the same port of the client.
     NewFlows,
     /// The same packets, all of one flow a client.
     KnownFlow,
