@@ -79,6 +79,8 @@ pub struct Fairness {
     /// Since then: packets that were carried, and those that are nobody's.
     carried: u32,
     strays: u32,
+    /// Packets that were somebody's, whatever became of them.
+    counted: u64,
     /// What each may have carried in a turn.
     level: Option<u64>,
     /// The most that was carried in a turn, lately.
@@ -103,6 +105,7 @@ impl Default for Fairness {
             limited: false,
             carried: 0,
             strays: 0,
+            counted: 0,
             level: None,
             capacity: 0,
             company_until_ns: 0,
@@ -166,6 +169,7 @@ impl Fairness {
     /// True if a packet may be worked on.
     pub fn admits(&mut self, counted: Counted<'_>, bytes: usize) -> bool {
         let (turn, level) = (self.turn, self.level);
+        self.counted += 1;
         let (share, level, part) = match counted {
             Counted::Session(place, share) => {
                 if share.turn != turn {
@@ -228,9 +232,20 @@ impl Fairness {
         self.served = self.served.saturating_sub(bytes as u64 + PACKET_COST);
     }
 
-    /// Something took time that is no session's.
-    pub const fn note_other(&mut self) {
+    /// Packets that were counted for somebody since the start.
+    #[must_use]
+    pub const fn counted(&self) -> u64 {
+        self.counted
+    }
+
+    /// A packet came that is no session's.
+    pub const fn note_stray(&mut self) {
         self.strays += 1;
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn strays(&self) -> u32 {
+        self.strays
     }
 
     /// What each may have carried in a turn, if that is limited.
@@ -402,7 +417,7 @@ mod tests {
                         && peer >= first
                     {
                         self.now_ns += takes_ns;
-                        self.fairness.note_other();
+                        self.fairness.note_stray();
                         continue;
                     }
                     let counted = Counted::Session(peer as u32, &mut self.shares[peer]);

@@ -300,8 +300,9 @@ impl<G: Gate> Plane<G> {
         message: &[u8],
         out: &mut [u8],
     ) -> Outcome<P::Hop> {
+        let counted = self.fairness.counted();
         let outcome = self.message(path, endpoint, message, out);
-        self.or_nothing(outcome)
+        self.or_stray(outcome, counted)
     }
 
     /// The first `arrived_bytes` of `packet` are what came from outside for an inner address.
@@ -313,18 +314,24 @@ impl<G: Gate> Plane<G> {
         arrived_bytes: usize,
         out: &mut [u8],
     ) -> Outcome<P::Hop> {
+        let counted = self.fairness.counted();
         let origin = self.origin();
         let outcome = self.down(path, packet, arrived_bytes, out, origin);
+        self.or_stray(outcome, counted)
+    }
+
+    /// A packet that was refused before it was counted for anybody is a stray. `counted` tells what was
+    /// counted before it.
+    fn or_stray<H>(&mut self, outcome: Result<Outcome<H>, DropReason>, counted: u64) -> Outcome<H> {
+        if outcome.is_err() && self.fairness.counted() == counted {
+            self.fairness.note_stray();
+        }
         self.or_nothing(outcome)
     }
 
-    fn or_nothing<H>(&mut self, outcome: Result<Outcome<H>, DropReason>) -> Outcome<H> {
+    fn or_nothing<H>(&self, outcome: Result<Outcome<H>, DropReason>) -> Outcome<H> {
         outcome.unwrap_or_else(|reason| {
             self.drops.add(reason, 1);
-            // Whose it was is known of these, and counted.
-            if !matches!(reason, DropReason::FairShare | DropReason::CreditExhausted) {
-                self.fairness.note_other();
-            }
             Outcome::Nothing
         })
     }

@@ -128,7 +128,7 @@ fn ipv6_leaves_a_tunnel_over_ipv4_as_it_came_but_for_a_hop() {
 #[test]
 fn every_refusal_of_ipv6_has_its_reason_and_no_bill() {
     let address = |text: &str| text.parse::<Ipv6Addr>().unwrap();
-    let up: [(&str, Vec<u8>, DropReason); 10] = [
+    let up: [Refused; 10] = [
         (
             "another source",
             udp(address("fd78::3"), ORIGIN6, 64, 8),
@@ -180,22 +180,12 @@ fn every_refusal_of_ipv6_has_its_reason_and_no_bill() {
             DropReason::NeighbourUnresolved,
         ),
     ];
-    for (what, packet, reason) in up {
-        let mut bench = Bench::connected();
-        let sent = bench.up(&packet).map(|(_, frame)| frame);
-        assert_eq!(sent.is_some(), is_answered(reason), "{what}");
-        assert_eq!(bench.dropped(), [(reason, 1)], "{what}");
-        let answer = sent.map_or(0, |frame| bench.client_opens(&frame[OUTER_BYTES..]).len());
-        assert_eq!(bench.usage(), answer as u64, "{what}");
-        let asked = bench.asked.try_recv().ok();
-        let unknown = Neighbour {
-            interface: 2,
-            address: address("fd77:2::9").into(),
-        };
-        let expected = (reason == DropReason::NeighbourUnresolved).then_some(unknown);
-        assert_eq!(asked, expected, "{what}");
-    }
-    let down: [(&str, Vec<u8>, DropReason); 4] = [
+    let unknown = Neighbour {
+        interface: 2,
+        address: address("fd77:2::9").into(),
+    };
+    are_refused_up(up, unknown);
+    let down: [Refused; 4] = [
         (
             "a client's address, from outside",
             udp(address("fd78::3"), INNER6, 64, 8),
@@ -217,14 +207,7 @@ fn every_refusal_of_ipv6_has_its_reason_and_no_bill() {
             DropReason::TooLarge,
         ),
     ];
-    for (what, packet, reason) in down {
-        let mut bench = Bench::connected();
-        let sent = bench.down(&packet).map(|(port, _)| port);
-        let expected = is_answered(reason).then_some(UPLINK_PORT);
-        assert_eq!(sent, expected, "{what}");
-        assert_eq!(bench.dropped(), [(reason, 1)], "{what}");
-        assert_eq!(bench.usage(), 0, "{what}");
-    }
+    are_refused_down(down);
 }
 
 #[test]
