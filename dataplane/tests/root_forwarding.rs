@@ -7,11 +7,12 @@ use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use support::{Echo, Gateway, ORIGIN, WireGuard, eventually, ip, tcp, transfer, unlimited, up_to};
+use support::{
+    Echo, Gateway, HEADERS4, ORIGIN, WireGuard, bind, eventually, ip, limit_stops_exactly,
+    narrow_tunnel_fits_tcp, nothing_passes_without_credit, tcp, transfer, unlimited, up_to,
+};
 use topnet_netns::root_tests;
 use topnet_unit::{CreditGrant, Slot, UNIT_BYTES};
-
-const HEADERS: u64 = 28;
 
 #[test]
 fn inner_bytes_are_counted_exactly() {
@@ -34,7 +35,7 @@ fn inner_bytes_are_counted_exactly() {
     }
     let expected: u64 = sizes
         .iter()
-        .map(|bytes| 2 * (*bytes as u64 + HEADERS))
+        .map(|bytes| 2 * (*bytes as u64 + HEADERS4))
         .sum();
     eventually("everything is counted", || {
         metering.usage.totals(slot.index).bytes == before.bytes + expected
@@ -67,13 +68,7 @@ fn tcp_fits_even_if_both_ends_believe_in_more() {
     gateway.attach().credit.grant(slot, unlimited());
     let echo = Echo::new(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));
-    // Nobody but the gateway knows how narrow the tunnel is, and no packet is lost to find out.
-    ip(&gateway.topology.client, "link set tnmss mtu 1500");
-    let (mut near, mut far) = tcp(&gateway.topology);
-    let content = vec![7; 1 << 20];
-    transfer(&mut far, &mut near, &content);
-    transfer(&mut near, &mut far, &content);
-    assert_eq!(gateway.drops("too_large"), 0);
+    narrow_tunnel_fits_tcp(&gateway, &client, ORIGIN.into());
 }
 
 #[test]
@@ -133,27 +128,10 @@ fn the_limit_stops_exactly_and_a_raise_resumes() {
     let echo = Echo::new(&gateway.topology);
     // Without credit nothing passes, though the handshake does.
     assert!(!echo.round_trip(100));
-    eventually("the handshake is done", || {
-        echo.round_trip(100);
-        gateway.status().sessions[0].handshake_age_s.is_some()
-    });
-    eventually("packets are refused", || {
-        echo.round_trip(100);
-        gateway.drops("credit_closed") > 0
-    });
+    nothing_passes_without_credit(&gateway, &echo);
     assert_eq!(metering.usage.totals(slot.index).bytes, 0);
 
-    const PACKET: u64 = 1000 + HEADERS;
-    let mut limit_bytes = 0;
-    for packets in [7, 20] {
-        // Room for an odd number of packets and a little that must stay unused.
-        limit_bytes += packets * PACKET + 500;
-        metering.credit.grant(slot, up_to(limit_bytes));
-        echo.round_trips(1000);
-        let usage = metering.usage.totals(slot.index).bytes;
-        assert!(usage <= limit_bytes, "{usage} of {limit_bytes}");
-        assert!(limit_bytes - usage < PACKET, "{usage} of {limit_bytes}");
-    }
+    limit_stops_exactly(&metering, slot, &echo, HEADERS4);
     assert!(gateway.drops("credit_exhausted") > 0);
     metering.credit.grant(slot, unlimited());
     assert!(echo.round_trip(1000));
@@ -216,7 +194,7 @@ fn garbage_is_dropped_by_reason_and_the_tunnel_stays() {
     let usage = metering.usage.totals(slot.index);
     assert!(echo.round_trip(1000));
     eventually("only the round trip was billed", || {
-        metering.usage.totals(slot.index).bytes == usage.bytes + 2 * (1000 + HEADERS)
+        metering.usage.totals(slot.index).bytes == usage.bytes + 2 * (1000 + HEADERS4)
     });
 }
 
@@ -327,12 +305,8 @@ fn a_session_goes_as_fast_as_it_may_and_beyond_its_credit_at_a_trickle() {
     gateway.attach().credit.grant(slot, unlimited());
     let echo = Echo::new(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));
-    let bind = |namespace: &topnet_netns::Namespace, address: std::net::Ipv4Addr| {
-        let socket = namespace.enter(|| UdpSocket::bind((address, 9)).unwrap());
-        socket.unwrap()
-    };
-    let near = bind(&gateway.topology.client, support::CLIENT_INNER);
-    let far = bind(&gateway.topology.origin, ORIGIN);
+    let near = bind(&gateway.topology.client, (support::CLIENT_INNER, 9));
+    let far = bind(&gateway.topology.origin, (ORIGIN, 9));
     near.connect((ORIGIN, 9)).unwrap();
     far.connect((support::CLIENT_INNER, 9)).unwrap();
     for (socket, limit) in [(&far, DOWN), (&near, UP)] {

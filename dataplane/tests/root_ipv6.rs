@@ -5,23 +5,13 @@
 mod support;
 
 use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
 
 use support::{
-    CLIENT_INNER6, Echo, GATEWAY, GATEWAY6, Gateway, ORIGIN, ORIGIN6, PATIENCE, WireGuard,
-    eventually, has_xdp, ip, tcp_to, transfer, unlimited, up_to,
+    CLIENT_INNER6, Echo, GATEWAY, GATEWAY6, Gateway, HEADERS6, ORIGIN, ORIGIN6, PATIENCE,
+    WireGuard, admit_with_credit, bind, counts_exactly, eventually, has_xdp, ip,
+    limit_stops_exactly, narrow_tunnel_fits_tcp, nothing_passes_without_credit, tcp_to, transfer,
 };
 use topnet_netns::root_tests;
-use topnet_unit::Slot;
-
-const HEADERS4: u64 = 28;
-const HEADERS6: u64 = 48;
-
-fn connect(gateway: &mut Gateway, client: &WireGuard) -> Slot {
-    let slot = gateway.admit(client);
-    gateway.attach().credit.grant(slot, unlimited());
-    slot
-}
 
 #[test]
 fn inner_bytes_of_both_versions_are_counted_exactly_around_both() {
@@ -35,34 +25,8 @@ fn inner_bytes_of_both_versions_are_counted_exactly_around_both() {
         assert_eq!(io.addresses, [IpAddr::from(GATEWAY), GATEWAY6.into()]);
         assert!(has_xdp(&gateway.topology.provider, "clients"));
         let client = WireGuard::start_dual(&gateway, &format!("tn{test}"), endpoint);
-        let slot = connect(&mut gateway, &client);
-        let metering = gateway.attach();
-        // The last one is the largest that the tunnel has room for.
-        let sizes = [0, 1, 15, 16, 17, 100, 1000, 1372];
-        for (echo, headers) in [
-            (Echo::new(&gateway.topology), HEADERS4),
-            (Echo::new6(&gateway.topology), HEADERS6),
-        ] {
-            eventually("the tunnel is up", || echo.round_trip(1));
-            echo.drain();
-            let before = metering.usage.totals(slot.index);
-            for payload_bytes in sizes {
-                assert!(
-                    echo.round_trip(payload_bytes),
-                    "{payload_bytes} bytes: {:?}",
-                    gateway.status().drops
-                );
-            }
-            let bytes: u64 = sizes
-                .iter()
-                .map(|bytes| 2 * (*bytes as u64 + headers))
-                .sum();
-            eventually("everything is counted", || {
-                metering.usage.totals(slot.index).bytes == before.bytes + bytes
-            });
-            let packets = metering.usage.totals(slot.index).packets;
-            assert_eq!(packets, before.packets + 2 * sizes.len() as u64);
-        }
+        let slot = admit_with_credit(&mut gateway, &client);
+        counts_exactly(&gateway, slot);
         let at = gateway.status().sessions[0].endpoint.unwrap();
         assert_eq!(at.is_ipv6(), endpoint.is_ipv6(), "{at}");
     }
@@ -75,7 +39,7 @@ fn a_transfer_over_ipv6_arrives_whole_in_both_directions() {
     }
     let mut gateway = Gateway::start_with_ipv6("xbulk");
     let client = WireGuard::start_dual(&gateway, "tnxbulk", GATEWAY6.into());
-    connect(&mut gateway, &client);
+    admit_with_credit(&mut gateway, &client);
     let content: Vec<u8> = (0..8usize << 20).map(|i| ((i * i) >> 7) as u8).collect();
     for origin in [ORIGIN.into(), ORIGIN6.into()] {
         let (mut near, mut far) = tcp_to(&gateway.topology, origin);
@@ -99,15 +63,10 @@ fn tcp_over_ipv6_fits_even_if_both_ends_believe_in_more() {
     let mut gateway = Gateway::start_with_ipv6("xmss");
     // Not over IPv6: a client that believes in 1,500 pads to what is too large there.
     let client = WireGuard::start_dual(&gateway, "tnxmss", GATEWAY.into());
-    connect(&mut gateway, &client);
+    admit_with_credit(&mut gateway, &client);
     let echo = Echo::new6(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));
-    ip(&gateway.topology.client, "link set tnxmss mtu 1500");
-    let (mut near, mut far) = tcp_to(&gateway.topology, ORIGIN6.into());
-    let content = vec![7; 1 << 20];
-    transfer(&mut far, &mut near, &content);
-    transfer(&mut near, &mut far, &content);
-    assert_eq!(gateway.drops("too_large"), 0);
+    narrow_tunnel_fits_tcp(&gateway, &client, ORIGIN6.into());
 }
 
 #[test]
@@ -120,23 +79,8 @@ fn the_limit_stops_ipv6_exactly() {
     let slot = gateway.admit(&client);
     let metering = gateway.attach();
     let echo = Echo::new6(&gateway.topology);
-    eventually("the handshake is done", || {
-        echo.round_trip(100);
-        gateway.status().sessions[0].handshake_age_s.is_some()
-    });
-    eventually("packets are refused", || {
-        echo.round_trip(100);
-        gateway.drops("credit_closed") > 0
-    });
-    const PACKET: u64 = 1000 + HEADERS6;
-    let mut limit_bytes = 0;
-    for packets in [7, 20] {
-        limit_bytes += packets * PACKET + 500;
-        metering.credit.grant(slot, up_to(limit_bytes));
-        echo.round_trips(1000);
-        let usage = metering.usage.totals(slot.index).bytes;
-        assert!(usage <= limit_bytes && limit_bytes - usage < PACKET);
-    }
+    nothing_passes_without_credit(&gateway, &echo);
+    limit_stops_exactly(&metering, slot, &echo, HEADERS6);
     assert!(gateway.drops("credit_exhausted") > 0);
 }
 
@@ -147,7 +91,7 @@ fn peers_roam_from_version_to_version_and_are_greeted_after_a_restart() {
     }
     let mut gateway = Gateway::start_with_ipv6("xroam");
     let client = WireGuard::start_dual(&gateway, "tnxroam", GATEWAY.into());
-    connect(&mut gateway, &client);
+    admit_with_credit(&mut gateway, &client);
     let echo = Echo::new6(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));
     let is_at = |gateway: &Gateway, address: &str| {
@@ -170,7 +114,7 @@ fn peers_roam_from_version_to_version_and_are_greeted_after_a_restart() {
     });
     // The next run greets it there, although nothing was heard of it yet.
     gateway.restart();
-    connect(&mut gateway, &client);
+    admit_with_credit(&mut gateway, &client);
     eventually("a new handshake is done", || {
         gateway.status().sessions[0].handshake_age_s.is_some()
     });
@@ -184,7 +128,7 @@ fn neighbours_over_ipv6_are_found_followed_and_answered() {
     }
     let mut gateway = Gateway::start_with_ipv6("xmove");
     let client = WireGuard::start_dual(&gateway, "tnxmove", GATEWAY6.into());
-    connect(&mut gateway, &client);
+    admit_with_credit(&mut gateway, &client);
     let echo = Echo::new6(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));
     let (origin, provider) = (&gateway.topology.origin, &gateway.topology.provider);
@@ -251,7 +195,7 @@ fn what_ipv6_may_not_is_dropped_by_reason_and_not_billed() {
     }
     let mut gateway = Gateway::start_with_ipv6("xdrop");
     let client = WireGuard::start_dual(&gateway, "tnxdrop", GATEWAY6.into());
-    let slot = connect(&mut gateway, &client);
+    let slot = admit_with_credit(&mut gateway, &client);
     let echo = Echo::new6(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));
     let namespace = &gateway.topology.client;
@@ -259,13 +203,6 @@ fn what_ipv6_may_not_is_dropped_by_reason_and_not_billed() {
     ip(namespace, "route add fd99::/16 dev tnxdrop");
     ip(namespace, "route add fd78::/64 dev tnxdrop");
     client.allow(&gateway, "10.77.2.0/24,fd77:2::/64,fd78::/64,fd99::/16");
-    let bind = |namespace: &topnet_netns::Namespace, from: &str| {
-        let socket = namespace.enter(|| UdpSocket::bind((from, 0)).unwrap());
-        let socket = socket.unwrap();
-        let patience = Some(Duration::from_millis(500));
-        socket.set_read_timeout(patience).unwrap();
-        socket
-    };
     let usage = || gateway.attach().usage.totals(slot.index).bytes;
     let before = usage();
     for (from, to, reason) in [
@@ -275,17 +212,17 @@ fn what_ipv6_may_not_is_dropped_by_reason_and_not_billed() {
         ("fd78::2", "fd99::1", "no_route"),
         ("fd78::2", "fd77:2::200", "neighbour_unresolved"),
     ] {
-        bind(namespace, from).send_to(b"x", (to, 9)).unwrap();
+        bind(namespace, (from, 0)).send_to(b"x", (to, 9)).unwrap();
         eventually(reason, || gateway.drops(reason) >= 1);
     }
-    let far = bind(&gateway.topology.origin, "fd77:2::2");
-    let near = bind(namespace, "fd78::2");
+    let far = bind(&gateway.topology.origin, (ORIGIN6, 0));
+    let near = bind(namespace, (CLIENT_INNER6, 0));
     let at = near.local_addr().unwrap();
     let mut buffer = [0; 64];
     // The origin was asked for echoes, so another address of its is a stranger's.
     let origin = &gateway.topology.origin;
     ip(origin, "address add fd77:2::3/64 dev eth0 nodad");
-    let stranger = bind(origin, "fd77:2::3");
+    let stranger = bind(origin, "[fd77:2::3]:0");
     for _ in 0..3 {
         stranger.send_to(b"buy this", at).unwrap();
     }

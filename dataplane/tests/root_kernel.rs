@@ -8,15 +8,13 @@ use std::net::UdpSocket;
 use std::process::Command;
 
 use support::{
-    CLIENT_INNER, Echo, GATEWAY, GATEWAY6, Gateway, Home, ORIGIN, ORIGIN6, Topology, WireGuard,
-    eventually, ip, tcp_to, transfer, unlimited, up_to,
+    CLIENT_INNER, Echo, GATEWAY, GATEWAY6, Gateway, HEADERS4, Home, ORIGIN, ORIGIN6, Topology,
+    WireGuard, admit_with_credit, bind, counts_exactly, eventually, ip, limit_stops_exactly,
+    nothing_passes_without_credit, tcp_to, transfer, unlimited, up_to,
 };
 use topnet_netns::root_tests;
-use topnet_unit::Slot;
 
 const CAPABILITIES: &str = "+net_admin";
-const HEADERS4: u64 = 28;
-const HEADERS6: u64 = 48;
 
 #[test]
 fn inner_bytes_of_both_versions_are_counted_exactly() {
@@ -25,31 +23,9 @@ fn inner_bytes_of_both_versions_are_counted_exactly() {
     }
     let mut gateway = Gateway::start_on_kernel("kcount");
     let client = WireGuard::start_dual(&gateway, "tnkcount", GATEWAY.into());
-    let slot = gateway.admit(&client);
-    let metering = gateway.attach();
-    metering.credit.grant(slot, unlimited());
+    let slot = admit_with_credit(&mut gateway, &client);
     assert_eq!(gateway.status().io.backend, "kernel");
-    let sizes = [0, 1, 15, 16, 17, 100, 1000, 1372];
-    for (echo, headers) in [
-        (Echo::new(&gateway.topology), HEADERS4),
-        (Echo::new6(&gateway.topology), HEADERS6),
-    ] {
-        eventually("the tunnel is up", || echo.round_trip(1));
-        echo.drain();
-        let before = metering.usage.totals(slot.index);
-        for payload_bytes in sizes {
-            assert!(echo.round_trip(payload_bytes), "{payload_bytes} bytes");
-        }
-        let bytes: u64 = sizes
-            .iter()
-            .map(|bytes| 2 * (*bytes as u64 + headers))
-            .sum();
-        eventually("everything is counted", || {
-            metering.usage.totals(slot.index).bytes == before.bytes + bytes
-        });
-        let packets = metering.usage.totals(slot.index).packets;
-        assert_eq!(packets, before.packets + 2 * sizes.len() as u64);
-    }
+    counts_exactly(&gateway, slot);
 }
 
 #[test]
@@ -102,23 +78,12 @@ fn the_limit_stops_exactly() {
     let slot = gateway.admit(&client);
     let metering = gateway.attach();
     let echo = Echo::new(&gateway.topology);
-    const PACKET: u64 = 1000 + HEADERS4;
-    let grant = |limit_bytes| metering.credit.grant(slot, up_to(limit_bytes));
-    let mut limit_bytes = 0;
-    eventually("the handshake is done", || {
-        echo.round_trip(100);
-        gateway.status().sessions[0].handshake_age_s.is_some()
-    });
-    for packets in [7, 20] {
-        limit_bytes += packets * PACKET + 500;
-        grant(limit_bytes);
-        echo.round_trips(1000);
-        let usage = metering.usage.totals(slot.index).bytes;
-        assert!(usage <= limit_bytes && limit_bytes - usage < PACKET);
-    }
+    nothing_passes_without_credit(&gateway, &echo);
+    let limit_bytes = limit_stops_exactly(&metering, slot, &echo, HEADERS4);
     // A train that does not fit as a whole is cut between two packets.
+    const PACKET: u64 = 1000 + HEADERS4;
     let train_limit_bytes = limit_bytes + 40 * PACKET + 500;
-    grant(train_limit_bytes);
+    metering.credit.grant(slot, up_to(train_limit_bytes));
     let burst: Vec<u8> = vec![0x5a; 1000];
     for _ in 0..200 {
         echo.socket.send(&burst).unwrap();
@@ -141,7 +106,7 @@ fn a_narrow_path_gets_trains_in_pieces() {
     for (test, endpoint) in [("knarrow4", GATEWAY.into()), ("knarrow6", GATEWAY6.into())] {
         let mut gateway = Gateway::start_on_kernel(test);
         let client = WireGuard::start_dual(&gateway, &format!("tn{test}"), endpoint);
-        connect(&mut gateway, &client);
+        admit_with_credit(&mut gateway, &client);
         let echo = Echo::new(&gateway.topology);
         eventually("the tunnel is up", || echo.round_trip(1));
         // The provider has learnt that the way to its peer is narrow.
@@ -167,7 +132,7 @@ fn a_device_that_is_down_ends_the_process_and_nobody_is_billed_for_nothing() {
     }
     let mut gateway = Gateway::start_on_kernel("kdown");
     let client = WireGuard::start_dual(&gateway, "tnkdown", GATEWAY.into());
-    let slot = connect(&mut gateway, &client);
+    let slot = admit_with_credit(&mut gateway, &client);
     let metering = gateway.attach();
     let echo = Echo::new(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));
@@ -191,7 +156,7 @@ fn peers_come_over_ipv6_and_roam() {
     }
     let mut gateway = Gateway::start_on_kernel("kroam");
     let client = WireGuard::start_dual(&gateway, "tnkroam", GATEWAY6.into());
-    let slot = connect(&mut gateway, &client);
+    let slot = admit_with_credit(&mut gateway, &client);
     let echo = Echo::new(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));
     let at = |gateway: &Gateway| gateway.status().sessions[0].endpoint.unwrap().to_string();
@@ -215,7 +180,7 @@ fn the_kernel_answers_where_a_packet_cannot_go_on() {
     }
     let mut gateway = Gateway::start_on_kernel("kicmp");
     let client = WireGuard::start_dual(&gateway, "tnkicmp", GATEWAY.into());
-    connect(&mut gateway, &client);
+    admit_with_credit(&mut gateway, &client);
     let echo = Echo::new(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));
     // The gateway itself is heard too, and every destination is sent there.
@@ -275,18 +240,11 @@ fn nobody_pays_for_ipv6_that_was_not_asked_for() {
     }
     let mut gateway = Gateway::start_on_kernel("kask");
     let client = WireGuard::start_dual(&gateway, "tnkask", GATEWAY.into());
-    let slot = connect(&mut gateway, &client);
+    let slot = admit_with_credit(&mut gateway, &client);
     let echo = Echo::new(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));
-    let bind = |namespace: &topnet_netns::Namespace, address: std::net::Ipv6Addr| {
-        let socket = namespace.enter(|| UdpSocket::bind((address, 0)).unwrap());
-        let socket = socket.unwrap();
-        let patience = Some(std::time::Duration::from_millis(500));
-        socket.set_read_timeout(patience).unwrap();
-        socket
-    };
-    let near = bind(&gateway.topology.client, support::CLIENT_INNER6);
-    let far = bind(&gateway.topology.origin, ORIGIN6);
+    let near = bind(&gateway.topology.client, (support::CLIENT_INNER6, 0));
+    let far = bind(&gateway.topology.origin, (ORIGIN6, 0));
     let (at, from) = (near.local_addr().unwrap(), far.local_addr().unwrap());
     // IPv4 cannot be asked about here: its clients are behind shared addresses where they matter.
     let usage = || gateway.attach().usage.totals(slot.index).bytes;
@@ -311,7 +269,7 @@ fn nothing_is_left_and_nothing_is_forwarded_without_the_process() {
     }
     let mut gateway = Gateway::start_on_kernel("kdeath");
     let client = WireGuard::start_dual(&gateway, "tnkdeath", GATEWAY6.into());
-    connect(&mut gateway, &client);
+    admit_with_credit(&mut gateway, &client);
     let echo = Echo::new(&gateway.topology);
     eventually("the tunnel is up", || echo.round_trip(1));
     eventually("the peer's address is noted", || {
@@ -326,7 +284,7 @@ fn nothing_is_left_and_nothing_is_forwarded_without_the_process() {
     assert!(!echo.round_trip(1));
     // The next run has the device, the port and the peer's address again.
     gateway.restart();
-    connect(&mut gateway, &client);
+    admit_with_credit(&mut gateway, &client);
     eventually("the tunnel is up again", || echo.round_trip(1));
 }
 
@@ -370,12 +328,6 @@ fn what_cannot_work_is_refused_with_the_mend_and_chosen_with_the_reason() {
     let io = Gateway::start("kframes").status().io;
     assert_eq!(io.backend, "af_xdp");
     assert!(io.reason.contains(key), "{}", io.reason);
-}
-
-fn connect(gateway: &mut Gateway, client: &WireGuard) -> Slot {
-    let slot = gateway.admit(client);
-    gateway.attach().credit.grant(slot, unlimited());
-    slot
 }
 
 /// A counter of `/proc/net/snmp`: one line has the names, the next the values.

@@ -5,16 +5,16 @@ mod support;
 
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
-use support::{CLIENT_INNER, Gateway, ORIGIN, Topology, WireGuard, eventually, ip, unlimited};
+use support::{
+    CLIENT_INNER, Gateway, HEADERS4, ORIGIN, Topology, WireGuard, bind, eventually, ip, unlimited,
+};
 use topnet_api::DesiredSession;
-use topnet_netns::{Namespace, root_tests};
+use topnet_netns::root_tests;
 
 const POOL: &str = "198.51.100.0/28";
-const HEADERS: u64 = 28;
 
 #[test]
 fn frames_are_translated() {
@@ -42,15 +42,6 @@ fn start(test: &str, io: &str) -> Gateway {
     ip(&topology.origin, &format!("route add {POOL} via 10.77.2.1"));
     let section = format!("{io}\n[dataplane.nat]\naddresses = \"{POOL}\"");
     Gateway::start_in(topology, &section)
-}
-
-fn bind(namespace: &Namespace, address: Ipv4Addr, port: u16) -> UdpSocket {
-    let socket = namespace
-        .enter(|| UdpSocket::bind((address, port)).unwrap())
-        .unwrap();
-    let patience = Some(Duration::from_millis(500));
-    socket.set_read_timeout(patience).unwrap();
-    socket
 }
 
 /// The log of who had which ports.
@@ -84,8 +75,8 @@ fn both_ways(test: &str, io: &str) {
     let metering = gateway.attach();
     metering.credit.grant(slot, unlimited());
 
-    let origin = bind(&gateway.topology.origin, ORIGIN, 7);
-    let near = bind(&gateway.topology.client, CLIENT_INNER, 0);
+    let origin = bind(&gateway.topology.origin, (ORIGIN, 7));
+    let near = bind(&gateway.topology.client, (CLIENT_INNER, 0));
     near.connect((ORIGIN, 7)).unwrap();
     let mut buffer = [0; 2048];
     let from = public_end(&near, &origin);
@@ -104,7 +95,7 @@ fn both_ways(test: &str, io: &str) {
     origin.send_to(&[2; 300], from).unwrap();
     assert_eq!(near.recv(&mut buffer).unwrap(), 300);
     eventually("both are billed", || {
-        metering.usage.totals(slot.index).bytes == before + 400 + 2 * HEADERS
+        metering.usage.totals(slot.index).bytes == before + 400 + 2 * HEADERS4
     });
 
     // Unsolicited: another port of the address, and a client's own address.
@@ -118,7 +109,7 @@ fn both_ways(test: &str, io: &str) {
         &gateway.topology.origin,
         &format!("address add {stranger}/24 dev eth0"),
     );
-    let stranger = bind(&gateway.topology.origin, stranger.parse().unwrap(), 7);
+    let stranger = bind(&gateway.topology.origin, (stranger, 7));
     stranger.send_to(b"x", from).unwrap();
     eventually("a stranger is not let in", || {
         gateway.drops("nat_filtered") >= 1
@@ -126,7 +117,7 @@ fn both_ways(test: &str, io: &str) {
     assert_eq!(metering.usage.totals(slot.index).bytes, billed);
 
     // An error about what the client sent finds its way back to the socket.
-    let closed = bind(&gateway.topology.client, CLIENT_INNER, 0);
+    let closed = bind(&gateway.topology.client, (CLIENT_INNER, 0));
     closed.connect((ORIGIN, 9)).unwrap();
     eventually("the client is told that nobody listens", || {
         let _ = closed.send(b"x");
@@ -170,8 +161,8 @@ fn a_flow_outlives_an_orderly_end() {
     let client = WireGuard::start(&gateway, "tnnatr");
     let slot = gateway.admit(&client);
     gateway.attach().credit.grant(slot, unlimited());
-    let origin = bind(&gateway.topology.origin, ORIGIN, 7);
-    let near = bind(&gateway.topology.client, CLIENT_INNER, 0);
+    let origin = bind(&gateway.topology.origin, (ORIGIN, 7));
+    let near = bind(&gateway.topology.client, (CLIENT_INNER, 0));
     near.connect((ORIGIN, 7)).unwrap();
     let from = public_end(&near, &origin);
     while origin.recv_from(&mut [0; 2048]).is_ok() {}

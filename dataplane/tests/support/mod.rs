@@ -3,6 +3,11 @@
 //! of control and metering.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+mod steps;
+
+#[allow(unused_imports, reason = "each test file uses its own part")]
+pub use steps::*;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
