@@ -18,6 +18,17 @@ const BELIEVED: usize = 1_000;
 const INDEX: SessionIndex = SessionIndex(3);
 const OWN: WorkerNumber = WorkerNumber(0);
 
+/// A message as this worker received it.
+fn received(worker: WorkerNumber, from: &str, message: &[u8]) -> Initiation {
+    let remote: SocketAddr = from.parse().unwrap();
+    let local = [10, 77, 1, 1].into();
+    Initiation {
+        worker,
+        endpoint: Endpoint { remote, local },
+        message: message.try_into().unwrap(),
+    }
+}
+
 struct Bench {
     screening: Arc<Screening>,
     screener: Screener,
@@ -47,14 +58,7 @@ impl Bench {
     }
 
     fn submit(&self, from: &str, message: &[u8]) -> Result<(), DropReason> {
-        let remote: SocketAddr = from.parse().unwrap();
-        let local = [10, 77, 1, 1].into();
-        let message = message.try_into().unwrap();
-        self.screening.submit(Initiation {
-            worker: OWN,
-            endpoint: Endpoint { remote, local },
-            message,
-        })
+        self.screening.submit(received(OWN, from, message))
     }
 
     /// What comes of one message.
@@ -339,18 +343,8 @@ fn a_peer_that_changes_workers_is_known_where_it_is() {
         screening.tell(now, Notice::Installed(key, has));
         screening.tell(before, Notice::Installed(key, had));
         screening.tell(before, Notice::Removed(key, had));
-        let endpoint = Endpoint {
-            remote: HERE.parse().unwrap(),
-            local: [10, 77, 1, 1].into(),
-        };
-        let message = initiation(&mut peer)[..].try_into().unwrap();
-        let worker = before;
-        let initiation = Initiation {
-            worker,
-            endpoint,
-            message,
-        };
-        screening.submit(initiation).unwrap();
+        let message = initiation(&mut peer);
+        screening.submit(received(before, HERE, &message)).unwrap();
         assert_eq!(screener.turn(0).answers, 1);
         assert!(screening.take_accepted(before).is_none());
         assert_eq!(screening.take_accepted(now).unwrap().index, has);
@@ -380,18 +374,7 @@ fn a_notice_is_heard_before_what_was_submitted_after_it() {
     let _thread = screener.start(vec![event_counter()], &[]).unwrap();
     for (number, (message, key)) in peers.iter().enumerate() {
         screening.tell(OWN, Notice::Installed(*key, SessionIndex(number as u32)));
-        let message = message[..].try_into().unwrap();
-        let endpoint = Endpoint {
-            remote: HERE.parse().unwrap(),
-            local: [10, 77, 1, 1].into(),
-        };
-        screening
-            .submit(Initiation {
-                worker: OWN,
-                endpoint,
-                message,
-            })
-            .unwrap();
+        screening.submit(received(OWN, HERE, message)).unwrap();
         // Not all at once: the thread is to be in the middle of a turn when most are installed.
         while screening.initiations.len() > 4 {
             std::thread::yield_now();
@@ -438,20 +421,7 @@ fn the_thread_sleeps_wakes_the_worker_and_ends_with_its_handle() {
     let thread = screener
         .start(vec![wake.try_clone().unwrap()], &[])
         .unwrap();
-    let submit = |message: Vec<u8>| {
-        let message = message.try_into().unwrap();
-        let endpoint = Endpoint {
-            remote: HERE.parse().unwrap(),
-            local: [10, 77, 1, 1].into(),
-        };
-        screening
-            .submit(Initiation {
-                worker: OWN,
-                endpoint,
-                message,
-            })
-            .unwrap();
-    };
+    let submit = |message: Vec<u8>| screening.submit(received(OWN, HERE, &message)).unwrap();
     // It has nothing to do and sleeps, or will.
     std::thread::sleep(Duration::from_millis(20));
     submit(initiation(&mut stranger));

@@ -5,17 +5,16 @@
 //! be; sealing and opening one small packet is in the figure.
 
 use std::net::{SocketAddrV4, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 use topnet_lab::interrupt::Interrupt;
 use topnet_lab::topology::{CLIENT, ORIGIN, PROVIDER, PROVIDER_UPLINK};
 use topnet_netns::Namespace;
 
+use super::background::Background;
 use super::client::{Client, MESSAGE_BYTES_MAX, inner_packet};
 use super::gateway::Kind;
 use super::links::Mode;
@@ -67,7 +66,7 @@ fn ask(shared: &Shared, rig: &Rig, kind: Kind, loaded: bool) -> Result<Measureme
         echoes.asked
     );
     if let Some(stream) = stream {
-        stream.finish()?;
+        stream.work.finish()?;
     }
     let latency = Latency::of_ns(&echoes.histogram).context("nothing came back")?;
     Ok(
@@ -186,8 +185,7 @@ impl Asker {
 
 /// Answers at the origin what it is asked. Ended when dropped.
 pub struct Echo {
-    ended: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _work: Background,
 }
 
 impl Echo {
@@ -199,39 +197,21 @@ impl Echo {
             std::io::Result::Ok(socket)
         })?;
         let socket = socket.context("the origin has no socket")?;
-        let ended = Arc::<AtomicBool>::default();
-        let told = Arc::clone(&ended);
-        let thread = thread::Builder::new().name("echo".to_owned());
-        let thread = thread.spawn(move || {
-            let mut buffer = [0; MESSAGE_BYTES_MAX];
-            while !told.load(Ordering::Relaxed) {
-                if let Ok((bytes, from)) = socket.recv_from(&mut buffer) {
-                    // Whoever asked notices if this is lost.
-                    let _ = socket.send_to(&buffer[..bytes], from);
-                }
+        let mut buffer = [0; MESSAGE_BYTES_MAX];
+        let work = Background::start("echo", move || {
+            if let Ok((bytes, from)) = socket.recv_from(&mut buffer) {
+                // Whoever asked notices if this is lost.
+                let _ = socket.send_to(&buffer[..bytes], from);
             }
+            Ok(())
         })?;
-        Ok(Echo {
-            ended,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // It has nothing to tell.
-            let _ = thread.join();
-        }
+        Ok(Echo { _work: work })
     }
 }
 
 /// The others' packets. Ended when dropped.
 struct Stream {
-    ended: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
+    work: Background,
     /// Their client, whose socket overflows.
     _client: Option<Client>,
     _socket: Option<UdpSocket>,
@@ -254,42 +234,18 @@ impl Stream {
             std::io::Result::Ok(socket)
         })?;
         let socket = socket.context("the generator has no socket")?;
-        let ended = Arc::<AtomicBool>::default();
-        let (told, interrupt) = (Arc::clone(&ended), interrupt.clone());
-        let thread = thread::Builder::new().name("stream".to_owned());
-        let thread = thread.spawn(move || {
+        let interrupt = interrupt.clone();
+        let work = Background::start("stream", move || {
             let load = Load::new([&socket], PACKET_BYTES - HEADER_BYTES)?;
-            while !told.load(Ordering::Relaxed) {
-                load.repeat(Pace::Rate(STREAM_PER_S), ANSWER_WAIT, &interrupt)?;
-            }
+            load.repeat(Pace::Rate(STREAM_PER_S), ANSWER_WAIT, &interrupt)?;
             Ok(())
         })?;
         // The first packets find caches cold.
         thread::sleep(ANSWER_WAIT);
         Ok(Stream {
-            ended,
-            thread: Some(thread),
+            work,
             _client: client,
             _socket: sink,
         })
-    }
-
-    fn finish(mut self) -> Result<()> {
-        self.end()
-    }
-
-    fn end(&mut self) -> Result<()> {
-        self.ended.store(true, Ordering::Relaxed);
-        let Some(thread) = self.thread.take() else {
-            return Ok(());
-        };
-        thread.join().map_err(|_| anyhow!("the stream panicked"))?
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // Whoever wanted to know how it ended has asked.
-        let _ = self.end();
     }
 }

@@ -9,6 +9,7 @@
 //! process is its control and metering ([`product`]) and never lets its credit end.
 
 mod aead;
+mod background;
 mod client;
 mod count;
 mod gateway;

@@ -8,16 +8,17 @@
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle, sleep};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::StaticSecret;
 use topnet_lab::topology::PROVIDER;
 use topnet_netns::Namespace;
 
+use super::background::Background;
 use super::client::{Client, MESSAGE_BYTES_MAX};
 use super::gateway::{Gateway, Kind};
 use super::latency::{ASKER, Asker, Echo};
@@ -70,7 +71,7 @@ fn look(shared: &Shared, rig: &Rig, kind: Kind) -> Result<Measurement> {
     // A gateway that lets no connection through keeps nothing.
     let stormy = pass().map_or(0.0, |passed| passed.bytes as f64 / passed.elapsed_s);
     interrupt.check()?;
-    storm.finish()?;
+    storm.work.finish()?;
 
     let kept = 1.0 - echoes.lost_share();
     let calm = calm.bytes as f64 / calm.elapsed_s;
@@ -84,9 +85,8 @@ fn look(shared: &Shared, rig: &Rig, kind: Kind) -> Result<Measurement> {
 
 /// Strangers at work. Ended when dropped.
 struct Storm {
-    ended: Arc<AtomicBool>,
+    work: Background,
     sent: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Storm {
@@ -94,56 +94,29 @@ impl Storm {
         let mut strangers = (0..SOURCES)
             .map(|number| Stranger::create(client, number))
             .collect::<Result<Vec<_>>>()?;
-        let (ended, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (told, counted) = (Arc::clone(&ended), Arc::clone(&sent));
-        let thread = thread::Builder::new().name("storm".to_owned());
-        let thread = thread.spawn(move || {
-            let began = Instant::now();
-            let (mut due, mut next) = (0, 0);
-            while !told.load(Ordering::Relaxed) {
-                // What a sleep that took too long left is made up for.
-                let elapsed_s = began.elapsed().as_secs_f64();
-                while f64::from(due) < elapsed_s * f64::from(STORM_PER_S) {
-                    due += 1;
-                    next = (next + 1) % strangers.len();
-                    counted.fetch_add(u64::from(strangers[next].send()?), Ordering::Relaxed);
-                }
-                for stranger in &mut strangers {
-                    stranger.listen()?;
-                }
-                sleep(PART);
+        let sent = Arc::<AtomicU64>::default();
+        let counted = Arc::clone(&sent);
+        let began = Instant::now();
+        let (mut due, mut next) = (0, 0);
+        let work = Background::start("storm", move || {
+            // What a sleep that took too long left is made up for.
+            let elapsed_s = began.elapsed().as_secs_f64();
+            while f64::from(due) < elapsed_s * f64::from(STORM_PER_S) {
+                due += 1;
+                next = (next + 1) % strangers.len();
+                counted.fetch_add(u64::from(strangers[next].send()?), Ordering::Relaxed);
             }
+            for stranger in &mut strangers {
+                stranger.listen()?;
+            }
+            sleep(PART);
             Ok(())
         })?;
-        Ok(Storm {
-            ended,
-            sent,
-            thread: Some(thread),
-        })
+        Ok(Storm { work, sent })
     }
 
     fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
-    }
-
-    /// Ends it, and says if it had ended by itself.
-    fn finish(mut self) -> Result<()> {
-        self.end()
-    }
-
-    fn end(&mut self) -> Result<()> {
-        self.ended.store(true, Ordering::Relaxed);
-        let Some(thread) = self.thread.take() else {
-            return Ok(());
-        };
-        thread.join().map_err(|_| anyhow!("the storm panicked"))?
-    }
-}
-
-impl Drop for Storm {
-    fn drop(&mut self) {
-        // Whoever wanted to know how it ended has asked.
-        let _ = self.end();
     }
 }
 

@@ -9,16 +9,9 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
-use crate::{
-    files::digest,
-    origin::Origin,
-    report::{Report, Transferred},
-    run_dir::RunDir,
-    users::DATAPLANE,
-};
+use crate::{report::Report, run_dir::RunDir, users::DATAPLANE};
 
 use super::{
-    TRANSFER_WAIT,
     lab::{Lab, Opened, number, text},
     paid_download::{ALLOCATION_UNITS, DOWNLOAD_BYTES},
     vpn_own_peers::Quick,
@@ -75,7 +68,10 @@ impl Lab<'_> {
             .collect::<Result<_>>()?;
         self.say("downloading through all of them at once");
         let paid = self.begin_download(DOWNLOAD_BYTES)?;
-        self.download_at_once(report)?;
+        let files = ["many0", "many1", "many2", "many3"];
+        let numbers = 0..AT_WORK;
+        let files: Vec<_> = files.into_iter().zip(numbers.map(origin_of)).collect();
+        self.download_free(&files, OWN_BYTES, report)?;
         self.finish_download(paid, report)?;
         let peers = self.as_root(&["vpn", "peers"])?;
         let peers = peers.as_array().context("no list of peers")?;
@@ -101,29 +97,6 @@ impl Lab<'_> {
             "what nobody pays for was billed"
         );
         Ok(channel)
-    }
-
-    /// Every peer at work downloads a file of its own, all at the same time.
-    fn download_at_once(&self, report: &mut Report) -> Result<()> {
-        let mut under_way = Vec::new();
-        for number in 0..AT_WORK {
-            let name = format!("many{number}");
-            let served = self.origin.offer_random(&name, OWN_BYTES)?;
-            let here = self.wallet.home.join(&name);
-            let url = Origin::download_url(origin_of(number).into(), &name);
-            under_way.push((name, served, self.client().download(&url, &here)?, here));
-        }
-        for (name, served, transfer, here) in under_way {
-            transfer.finish(self.options.interrupt, TRANSFER_WAIT, |_| ())?;
-            report.files.push(Transferred {
-                bytes: served.bytes,
-                sha256_origin: served.sha256,
-                sha256_client: digest(&here)?.sha256,
-            });
-            fs::remove_file(&here)?;
-            self.origin.withdraw(&name)?;
-        }
-        Ok(())
     }
 }
 

@@ -58,7 +58,7 @@ impl Lab<'_> {
         let channel = self.begin(ALLOCATION_UNITS, report)?;
         let quick = Quick::up(self, conf)?;
         let paid = self.begin_download(DOWNLOAD_BYTES)?;
-        let free_bytes = self.download_own(report)?;
+        let free_bytes = self.download_free(&[("own", ORIGIN_TOO)], OWN_BYTES, report)?;
         self.finish_download(paid, report)?;
         let peers = self.as_root(&["vpn", "peers"])?;
         let peers = peers.as_array().context("no list of peers")?;
@@ -98,22 +98,32 @@ impl Lab<'_> {
         topnet.ask(&self.topology.provider, self.options.interrupt, words)
     }
 
-    /// Downloads through the operator's own peer, which nobody pays for.
-    fn download_own(&self, report: &mut Report) -> Result<u64> {
-        let served = self.origin.offer_random("own", OWN_BYTES)?;
-        let here = self.wallet.home.join("own");
-        let transfer = self
-            .client()
-            .download(&Origin::download_url(ORIGIN_TOO.into(), "own"), &here)?;
-        transfer.finish(self.options.interrupt, TRANSFER_WAIT, |_| ())?;
-        report.files.push(Transferred {
-            bytes: served.bytes,
-            sha256_origin: served.sha256,
-            sha256_client: digest(&here)?.sha256,
-        });
-        fs::remove_file(&here)?;
-        self.origin.withdraw("own")?;
-        Ok(OWN_BYTES)
+    /// Downloads a file by each of these names from that address of the origin's, all at once, through
+    /// the operator's own peers, for whom nobody pays; the bytes of one.
+    pub(super) fn download_free(
+        &self,
+        files: &[(&str, Ipv4Addr)],
+        bytes: u64,
+        report: &mut Report,
+    ) -> Result<u64> {
+        let mut under_way = Vec::new();
+        for (name, origin) in files {
+            let served = self.origin.offer_random(name, bytes)?;
+            let here = self.wallet.home.join(name);
+            let url = Origin::download_url((*origin).into(), name);
+            under_way.push((name, served, self.client().download(&url, &here)?, here));
+        }
+        for (name, served, transfer, here) in under_way {
+            transfer.finish(self.options.interrupt, TRANSFER_WAIT, |_| ())?;
+            report.files.push(Transferred {
+                bytes: served.bytes,
+                sha256_origin: served.sha256,
+                sha256_client: digest(&here)?.sha256,
+            });
+            fs::remove_file(&here)?;
+            self.origin.withdraw(name)?;
+        }
+        Ok(bytes)
     }
 }
 
