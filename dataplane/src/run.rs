@@ -120,7 +120,7 @@ pub async fn run(config: &Config, path: &Path) -> Result<(), RunError> {
     }
     let serve_captures = async {
         match &captures {
-            Ok(socket) => socket.serve(&shared, section.inner_mtu.into()).await,
+            Ok(socket) => socket.serve(&shared, packet_bytes_max(section)).await,
             Err(_) => std::future::pending().await,
         }
     };
@@ -371,10 +371,14 @@ fn seats(section: &Dataplane, wakes: &[OwnedFd]) -> Result<Vec<Seat>, RunError> 
     if wakes.len() < 2 {
         return Ok(Vec::new());
     }
+    Ok(Team::seats(cloned(wakes)?, packet_bytes_max(section)))
+}
+
+/// Room for what workers have in hand, sealed or not. Who sent what is too large for the tunnel is
+/// told so by its session's worker, so that such a packet fits too.
+fn packet_bytes_max(section: &Dataplane) -> usize {
     let sealed_bytes = usize::from(section.inner_mtu) + PADDING_BYTES + WIREGUARD_BYTES;
-    // Who sent what is too large for the tunnel is told so by its session's worker.
-    let parcel_bytes = sealed_bytes.max(FRAME_DATA_BYTES);
-    Ok(Team::seats(cloned(wakes)?, parcel_bytes))
+    sealed_bytes.max(FRAME_DATA_BYTES)
 }
 
 /// What is shared with metering.

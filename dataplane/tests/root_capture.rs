@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::thread::sleep;
 use std::time::Duration;
 
-use support::{CLIENT_INNER, Echo, Gateway, ORIGIN, WireGuard, base64, eventually, unlimited};
+use support::{CLIENT_INNER, Echo, Gateway, ORIGIN, WireGuard, base64, eventually, ip, unlimited};
 use topnet_api::{
     CAPTURE_ALL, CAPTURE_REFUSED, CaptureRecord, PCAP_RECORD_BYTES, SocketName, pcap_header,
 };
@@ -96,6 +96,18 @@ fn copied_both_ways(mut gateway: Gateway, interface: &str) {
             }
         }
     }
+    // What goes no further is copied too, also where it is too large for the tunnel.
+    let too_large = 1_408;
+    ip(
+        &gateway.topology.client,
+        &format!("link set {interface} mtu 1440"),
+    );
+    let capture = begin(&gateway, CAPTURE_ALL);
+    assert!(!echo.round_trip(too_large));
+    let (packets, lost) = end(capture);
+    assert_eq!(lost, 0);
+    assert!(packets.iter().any(|it| it.len() == 28 + too_large));
+
     let stranger = format!("peer={}\n", base64(&[7; 32]));
     eventually("the last one is over", || {
         refusal(&gateway, &stranger).contains("no peer")
