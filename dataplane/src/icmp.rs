@@ -1,5 +1,5 @@
 //! What a router says of a packet that goes no further: no hops are left, or it is too large for
-//! the tunnel (RFC 792 and RFC 1812, 4.3; RFC 4443). Over the kernel's sockets the kernel says so.
+//! the tunnel (RFC 792 and RFC 1812, 4.3; RFC 4443). What the kernel routes, it says so of.
 //!
 //! A message is written once for a packet that was validated, and never about what must not be
 //! answered: other messages about errors, groups, fragments without a transport header. How often

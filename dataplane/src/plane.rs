@@ -62,8 +62,8 @@ const RESPONSES_UNPROVEN_PER_SECOND_MAX: u32 = 2_000;
 /// What the plane is told once.
 #[derive(Clone, Copy, Debug)]
 pub struct PlaneConfig {
-    /// Where clients' inner addresses come from, and nobody reaches anybody else. `None` for a
-    /// plain WireGuard interface: there the kernel decides who reaches whom.
+    /// Where clients' inner addresses come from; they reach one another only where the operator
+    /// says so. `None` for a plain WireGuard interface: there the kernel decides who reaches whom.
     pub inner: Option<InnerNetwork>,
     /// Largest inner packet, either way.
     pub inner_mtu: usize,
@@ -511,14 +511,15 @@ impl<G: Gate> Plane<G> {
         if self.config.inner.is_some() && self.owners.is_inside(ip.source) && !trusted {
             return Err(DropReason::BetweenClients);
         }
-        if ip.hops <= 1 && !P::KERNEL_ROUTES {
-            return self.answer_outside(path, index, DropReason::TtlExceeded, prepared);
-        }
         if let (Some(solicited), IpAddr::V6(remote), IpAddr::V6(client), false) =
             (&session.solicited, ip.source, ip.destination, trusted)
             && !solicited.admits(&packet[..ip.total_bytes], remote, client, self.now_ms)
         {
             return Err(DropReason::Unsolicited);
+        }
+        // Only who was asked for something is answered.
+        if ip.hops <= 1 && !P::KERNEL_ROUTES {
+            return self.answer_outside(path, index, DropReason::TtlExceeded, prepared);
         }
         let endpoint = session.endpoint.ok_or(DropReason::NoTunnel)?;
         if ip.total_bytes > self.config.inner_mtu {

@@ -1,4 +1,5 @@
-//! What is said of packets that go no further, where nobody else says it: over frames.
+//! What is said of packets that go no further, where nobody else says it: over frames, and between
+//! peers.
 //!
 //! A client hears it through its tunnel, from the gateway's inner address; that is a packet for it
 //! like others, gated and billed. Who sent from outside hears it from the interface that he reached,
@@ -123,6 +124,9 @@ impl<G: Gate> Plane<G> {
         let rates = &mut session.rates;
         let (down, unpaid) = (&mut rates.down, &mut rates.unpaid);
         let pass = admit(&mut self.gate, slot, down, unpaid, bytes, self.now_ns).ok()?;
+        if let Some(tap) = &self.tap {
+            tap.copy(&session.plan.public_key, &message[..bytes], self.now_ns);
+        }
         let sealed = session.tunnel.encapsulate(&message[..padded_bytes], room);
         let TunnResult::WriteToNetwork(sealed) = sealed else {
             return None;

@@ -17,7 +17,7 @@ use crate::team::Content;
 pub(super) enum Origin {
     /// From beyond the tunnel.
     World,
-    /// From another peer, who may reach this one and has been charged for it.
+    /// From another peer, who may reach this one and is charged for it.
     Peer,
 }
 
@@ -62,7 +62,8 @@ impl<G: Gate> Plane<G> {
     }
 
     /// A packet from one peer for another, which stands in `out` at the path's offset. Each pays as if
-    /// it came from outside or went there; the sender pays also for what its receiver cannot.
+    /// it came from outside or went there, and nobody for what goes no further. What is another worker's
+    /// session's is the sender's once it is passed on.
     pub(super) fn relay<P: Path>(
         &mut self,
         path: &mut P,
@@ -77,22 +78,38 @@ impl<G: Gate> Plane<G> {
             return Err(DropReason::BetweenClients);
         }
         let to = to.ok_or(DropReason::NoSession)?;
+        // The kernel does not see these, so that it cannot answer either.
         if ip.hops <= 1 {
-            return Err(DropReason::TtlExceeded);
+            return self.answer_client(path, from, DropReason::TtlExceeded, ip, out);
         }
         let bytes = ip.total_bytes;
         if bytes > self.config.inner_mtu {
-            return Err(DropReason::TooLarge);
+            return self.answer_client(path, from, DropReason::TooLarge, ip, out);
         }
         let session = self.sessions.get_mut(from);
         let session = session.ok_or(DropReason::SessionUnknown)?;
         let slot = session.plan.slot();
         let (up, unpaid) = (&mut session.rates.up, &mut session.rates.unpaid);
         let pass = admit(&mut self.gate, slot, up, unpaid, bytes, self.now_ns)?;
-        if pass.counts(&session.counters, bytes) {
+        let (outcome, handed_on) = self.hand_on(path, to, bytes, out)?;
+        if let Some(session) = self.sessions.get_mut(from)
+            && handed_on
+            && pass.counts(&session.counters, bytes)
+        {
             count(&mut self.gate, slot, bytes);
             SessionCounters::add(&session.counters.up_bytes, bytes);
         }
+        Ok(outcome)
+    }
+
+    /// Seals a packet in `out` for another peer, or passes it to the worker that does. True if it goes on.
+    fn hand_on<P: Path>(
+        &mut self,
+        path: &mut P,
+        to: SessionIndex,
+        bytes: usize,
+        out: &mut [u8],
+    ) -> Result<(Outcome<P::Hop>, bool), DropReason> {
         let packet = &mut out[P::PACKET_OFFSET..P::PACKET_OFFSET + bytes];
         if P::KERNEL_ROUTES {
             // The kernel does not see this one; where it does not route, `down` takes the hop.
@@ -102,7 +119,7 @@ impl<G: Gate> Plane<G> {
         let seat = self.seat.as_ref();
         if seat.is_some_and(|seat| seat.is_other(to.worker())) {
             self.pass(to.worker(), to, Content::Relayed, packet)?;
-            return Ok(Outcome::Nothing);
+            return Ok((Outcome::Nothing, true));
         }
         // It is sealed from one buffer into another. Nothing is allocated by this.
         let mut room = std::mem::take(&mut self.relay.room);
@@ -114,6 +131,7 @@ impl<G: Gate> Plane<G> {
             None => Err(DropReason::TooLarge),
         };
         self.relay.room = room;
-        outcome
+        // A receiver without a tunnel is greeted instead.
+        outcome.map(|outcome| (outcome, matches!(outcome, Outcome::ToPeer { .. })))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::packet::Ip;
+use crate::solicited::Solicited;
 use std::net::SocketAddr;
 
 /// Of each version a packet up and one down, for a client and an origin.
@@ -171,4 +172,19 @@ fn nobody_is_told_who_cannot_be_reached_or_must_not_be_answered() {
     let told = plane.answer_client(path, SessionIndex(3), reason, &ip, &mut out);
     assert_eq!(told, Err(reason));
     assert_eq!(bench.usage(), 0);
+}
+
+#[test]
+fn an_unsolicited_packet_is_not_answered() {
+    for (hops, payload_bytes, _) in CASES {
+        let mut bench = Bench::connected();
+        let session = bench.plane.sessions.get_mut(SessionIndex(3)).unwrap();
+        session.solicited = Some(Box::new(Solicited::new(1)));
+        let stranger = "2001:db8::bad".parse().unwrap();
+        assert_eq!(
+            bench.down(&ipv6::udp(stranger, INNER6, hops, payload_bytes)),
+            None
+        );
+        assert_eq!(bench.dropped(), [(DropReason::Unsolicited, 1)]);
+    }
 }

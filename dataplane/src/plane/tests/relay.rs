@@ -136,18 +136,13 @@ fn peers_that_are_named_reach_each_other_and_each_pays() {
     // From outside nobody comes with a peer's address, joined or not.
     assert_eq!(bench.down(&udp(OTHER_INNER, INNER, 64, 8)), None);
     assert_eq!(bench.dropped(), [(DropReason::BetweenClients, 3)]);
-    // Last hops, and what is nobody's.
-    assert_eq!(bench.up(&udp(INNER, OTHER_INNER, 1, 8)), None);
+    // What is nobody's.
     bench.plane.change_reach(reach(&[], &[], &["10.78.0.0/16"]));
     assert_eq!(bench.up(&udp(INNER, [10, 78, 0, 77], 64, 8)), None);
     assert_eq!(bench.up(&udp(INNER, INNER, 64, 8)), None);
     assert_eq!(
         bench.dropped(),
-        [
-            (DropReason::BetweenClients, 4),
-            (DropReason::TtlExceeded, 1),
-            (DropReason::NoSession, 1)
-        ]
+        [(DropReason::BetweenClients, 4), (DropReason::NoSession, 1)]
     );
     assert_eq!((bench.usage(), others(&bench)), (bytes, bytes));
 }
@@ -163,14 +158,62 @@ fn who_has_no_credit_neither_sends_to_peers_nor_hears_them() {
         record_at_bytes: u64::MAX,
     };
     bench.metering.credit.grant(OTHERS_SLOT, up_to(1));
+    let others = |bench: &Bench| bench.metering.usage.totals(OTHERS_SLOT.index).bytes;
     assert_eq!(bench.up(&packet), None);
-    assert_eq!(bench.usage(), bytes, "its sender pays for it");
+    assert_eq!(
+        bench.usage(),
+        0,
+        "its sender does not pay for what is dropped"
+    );
     bench.metering.credit.grant(OTHERS_SLOT, ENOUGH);
-    bench.metering.credit.grant(SLOT, up_to(bytes));
+    bench.metering.credit.grant(SLOT, up_to(bytes - 1));
     assert_eq!(bench.up(&packet), None);
-    assert_eq!(bench.usage(), bytes);
-    assert_eq!(bench.metering.usage.totals(OTHERS_SLOT.index).bytes, 0);
+    assert_eq!((bench.usage(), others(&bench)), (0, 0));
     assert_eq!(bench.dropped(), [(DropReason::CreditExhausted, 2)]);
+    bench.metering.credit.grant(SLOT, up_to(bytes));
+    assert!(bench.up(&packet).is_some());
+    assert_eq!((bench.usage(), others(&bench)), (bytes, bytes));
+}
+
+#[test]
+fn nobody_pays_for_what_finds_no_tunnel() {
+    let mut bench = Bench::connected();
+    let plan = SessionPlan {
+        index: OTHER,
+        public_key: PublicKey::from(&StaticSecret::from([6; 32])).to_bytes(),
+        payer: Some(others_payer()),
+        addresses: Addresses::Client(OTHER_INNER.into()),
+        preshared_key: None,
+        persistent_keepalive_s: 0,
+        endpoint: Some("10.77.1.3:6".parse().unwrap()),
+    };
+    let identity = Arc::clone(&bench.plane.identity);
+    bench.plane.install(Box::new(Session::new(&identity, plan)));
+    bench.metering.credit.grant(OTHERS_SLOT, ENOUGH);
+    bench.plane.change_reach(reach(&[], &[], &["10.78.0.0/16"]));
+    bench.up(&udp(INNER, OTHER_INNER, 64, 100));
+    assert_eq!(bench.dropped(), [(DropReason::NoTunnel, 1)]);
+    assert_eq!(bench.usage(), 0);
+}
+
+#[test]
+fn who_sends_too_far_or_too_much_to_a_peer_is_told() {
+    let (mut bench, _) = with_another(Some(others_payer()));
+    bench.plane.change_reach(reach(&[], &[], &["10.78.0.0/16"]));
+    let cases = [
+        (1, 100, DropReason::TtlExceeded),
+        (64, 1440, DropReason::TooLarge),
+    ];
+    for (hops, payload_bytes, reason) in cases {
+        let packet = udp(INNER, OTHER_INNER, hops, payload_bytes);
+        let (port, frame) = bench.up(&packet).expect("an answer");
+        assert_eq!(port, CLIENT_PORT);
+        let message = bench.client_opens(&frame[OUTER_BYTES..]);
+        assert_eq!(message[28..56], packet[..28], "it is about that packet");
+        assert!(bench.dropped().contains(&(reason, 1)));
+    }
+    let others = bench.metering.usage.totals(OTHERS_SLOT.index).bytes;
+    assert_eq!(others, 0);
 }
 
 #[test]
@@ -228,11 +271,25 @@ fn peers_of_two_workers_reach_each_other() {
     assert_eq!(parcel.content, Content::Relayed);
     assert_eq!(parcel.data[..parcel.bytes], packet);
     pair.other.give_back(parcel);
+    // Nor is it charged where the other worker cannot take it.
+    while pair.bench.dropped().is_empty() {
+        let used = pair.bench.usage();
+        assert_eq!(pair.bench.up(&packet), None);
+        let full = !pair.bench.dropped().is_empty();
+        let charged = if full { 0 } else { packet.len() as u64 };
+        assert_eq!(pair.bench.usage(), used + charged);
+    }
+    let [(DropReason::WorkerQueueFull, 1)] = pair.bench.dropped()[..] else {
+        panic!("{:?}", pair.bench.dropped());
+    };
+    while let Some(parcel) = pair.other.take_parcel() {
+        pair.other.give_back(parcel);
+    }
     // Also if the message itself came to the other worker first.
     let sealed = pair.sealed(&packet);
     assert_eq!(pair.frame(CLIENT_PORT, &sealed), []);
     let parcel = pair.other.take_parcel().expect("it came and went");
     assert_eq!(parcel.content, Content::Relayed);
     assert_eq!(parcel.data[..parcel.bytes], packet);
-    assert_eq!(pair.bench.dropped(), []);
+    assert_eq!(pair.bench.dropped(), [(DropReason::WorkerQueueFull, 1)]);
 }

@@ -17,6 +17,8 @@ fn a_tap_sees_both_ways_and_what_is_refused_once_it_is_open() {
     // A source that is not the peer's is not its packet.
     assert_eq!(bench.up(&udp([10, 78, 0, 7], ORIGIN, 64, 20)), None);
     bench.down(&udp(ORIGIN, INNER, 64, 50)).expect("it passes");
+    let (_, answer) = bench.up(&udp(INNER, ORIGIN, 1, 8)).expect("an answer");
+    let answer = bench.client_opens(&answer[OUTER_BYTES..]);
     bench.plane.change_tap(None).expect("it was there");
     bench.up(&up).expect("it passes");
     let mut seen = Vec::new();
@@ -29,8 +31,9 @@ fn a_tap_sees_both_ways_and_what_is_refused_once_it_is_open() {
     }
     // Down it has lost its hop, as the peer gets it.
     assert_eq!(packets[..2], [up, refused]);
-    let [_, _, down] = &packets[..] else {
+    let [_, _, down, _, told] = &packets[..] else {
         panic!("{packets:?}");
     };
     assert_eq!((down.len(), down[8]), (28 + 50, 63));
+    assert_eq!(*told, answer, "also what the gateway says itself");
 }
