@@ -11,6 +11,7 @@ use std::time::Instant;
 use data_encoding::BASE64;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustix::fd::OwnedFd;
+use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -321,7 +322,10 @@ impl Running {
         let mut monitor = connection.monitor(&interfaces);
         shared.publish(monitor.snapshot().await?).await;
         let (tell, stopped) = mpsc::unbounded_channel();
-        let cpu = |number: u32| section.cpus.get(number as usize).copied();
+        let place = |number: u32| Place {
+            cpu: section.cpus.get(number as usize).copied(),
+            nice: section.nice,
+        };
         let parts = (0..).zip(planes).zip(queues);
         let mut workers = Vec::new();
         let program = match way {
@@ -339,7 +343,7 @@ impl Running {
                     let worker = Worker::new(io, plane, queues, Arc::clone(&screener));
                     let kept = Arc::clone(&placeholders);
                     let (number, tell) = (WorkerNumber(number), tell.clone());
-                    workers.push(spawn(worker, number, cpu(number.0), kept, tell)?);
+                    workers.push(spawn(worker, number, place(number.0), kept, tell)?);
                 }
                 Some(frames.program)
             }
@@ -349,7 +353,7 @@ impl Running {
                     // Nobody asks for neighbours, but the queue is not to look closed.
                     let kept = want.clone();
                     let (number, tell) = (WorkerNumber(number), tell.clone());
-                    workers.push(spawn(worker, number, cpu(number.0), kept, tell)?);
+                    workers.push(spawn(worker, number, place(number.0), kept, tell)?);
                 }
                 None
             }
@@ -427,12 +431,37 @@ impl Drop for LastWord {
     }
 }
 
-/// Starts a worker on its CPU. What it is to keep lives as long as it. `tell` hears why it ended, if
+/// Where and how a worker runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Place {
+    /// The CPU that it is pinned to.
+    pub cpu: Option<u16>,
+    /// As the command of this name counts it.
+    pub nice: i8,
+}
+
+impl Place {
+    /// Takes it for the thread that calls this.
+    fn take(self) -> io::Result<()> {
+        if self.nice != 0
+            && let Err(error) = setpriority_process(None, self.nice.into())
+        {
+            tracing::warn!(
+                nice = self.nice, %error,
+                "a worker runs as other programs do, and carries less when more arrives than it can \
+                 carry; set LimitNICE= in the unit, or dataplane.nice = 0"
+            );
+        }
+        self.cpu.map_or(Ok(()), pin)
+    }
+}
+
+/// Starts a worker at its place. What it is to keep lives as long as it. `tell` hears why it ended, if
 /// it does so by itself.
 pub(crate) fn spawn<B: Backend + Send + 'static, G: Gate + Send + 'static>(
     worker: Worker<B, G>,
     number: WorkerNumber,
-    cpu: Option<u16>,
+    place: Place,
     kept: impl Send + 'static,
     tell: mpsc::UnboundedSender<String>,
 ) -> Result<JoinHandle<Option<Plane<G>>>, RunError> {
@@ -444,7 +473,7 @@ pub(crate) fn spawn<B: Backend + Send + 'static, G: Gate + Send + 'static>(
                 why: Some("it panicked".to_owned()),
                 tell,
             };
-            let result = cpu.map_or(Ok(()), pin);
+            let result = place.take();
             let failed = result.is_err();
             // Nobody listens any more only if the process is ending.
             let _ = pinned.send(result);
@@ -460,7 +489,7 @@ pub(crate) fn spawn<B: Backend + Send + 'static, G: Gate + Send + 'static>(
     let thread = thread.map_err(system("start a thread"))?;
     match pinning.recv() {
         Ok(Err(source)) => Err(RunError::Cpu {
-            cpu: cpu.unwrap_or_default(),
+            cpu: place.cpu.unwrap_or_default(),
             source,
         }),
         _ => Ok(thread),

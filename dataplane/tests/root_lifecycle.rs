@@ -89,6 +89,27 @@ fn what_cannot_work_is_refused_with_the_mend() {
     assert!(!has_xdp(provider, "clients") && !has_xdp(provider, "uplink"));
 }
 
+/// Beside what polls the interfaces a worker would have half of its CPU.
+#[test]
+fn workers_go_before_other_programs() {
+    if !root_tests() {
+        return;
+    }
+    for (gateway, expected) in [
+        (Gateway::start("nice"), -10),
+        (Gateway::start_with("nicer", "nice = -7"), -7),
+    ] {
+        let threads = format!("/proc/{}/task", gateway.process.id());
+        let nice = std::fs::read_dir(threads).unwrap().find_map(|thread| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            // Behind the name the state is the third field of proc(5), and this the 19th.
+            let (_, fields) = stat.split_once("(worker-0) ")?;
+            fields.split(' ').nth(16).map(|nice| nice.parse().unwrap())
+        });
+        assert_eq!(nice, Some(expected));
+    }
+}
+
 #[test]
 fn a_killed_data_plane_leaves_the_interfaces_as_they_were() {
     if !root_tests() {

@@ -65,6 +65,10 @@ pub struct Dataplane {
     /// CPUs that they are pinned to, one each; not pinned if left out.
     #[serde(default)]
     pub cpus: Vec<u16>,
+    /// How they stand to other programs, as `nice` counts it: the lower, the more CPU they get where
+    /// there is not enough.
+    #[serde(default = "default::i8::<-10>")]
+    pub nice: i8,
     /// Channels that the shared tables have room for, slot 0 (never used) included.
     #[serde(default = "default::u32::<65_536>")]
     pub slots_max: u32,
@@ -143,6 +147,7 @@ impl Dataplane {
             reach: _,
             workers,
             cpus,
+            nice,
             slots_max,
             sessions_max,
         } = self;
@@ -170,6 +175,7 @@ impl Dataplane {
             ("unmetered", *unmetered == new.unmetered),
             ("workers", *workers == new.workers),
             ("cpus", *cpus == new.cpus),
+            ("nice", *nice == new.nice),
             ("slots_max", *slots_max == new.slots_max),
             ("sessions_max", *sessions_max == new.sessions_max),
         ];
@@ -233,6 +239,16 @@ impl Dataplane {
                 "cpus",
                 format!("{cpus} CPUs are named for {} workers", self.workers),
                 "name one for each worker, or leave the key out",
+            );
+        }
+    }
+
+    fn check_nice(&self, problems: &mut Problems<'_>) {
+        if !(-20..=19).contains(&self.nice) {
+            problems.add(
+                "nice",
+                format!("{} is out of range", self.nice),
+                "choose -20 to 19",
             );
         }
     }
@@ -342,6 +358,7 @@ impl Section for Dataplane {
             );
         }
         self.check_workers(problems);
+        self.check_nice(problems);
         for (key, count) in [
             ("slots_max", self.slots_max),
             ("sessions_max", self.sessions_max),

@@ -6,6 +6,10 @@ use std::{
     path::PathBuf,
 };
 
+pub(crate) const fn i8<const VALUE: i8>() -> i8 {
+    VALUE
+}
+
 pub(crate) const fn u16<const VALUE: u16>() -> u16 {
     VALUE
 }

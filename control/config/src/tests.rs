@@ -444,6 +444,13 @@ fn workers_have_bounds_and_each_a_part_of_the_pool() {
         named("workers = 2\ncpus = [1, 1] "),
         ["dataplane.cpus: CPU 1 is named twice"]
     );
+    assert_eq!(named("nice = -20\n# "), [""; 0]);
+    for nice in ["-21", "20"] {
+        assert_eq!(
+            named(&format!("nice = {nice}\n# ")),
+            [format!("dataplane.nice: {nice} is out of range")]
+        );
+    }
     let few = EXAMPLE
         .replace("# workers = 1 ", "workers = 3 ")
         .replace("# block_ports = 512 ", "block_ports = 32000 ");

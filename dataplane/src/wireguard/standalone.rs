@@ -25,7 +25,7 @@ use crate::netlink::Connection;
 use crate::operators::{InterfaceChange, Operators};
 use crate::orders::{Indices, Order};
 use crate::plane::{Plane, PlaneConfig};
-use crate::run::{random, spawn};
+use crate::run::{Place, random, spawn};
 use crate::session::{Identity, Session, SessionCounters, WorkerNumber};
 use crate::worker::{Command, Queues, Returned, Worker};
 
@@ -103,7 +103,7 @@ impl Standalone {
         let screener = screener.map_err(system("start a thread"))?;
         let worker = Worker::new(kernel, plane, queues.clone(), screener);
         let (tell, stopped) = mpsc::unbounded_channel();
-        let worker = spawn(worker, WorkerNumber::default(), None, (), tell)?;
+        let worker = spawn(worker, WorkerNumber::default(), Place::default(), (), tell)?;
         let mut operators = Operators::new(PEERS_MAX);
         operators.device_mut().handle_bound(port);
         let interface = Self {

@@ -29,7 +29,7 @@ use topnet_unit::{Attachment, CreditGrant, Slot};
 
 /// A user that owns nothing.
 const USER: u32 = 64_001;
-const CAPABILITIES: &str = "+net_admin,+net_raw,+bpf,+ipc_lock";
+const CAPABILITIES: &str = "+net_admin,+net_raw,+bpf,+ipc_lock,+sys_nice";
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 1);
 pub const ORIGIN: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 2);
 pub const CLIENT_INNER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);

@@ -14,7 +14,7 @@ const fn user(number: u32, capabilities: &'static [&'static str]) -> User {
 }
 
 /// The only one with network privileges.
-pub const DATAPLANE: User = user(1, &["net_admin", "net_raw", "bpf", "ipc_lock"]);
+pub const DATAPLANE: User = user(1, &["net_admin", "net_raw", "bpf", "ipc_lock", "sys_nice"]);
 /// Counts and is paid.
 pub const METERING: User = user(2, &[]);
 /// Runs the chains and holds the payee's key.

@@ -176,6 +176,7 @@ pub fn measure_overload(shared: &Shared, subject: Subject) -> Result<Measurement
             .with("gbit_per_s", gbit_rate(look.arrived_rate()), "Gbit/s")
             .with("offered", gbit_rate(look.sent.rate()), "Gbit/s")
             .with("offered_of_kept_rate", look.sent.rate() / rate, "1")
+            .with("process_cpu_of_busy", look.process_cpu_s / look.busy_s, "1")
             .with("kept_rate", gbit_rate(rate), "Gbit/s"),
     )
 }
