@@ -23,15 +23,14 @@ pub struct Phase {
     pub number: usize,
     /// Packets that passed.
     pub packets: u64,
-    /// CPU time of the worker's thread.
+    /// CPU time of the worker's thread, without what it took to find nothing.
     pub cpu_ns: u64,
-    /// Looks at the rings, also those that found nothing.
+    /// Looks at the rings that found something.
     pub bursts: u64,
 }
 
 impl Phase {
-    /// True if the worker found most bursts full. Otherwise it waited, and the phase tells how
-    /// long, not what a packet costs.
+    /// True if bursts were full for the most part: what a burst costs is shared out among its packets.
     pub fn is_saturated(&self) -> bool {
         self.bursts * BURST_PACKETS as u64 <= 2 * self.packets
     }
@@ -46,6 +45,10 @@ pub struct Alternating {
     metered: bool,
     packets: u64,
     bursts: u64,
+    /// Packets when a burst ended last.
+    settled_packets: u64,
+    /// The thread's CPU time then.
+    settled_cpu_ns: u64,
     cpu_ns: u64,
     phases: Sender<Phase>,
 }
@@ -60,25 +63,25 @@ impl Alternating {
             metered: METERED[0],
             packets: 0,
             bursts: 0,
-            cpu_ns: thread_cpu_ns(),
+            settled_packets: 0,
+            settled_cpu_ns: u64::MAX,
+            cpu_ns: 0,
             phases,
         }
     }
 
     fn next_phase(&mut self) {
-        let cpu_ns = thread_cpu_ns();
         // Nobody listens any more when the round is over.
         let _ = self.phases.send(Phase {
             number: self.number,
             packets: self.packets,
-            // The first phase began on the thread that made this.
-            cpu_ns: cpu_ns.saturating_sub(self.cpu_ns),
+            cpu_ns: self.cpu_ns,
             bursts: self.bursts,
         });
         self.number += 1;
         self.metered = METERED[self.number % METERED.len()];
-        (self.packets, self.bursts) = (0, 0);
-        self.cpu_ns = thread_cpu_ns();
+        (self.packets, self.bursts, self.cpu_ns) = (0, 0, 0);
+        (self.settled_packets, self.settled_cpu_ns) = (0, thread_cpu_ns());
     }
 }
 
@@ -103,7 +106,15 @@ impl Gate for Alternating {
             true => self.metering.settle(burst_began_ns),
             false => self.open.settle(burst_began_ns),
         }
-        self.bursts += 1;
+        // From the end of one burst to the end of the next, sending what the first brought included. A
+        // look that found nothing is nobody's cost: how many there are tells how long the worker waited.
+        let cpu_ns = thread_cpu_ns();
+        if self.packets > self.settled_packets {
+            // The first burst of all began on the thread that made this.
+            self.cpu_ns += cpu_ns.saturating_sub(self.settled_cpu_ns);
+            self.bursts += 1;
+        }
+        (self.settled_packets, self.settled_cpu_ns) = (self.packets, cpu_ns);
         if self.packets >= PHASE_PACKETS {
             self.next_phase();
         }
