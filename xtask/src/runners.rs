@@ -27,6 +27,9 @@ pub struct LabArguments {
     /// Rounds of chaos
     #[arg(long, value_name = "N", default_value_t = 100)]
     rounds: u64,
+    /// Minutes of a soak; it needs two of them to judge anything
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..))]
+    minutes: u64,
     /// What chaos does, and when; another each time if left out
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
@@ -94,6 +97,7 @@ pub fn lab(workspace: &Workspace, arguments: LabArguments) -> Result<()> {
     build_lab(workspace)?;
     let mut words = vec!["--scenario".to_owned(), arguments.scenario];
     words.extend(["--rounds".to_owned(), arguments.rounds.to_string()]);
+    words.extend(["--minutes".to_owned(), arguments.minutes.to_string()]);
     if let Some(seed) = arguments.seed {
         words.extend(["--seed".to_owned(), seed.to_string()]);
     }

@@ -8,6 +8,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod files;
+pub mod flows;
+pub mod growth;
 pub mod hostile;
 pub mod interrupt;
 pub mod origin;
@@ -22,4 +24,5 @@ pub mod tower;
 pub mod transfer;
 pub mod tunnel;
 pub mod users;
+pub mod vitals;
 pub mod watch;

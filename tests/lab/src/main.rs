@@ -42,6 +42,9 @@ struct Arguments {
     /// Rounds of chaos
     #[arg(long, value_name = "N", default_value_t = 100)]
     rounds: u64,
+    /// Minutes of a soak; it needs two of them to judge anything
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..))]
+    minutes: u64,
     /// What chaos does, and when; another each time if left out
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
@@ -134,6 +137,7 @@ fn one(scenario: Scenario, arguments: &Arguments, interrupt: &Interrupt) -> Resu
         workers: arguments.workers,
         keep: arguments.keep,
         rounds: arguments.rounds,
+        minutes: arguments.minutes,
         seed: arguments.seed.unwrap_or_else(any_seed),
         progress: &progress,
     };

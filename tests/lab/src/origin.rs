@@ -14,7 +14,8 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const PORT: u16 = 8080;
+/// Where nginx listens.
+pub(crate) const PORT: u16 = 8080;
 const READY_WAIT: Duration = Duration::from_secs(10);
 /// Room for uploads, with some to spare.
 const UPLOAD_MIB_MAX: u32 = 256;

@@ -103,7 +103,8 @@ impl Drop for Probe {
     }
 }
 
-fn echo(socket: &UdpSocket, stop: &AtomicBool) {
+/// Sends each datagram back until it is told to stop; the socket has a timeout.
+pub(crate) fn echo(socket: &UdpSocket, stop: &AtomicBool) {
     let mut datagram = [0; DATAGRAM_BYTES];
     while !stop.load(Ordering::Relaxed) {
         if let Ok((bytes, from)) = socket.recv_from(&mut datagram) {

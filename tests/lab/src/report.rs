@@ -1,9 +1,13 @@
 //! What a scenario measured, as JSON for programs and a table for people, and whether it holds.
 
+mod soak;
+
 use serde::Serialize;
 use topnet_unit::{UNIT_BYTES, units_owed};
 
 use crate::watch::Boot;
+
+pub use self::soak::{Done, Level, Soak};
 
 /// The most units that a wallet pays ahead, if nothing else is configured.
 pub const WINDOW_UNITS_MAX: u64 = 64;
@@ -35,6 +39,8 @@ pub struct Report {
     pub cheats: Vec<Cheat>,
     /// What happened by chance.
     pub chaos: Option<Chaos>,
+    /// What grew, and what did not, in a run of that scenario.
+    pub soak: Option<Soak>,
     /// Bytes forwarded beyond what was paid for, as metering says.
     pub unpaid_bytes: u64,
     /// The furthest that a slot was seen above its credit, by the lab's own look at the tables.
@@ -350,7 +356,11 @@ impl Report {
             ),
         ];
         let broken = held.into_iter().filter(|(_, holds)| !holds);
-        broken.map(|(rule, _)| rule.to_owned()).collect()
+        let grew = self.soak.iter().flat_map(Soak::mismatches);
+        broken
+            .map(|(rule, _)| rule.to_owned())
+            .chain(grew)
+            .collect()
     }
 
     /// All that the runs of the data plane counted.
@@ -524,6 +534,9 @@ impl Report {
             for exit in &chaos.exits {
                 text.push_str(&format!("    {exit}\n"));
             }
+        }
+        if let Some(soak) = &self.soak {
+            text.push_str(&soak.rows());
         }
     }
 }

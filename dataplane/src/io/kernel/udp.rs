@@ -134,18 +134,19 @@ pub(super) fn send(sockets: &[Socket], train: &Train<'_>) -> u64 {
     let may_send = |local: &IpAddr| {
         !local.is_unspecified() && local.is_ipv6() == train.endpoint.remote.is_ipv6()
     };
-    let transmit = |contents, segment_size| Transmit {
+    let from = Some(train.endpoint.local).filter(may_send);
+    let transmit = |contents, segment_size, src_ip| Transmit {
         destination: train.endpoint.remote,
         ecn: None,
         contents,
         segment_size,
-        src_ip: Some(train.endpoint.local).filter(may_send),
+        src_ip,
     };
     let lost = |error: &io::Error| {
         tracing::debug!(%error, peer = %train.endpoint.remote, "a peer is not reached");
     };
     if messages.len() > 1 {
-        match socket.send(&transmit(train.bytes, Some(train.message_bytes))) {
+        match socket.send(&transmit(train.bytes, Some(train.message_bytes), from)) {
             Ok(()) => return 0,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 lost(&error);
@@ -156,7 +157,17 @@ pub(super) fn send(sockets: &[Socket], train: &Train<'_>) -> u64 {
             Err(_) => {}
         }
     }
-    let sent = messages.map(|message| socket.send(&transmit(message, None)));
+    let sent = messages.map(|message| {
+        let sent = socket.send(&transmit(message, None, from));
+        match &sent {
+            // The address that the peer wrote to last can be this machine's no more: it has moved.
+            // From another one the peer learns where it is, and writes there.
+            Err(error) if from.is_some() && error.kind() != io::ErrorKind::WouldBlock => {
+                socket.send(&transmit(message, None, None))
+            }
+            _ => sent,
+        }
+    });
     sent.filter(|sent| sent.as_ref().inspect_err(|error| lost(error)).is_err())
         .count() as u64
 }
@@ -271,7 +282,7 @@ mod tests {
     use super::*;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    use crate::session::{SessionIndex, WorkerNumber};
+    use crate::session::{Endpoint, SessionIndex, WorkerNumber};
 
     const WORKERS: usize = 3;
 
@@ -338,6 +349,30 @@ mod tests {
             // What names nobody, or a worker that is not there, comes to one of them.
             for stray in [message(1, 0), message(4, 15), vec![4, 0, 0], vec![1]] {
                 assert!(receiver(&sockets, to, &stray) < WORKERS);
+            }
+        }
+    }
+
+    #[test]
+    fn messages_leave_although_the_address_that_they_were_to_leave_from_is_gone() {
+        let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let patience = std::time::Duration::from_secs(5);
+        receiver.set_read_timeout(Some(patience)).unwrap();
+        let sockets = Socket::bind(Ipv4Addr::UNSPECIFIED.into(), 0, 1).unwrap();
+        let bytes = [7; 48];
+        for (local, messages) in [(Ipv4Addr::LOCALHOST, 3), ([192, 0, 2, 9].into(), 3)] {
+            let train = Train {
+                endpoint: Endpoint {
+                    remote: receiver.local_addr().unwrap(),
+                    local: local.into(),
+                },
+                message_bytes: bytes.len() / messages,
+                bytes: &bytes,
+            };
+            assert_eq!(send(&sockets, &train), 0, "from {local}");
+            for _ in 0..messages {
+                let mut buffer = [0; 64];
+                assert_eq!(receiver.recv(&mut buffer).unwrap(), train.message_bytes);
             }
         }
     }

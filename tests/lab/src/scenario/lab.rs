@@ -38,6 +38,8 @@ pub(super) const ORIGIN_NETWORK: &str = "10.77.2.0/24";
 /// What a scenario needs beyond a client and a provider.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Needs {
+    /// How the namespaces' names begin: two runs at once need two of them.
+    pub(super) namespaces: &'static str,
     /// A second client, who has money and is up to no good.
     pub(super) forger: bool,
     /// A disk for metering that can be filled.
@@ -96,7 +98,7 @@ impl<'a> Lab<'a> {
         };
         (options.progress)("making three namespaces");
         let run_dir = RunDir::create()?;
-        let topology = Topology::create("topnet-", needs.workers)?;
+        let topology = Topology::create(needs.namespaces, needs.workers)?;
         let origin = Origin::start(&topology, &run_dir, users::ORIGIN, lifetime, interrupt)?;
         (options.progress)("making keys and chains");
         let wallet = |name| Wallet::create(&topology, &run_dir, name, lifetime, interrupt);
@@ -349,7 +351,12 @@ impl<'a> Lab<'a> {
         self.run_dir.keep();
         Kept {
             directory: self.run_dir.path().to_owned(),
-            namespaces: ["client", "provider", "origin"].map(|name| format!("topnet-{name}")),
+            namespaces: [
+                &self.topology.client,
+                &self.topology.provider,
+                &self.topology.origin,
+            ]
+            .map(|namespace| namespace.name().to_owned()),
             channel,
         }
     }

@@ -18,6 +18,7 @@ mod unpaid_stops;
 mod vpn_connect;
 mod vpn_many_peers;
 mod vpn_own_peers;
+mod vpn_soak;
 mod vpn_ways;
 mod without_metering;
 
@@ -61,6 +62,8 @@ pub enum Scenario {
     VpnRoaming,
     /// A download that is longer than keys live.
     VpnRekey,
+    /// An hour of ordinary work, and what is left of it.
+    VpnSoak,
     /// The wallet is stopped in the middle of the download and returns.
     UnpaidStops,
     /// Every process is killed in the middle of a download.
@@ -79,7 +82,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario, in the order in which `all` runs them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::PaidDownload,
         Self::VpnKernel,
         Self::VpnConnect,
@@ -90,6 +93,7 @@ impl Scenario {
         Self::VpnIpv6Kernel,
         Self::VpnRoaming,
         Self::VpnRekey,
+        Self::VpnSoak,
         Self::UnpaidStops,
         Self::Crash,
         Self::Settlement,
@@ -112,6 +116,7 @@ impl Scenario {
             Self::VpnIpv6Kernel => "vpn-ipv6-kernel",
             Self::VpnRoaming => "vpn-roaming",
             Self::VpnRekey => "vpn-rekey",
+            Self::VpnSoak => "vpn-soak",
             Self::UnpaidStops => "unpaid-stops",
             Self::Crash => "crash",
             Self::Settlement => "settlement",
@@ -153,6 +158,9 @@ impl Scenario {
             Self::VpnRekey => {
                 "a download that is longer than WireGuard's keys live; not part of `all`"
             }
+            Self::VpnSoak => {
+                "ordinary work of a client and own peers for an hour (--minutes): no process keeps more and more; not part of `all`"
+            }
             Self::UnpaidStops => {
                 "the wallet stops in mid-download: traffic stops within the window, and goes on when it returns"
             }
@@ -179,21 +187,26 @@ impl Scenario {
 
     /// Short enough that `all` runs it.
     pub fn is_short(self) -> bool {
-        !matches!(self, Self::Chaos | Self::VpnRekey)
+        !matches!(self, Self::Chaos | Self::VpnRekey | Self::VpnSoak)
     }
 
     fn needs(self) -> Needs {
         Needs {
+            namespaces: match self {
+                // Others are not to wait for an hour until the usual names are free.
+                Self::VpnSoak => "topnet-soak-",
+                _ => "topnet-",
+            },
             forger: self == Self::Cheats,
             small_disk: self == Self::Chaos,
             tower: self == Self::Tower,
             own_peers: match self {
                 Self::VpnOwnPeers => Some(vpn_own_peers::UNMETERED),
-                Self::VpnManyPeers => Some(vpn_many_peers::UNMETERED),
+                Self::VpnManyPeers | Self::VpnSoak => Some(vpn_many_peers::UNMETERED),
                 _ => None,
             },
             many_peers: self == Self::VpnManyPeers,
-            nat: self == Self::VpnNat,
+            nat: matches!(self, Self::VpnNat | Self::VpnSoak),
             ipv6: matches!(self, Self::VpnIpv6 | Self::VpnIpv6Kernel),
             kernel_sockets: matches!(self, Self::VpnKernel | Self::VpnIpv6Kernel),
             workers: match self {
@@ -202,6 +215,7 @@ impl Scenario {
                 | Self::VpnManyPeers
                 | Self::VpnNat
                 | Self::VpnIpv6
+                | Self::VpnSoak
                 | Self::Crash => 2,
                 _ => 1,
             },
@@ -227,6 +241,8 @@ pub struct Options<'a> {
     pub rounds: u64,
     /// What chaos does, and when.
     pub seed: u64,
+    /// How long a soak is.
+    pub minutes: u64,
     /// Told what is done now.
     pub progress: &'a dyn Fn(&str),
 }
@@ -259,6 +275,7 @@ pub fn run(scenario: Scenario, options: &Options<'_>) -> Result<(Report, Option<
         Scenario::VpnIpv6 | Scenario::VpnIpv6Kernel => lab.vpn_ipv6(&mut report),
         Scenario::VpnRoaming => lab.vpn_roaming(&mut report),
         Scenario::VpnRekey => lab.vpn_rekey(&mut report),
+        Scenario::VpnSoak => lab.vpn_soak(&mut report),
         Scenario::UnpaidStops => lab.unpaid_stops(&mut report),
         Scenario::Crash => lab.crash(&mut report),
         Scenario::Settlement => lab.settlement(&mut report),

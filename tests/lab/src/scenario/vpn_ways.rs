@@ -122,15 +122,7 @@ impl Lab<'_> {
         let download = self.begin_download(DOWNLOAD_BYTES)?;
         self.until_half(&download)?;
         self.say("moving the client to another address");
-        self.topology
-            .client
-            .sysctl("net.ipv4.conf.uplink.promote_secondaries", "1")?;
-        for words in [
-            format!("address add {ELSEWHERE}/24 dev uplink"),
-            format!("address del {CLIENT}/24 dev uplink"),
-        ] {
-            self.client_ip(&words)?;
-        }
+        self.move_client(true)?;
         self.finish_download(download, report)?;
         let endpoint = self.sessions()?["traffic"]["endpoint"].clone();
         let moved = endpoint
@@ -139,6 +131,24 @@ impl Lab<'_> {
         ensure!(moved, "the gateway knows the client at {endpoint}");
         self.close_and_reconcile(&channel, report)?;
         Ok(channel)
+    }
+
+    /// Gives the client another address, or the first one back.
+    pub(super) fn move_client(&self, away: bool) -> Result<()> {
+        self.topology
+            .client
+            .sysctl("net.ipv4.conf.uplink.promote_secondaries", "1")?;
+        let [to, from] = match away {
+            true => [ELSEWHERE, CLIENT],
+            false => [CLIENT, ELSEWHERE],
+        };
+        for words in [
+            format!("address add {to}/24 dev uplink"),
+            format!("address del {from}/24 dev uplink"),
+        ] {
+            self.client_ip(&words)?;
+        }
+        Ok(())
     }
 
     /// A download that is longer than keys live.
