@@ -16,7 +16,9 @@ const RECORDED: [&str; 5] = [
 const RECORD: &str = "object/SOURCES.sha256";
 
 fn main() {
-    let ebpf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ebpf");
+    // Asked for when this runs: what was compiled may be another checkout's, in a cache that both use.
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
+    let ebpf = Path::new(&here).join("../ebpf");
     println!("cargo::rerun-if-changed=../ebpf/{RECORD}");
     let mut lines = Vec::new();
     for recorded in RECORDED {
