@@ -23,6 +23,7 @@ use crate::cli::{
     arguments::VpnCapture,
     error::CliError,
     output::Output,
+    private_file::check_replaceable,
     text::{Table, Text},
 };
 
@@ -31,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the time is looked at while no packet comes.
 const LOOK_PERIOD: Duration = Duration::from_millis(50);
 const READ_BYTES: usize = 1 << 16;
+/// Names standard output in the place of a file.
+const STDOUT: &str = "-";
 
 /// What was written.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -91,7 +94,12 @@ pub(super) fn execute(
     if header != pcap_header() {
         return Err(unreachable(&ErrorKind::InvalidData.into()));
     }
-    let mut file = private(&capture.out).map_err(|error| CliError::file(&capture.out, error))?;
+    let piped = capture.out == Path::new(STDOUT);
+    let mut file: Box<dyn Write> = if piped {
+        Box::new(io::stdout())
+    } else {
+        Box::new(private(&capture.out)?)
+    };
     output.progress(&format!("writing to {}", capture.out.display()));
     let limits = Limits {
         until: capture
@@ -103,11 +111,16 @@ pub(super) fn execute(
         .write_all(&header)
         .and_then(|()| copy(&mut socket, &mut file, &limits));
     let (packets, lost) = copied.map_err(|error| CliError::file(&capture.out, error))?;
-    output.print(&Captured {
+    let captured = Captured {
         file: capture.out.display().to_string(),
         packets,
         lost,
-    });
+    };
+    if piped {
+        output.print_beside(&captured);
+    } else {
+        output.print(&captured);
+    }
     Ok(())
 }
 
@@ -117,14 +130,18 @@ struct Limits {
     packets: u64,
 }
 
-/// A new file that nobody else may read, in the place of what was there.
-fn private(path: &Path) -> io::Result<File> {
+/// A new file that nobody else may read, in the place of one that was there.
+fn private(path: &Path) -> Result<File, CliError> {
+    check_replaceable(path)?;
     match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(CliError::file(path, error));
+        }
         _ => {}
     }
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600).open(path)
+    let fresh = options.write(true).create_new(true).mode(0o600).open(path);
+    fresh.map_err(|error| CliError::file(path, error))
 }
 
 /// Copies packets until it is enough; how many, and how many were lost.
@@ -135,7 +152,9 @@ fn copy(socket: &mut UnixStream, file: &mut impl Write, limits: &Limits) -> io::
     let mut closing: Option<Instant> = None;
     loop {
         let (whole, lost) = records(&waiting, &mut packets, limits.packets)?;
-        file.write_all(&waiting[whole.0])?;
+        // Whoever reads from a pipe wants them now.
+        file.write_all(&waiting[whole.0])
+            .and_then(|()| file.flush())?;
         if let Some(lost) = lost {
             return Ok((packets, lost));
         }
@@ -188,7 +207,7 @@ fn records(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn packet(bytes: u8) -> Vec<u8> {
         let record = CaptureRecord::Packet {
@@ -250,5 +269,15 @@ mod tests {
             0o600
         );
         assert_eq!(fs::read(&path).unwrap(), b"");
+    }
+
+    #[test]
+    fn what_is_no_file_stays_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("null");
+        symlink("/dev/null", &path).unwrap();
+        let refused = private(&path).unwrap_err().0;
+        assert!(refused.mend.contains("`-`"), "{refused}");
+        assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
     }
 }
