@@ -109,8 +109,9 @@ pub(super) fn execute(
     };
     let copied = file
         .write_all(&header)
+        .map_err(Fault::File)
         .and_then(|()| copy(&mut socket, &mut file, &limits));
-    let (packets, lost) = copied.map_err(|error| CliError::file(&capture.out, error))?;
+    let (packets, lost) = copied.map_err(|fault| fault.told(&path, &capture.out))?;
     let captured = Captured {
         file: capture.out.display().to_string(),
         packets,
@@ -122,6 +123,32 @@ pub(super) fn execute(
         output.print(&captured);
     }
     Ok(())
+}
+
+/// Why copying ended before it was enough.
+#[derive(Debug)]
+enum Fault {
+    /// The data plane ended, or says what is no packet.
+    Socket(io::Error),
+    /// What is copied cannot be written.
+    File(io::Error),
+}
+
+impl Fault {
+    fn told(self, socket: &Path, out: &Path) -> CliError {
+        match self {
+            Self::Socket(error) => CliError::new(
+                "capture",
+                format!("no more packets come from {}: {error}", socket.display()),
+                "look at the log of topnet-dataplane; what is written so far can be read",
+            ),
+            Self::File(error) => CliError::new(
+                "file",
+                format!("{}: {error}", out.display()),
+                "make room there, or write elsewhere",
+            ),
+        }
+    }
 }
 
 /// When it is enough.
@@ -145,16 +172,24 @@ fn private(path: &Path) -> Result<File, CliError> {
 }
 
 /// Copies packets until it is enough; how many, and how many were lost.
-fn copy(socket: &mut UnixStream, file: &mut impl Write, limits: &Limits) -> io::Result<(u64, u32)> {
-    socket.set_read_timeout(Some(LOOK_PERIOD))?;
+fn copy(
+    socket: &mut UnixStream,
+    file: &mut impl Write,
+    limits: &Limits,
+) -> Result<(u64, u32), Fault> {
+    socket
+        .set_read_timeout(Some(LOOK_PERIOD))
+        .map_err(Fault::Socket)?;
     let mut read = vec![0; READ_BYTES];
     let (mut waiting, mut packets) = (Vec::new(), 0);
     let mut closing: Option<Instant> = None;
     loop {
-        let (whole, lost) = records(&waiting, &mut packets, limits.packets)?;
+        let (whole, lost) =
+            records(&waiting, &mut packets, limits.packets).map_err(Fault::Socket)?;
         // Whoever reads from a pipe wants them now.
         file.write_all(&waiting[whole.0])
-            .and_then(|()| file.flush())?;
+            .and_then(|()| file.flush())
+            .map_err(Fault::File)?;
         if let Some(lost) = lost {
             return Ok((packets, lost));
         }
@@ -162,17 +197,17 @@ fn copy(socket: &mut UnixStream, file: &mut impl Write, limits: &Limits) -> io::
         let over = limits.until.is_some_and(|until| Instant::now() >= until);
         if closing.is_none() && (over || packets >= limits.packets) {
             // What is under way still comes, and behind it how much is missing.
-            socket.shutdown(Shutdown::Write)?;
+            socket.shutdown(Shutdown::Write).map_err(Fault::Socket)?;
             closing = Some(Instant::now() + PATIENCE);
         }
         if closing.is_some_and(|until| Instant::now() >= until) {
-            return Err(ErrorKind::TimedOut.into());
+            return Err(Fault::Socket(ErrorKind::TimedOut.into()));
         }
         match socket.read(&mut read) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(0) => return Err(Fault::Socket(ErrorKind::UnexpectedEof.into())),
             Ok(bytes) => waiting.extend(&read[..bytes]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(Fault::Socket(error)),
         }
     }
 }
@@ -218,7 +253,7 @@ mod tests {
     }
 
     /// What is written of these bytes, which come in pieces of any length.
-    fn written(stream: &[u8], piece: usize, packets: u64) -> (Vec<u8>, io::Result<(u64, u32)>) {
+    fn written(stream: &[u8], piece: usize, packets: u64) -> (Vec<u8>, Result<(u64, u32), Fault>) {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         let stream = stream.to_vec();
         let sender = std::thread::spawn(move || {
@@ -250,11 +285,35 @@ mod tests {
         // The data plane ended in between.
         let (file, copied) = written(&stream[..50], 1_000, u64::MAX);
         assert_eq!(file, packets[0]);
-        assert_eq!(copied.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        assert!(ended_by_socket(copied, ErrorKind::UnexpectedEof));
         let (_, copied) = written(&[0xff; 64], 1_000, u64::MAX);
         assert!(copied.is_ok_and(|(packets, lost)| (packets, lost) == (0, u32::MAX)));
         let (_, copied) = written(&[0x7f; 64], 1_000, u64::MAX);
-        assert_eq!(copied.unwrap_err().kind(), ErrorKind::InvalidData);
+        assert!(ended_by_socket(copied, ErrorKind::InvalidData));
+    }
+
+    fn ended_by_socket(copied: Result<(u64, u32), Fault>, kind: ErrorKind) -> bool {
+        let fault = copied.unwrap_err();
+        matches!(&fault, Fault::Socket(error) if error.kind() == kind)
+            && fault
+                .told(Path::new("its.sock"), Path::new("out.pcap"))
+                .0
+                .what
+                .contains("its.sock")
+    }
+
+    #[test]
+    fn a_full_disk_is_no_fault_of_the_data_plane() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&packet(20)).unwrap();
+        let limits = Limits {
+            until: None,
+            packets: 1,
+        };
+        let mut full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let fault = copy(&mut ours, &mut full, &limits).unwrap_err();
+        let told = fault.told(Path::new("its.sock"), Path::new("out.pcap")).0;
+        assert!(told.what.starts_with("out.pcap: No space left"), "{told}");
     }
 
     #[test]
