@@ -43,7 +43,7 @@ pub use metering::{Metering, SEGMENT_LINES_MAX};
 pub use nat::Nat;
 pub use process::Process;
 pub use rates::Rates;
-pub use reach::{Reach, is_private};
+pub use reach::Reach;
 pub use settlement::Settlement;
 pub use subnet::{Ipv4Subnet, Ipv6Subnet, Subnet, SubnetError};
 pub use tower::Tower;
