@@ -15,8 +15,8 @@ use crate::{
 /// Linux's `IFNAMSIZ` less the closing zero.
 const INTERFACE_NAME_BYTES_MAX: usize = 15;
 
-/// As many as a message's receiver index can name.
-const WORKERS_MAX: u32 = 16;
+/// Workers of one data plane: as many as a message's receiver index can name.
+pub const WORKERS_MAX: u32 = 16;
 
 /// What every link that carries IPv6 must carry (RFC 8200, section 5).
 const INNER_MTU6_MIN: u16 = 1_280;

@@ -35,7 +35,7 @@ use serde::Deserialize;
 
 pub use archive::Archive;
 pub use control::{Control, Offer};
-pub use dataplane::{Dataplane, Io};
+pub use dataplane::{Dataplane, Io, WORKERS_MAX};
 pub use error::{ConfigError, Problem};
 pub use inner::InnerNetwork;
 pub use log::log_to_stderr;
