@@ -17,6 +17,7 @@ mod log;
 mod market;
 mod output;
 mod passphrase;
+mod private_file;
 mod proof;
 mod provider;
 mod run;

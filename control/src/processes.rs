@@ -25,6 +25,9 @@ const PENDING_REQUESTS_MAX: usize = 256;
 /// Longest wait for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The error's code if a process cannot be connected to at all.
+pub(crate) const UNREACHABLE: &str = "process_unreachable";
+
 /// All of them.
 #[derive(Debug)]
 pub struct Processes {
@@ -175,7 +178,7 @@ impl<C: Clone> Peer<C> {
             .source()
             .map_or_else(|| error.to_string(), ToString::to_string);
         ApiError::new(
-            "process_unreachable",
+            UNREACHABLE,
             format!(
                 "{} does not answer at {}: {reason}",
                 self.process,

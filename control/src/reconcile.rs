@@ -19,13 +19,18 @@ use topnet_api::{
     ApiError, ChannelState, DataplaneClient, InstallReport, SessionId, WireguardPublicKey,
 };
 
-use crate::provider::{Installed, Provider};
+use crate::{
+    processes::UNREACHABLE,
+    provider::{Installed, Provider},
+};
 
 /// How often everything is looked at without a reason.
 const TICK: Duration = Duration::from_secs(1);
-/// How often a data plane that does not answer is asked again: clients wait for it, and to find no
-/// socket costs nothing.
-const RETRY: Duration = Duration::from_millis(10);
+/// How often a data plane that is not there is looked for: clients wait for it, and to find no socket
+/// costs nothing.
+const LOOK_PERIOD: Duration = Duration::from_millis(10);
+/// How often one that is there and fails is asked again: that costs both sides something.
+const RETRY_PERIOD: Duration = Duration::from_millis(100);
 /// Channels with sessions that are looked at each time, whether somebody else has closed them.
 const CLOSED_LOOKS_PER_TICK: usize = 64;
 
@@ -79,15 +84,14 @@ async fn keep_installed(provider: Arc<Provider>) {
     let mut trouble = Trouble::default();
     loop {
         let result = install(&provider).await;
-        let works = result.is_ok();
-        if trouble.note("installing sessions", result).is_none() {
+        let pause = result.as_ref().err().map(pause_after);
+        trouble.note("installing sessions", result);
+        if let Some(pause) = pause {
             // Nobody may believe what a data plane confirmed that is not there any more.
             provider
                 .installed()
-                .send_modify(|installed| installed.revision = None);
-        }
-        if !works {
-            tokio::time::sleep(RETRY).await;
+                .send_if_modified(|installed| installed.revision.take().is_some());
+            tokio::time::sleep(pause).await;
             continue;
         }
         // A change wakes this at once, and so does the end of the data plane's run: the next one has
@@ -100,13 +104,21 @@ async fn keep_installed(provider: Arc<Provider>) {
     }
 }
 
+fn pause_after(error: &ApiError) -> Duration {
+    match error.code.as_str() {
+        UNREACHABLE => LOOK_PERIOD,
+        _ => RETRY_PERIOD,
+    }
+}
+
 /// Brings the data plane to the desired set, if it is not there.
 async fn install(provider: &Provider) -> Result<(), ApiError> {
-    let book = provider.book().await;
     let status = ask(provider, |client, context| async move {
         client.status(context).await
     })
     .await?;
+    // The book may be long, and is not copied for a data plane that is away.
+    let book = provider.book().await;
     let agrees = {
         let installed = provider.installed().borrow();
         installed.revision == Some(book.revision())
@@ -241,4 +253,49 @@ async fn end_what_is_closed(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::{net::UnixListener, time::timeout};
+    use topnet_api::SocketName;
+    use topnet_config::Config;
+
+    fn provider(dir: &std::path::Path) -> Arc<Provider> {
+        let text = format!(
+            "runtime_dir = {dir:?}\ndata_dir = {dir:?}\n\
+             [dataplane]\nclient_interface = \"lo\"\nuplink_interface = \"lo\"\n\
+             key_file = \"wireguard.key\"\ninner_subnet = \"10.78.0.0/16\"\n\
+             [metering]\nkey_file = \"payment.key\"\nunit_price_ntop = 100\n\
+             [control]\n[control.offer]\nwireguard_endpoint = \"127.0.0.1:51820\"\n\
+             payment_endpoint = \"127.0.0.1:7447\"\n"
+        );
+        let config = Config::parse(&text, &dir.join("topnet.toml")).unwrap();
+        Arc::new(Provider::open(config).unwrap())
+    }
+
+    #[tokio::test]
+    async fn only_a_data_plane_that_is_not_there_is_looked_for_all_the_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let provider = provider(dir.path());
+        let away = install(&provider).await.unwrap_err();
+        assert_eq!(pause_after(&away), LOOK_PERIOD, "{away}");
+
+        let listener = UnixListener::bind(SocketName::Dataplane.below(dir.path())).unwrap();
+        let connections = AtomicUsize::new(0);
+        let failing = async {
+            while listener.accept().await.is_ok() {
+                connections.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let mut watcher = provider.installed().subscribe();
+        watcher.borrow_and_update();
+        let asking = async { tokio::join!(failing, keep_installed(Arc::clone(&provider))) };
+        timeout(5 * RETRY_PERIOD, asking).await.unwrap_err();
+        let tried = connections.into_inner();
+        assert!((1..=5).contains(&tried), "{tried} times in half a second");
+        assert!(!watcher.has_changed().unwrap(), "nothing was confirmed");
+    }
 }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
 
+use crate::files::replace_private;
+
 /// Name of the file in the runtime directory.
 const FILE: &str = "endpoints";
 
@@ -71,11 +73,10 @@ impl Endpoints {
     }
 }
 
-/// Replaces the file as a whole: a reader sees the old or the new one.
+/// Replaces the file as a whole: a reader sees the old or the new one. Where peers are is nobody
+/// else's business.
 pub fn write(path: &Path, text: &str) -> io::Result<()> {
-    let fresh = path.with_extension("new");
-    fs::write(&fresh, text)?;
-    fs::rename(&fresh, path)
+    replace_private(path, text.as_bytes())
 }
 
 fn parse(line: &str) -> Option<([u8; 32], SocketAddr)> {
@@ -87,6 +88,7 @@ fn parse(line: &str) -> Option<([u8; 32], SocketAddr)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn what_was_noted_is_read_back_and_damage_is_skipped() {
@@ -100,6 +102,8 @@ mod tests {
         endpoints.note([2; 32], at(2));
         assert_eq!(endpoints.take_changes(), None, "nothing new");
         write(&path, &format!("junk\n{text}a b\n")).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "it is the data plane's alone");
         let loaded = Endpoints::load(dir.path(), 2);
         assert_eq!(
             (loaded.of(&[1; 32]), loaded.of(&[2; 32])),

@@ -25,6 +25,9 @@ pub const INDEX_BITS: u32 = 24;
 const PLACE_BITS: u32 = 20;
 /// Workers that an index can name.
 pub const WORKERS_MAX: u32 = 1 << (INDEX_BITS - PLACE_BITS);
+// What the configuration may say can be named, and each has a ring to hand over.
+const _: () = assert!(topnet_config::WORKERS_MAX == WORKERS_MAX);
+const _: () = assert!(WORKERS_MAX <= topnet_unit::WORKERS_MAX);
 /// Sessions of one worker.
 pub const PLACES_MAX: u32 = 1 << PLACE_BITS;
 

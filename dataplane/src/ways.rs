@@ -14,7 +14,7 @@ use topnet_config::{Dataplane, Io};
 
 use crate::error::{RunError, system};
 use crate::forwarding::PortIndex;
-use crate::io::{AfXdp, GatewayAddresses, Kernel, KernelPlan, Reach, SocketHandle};
+use crate::io::{AfXdp, Egress, GatewayAddresses, Kernel, KernelPlan, SocketHandle};
 use crate::netlink::{Connection, Interface};
 use crate::ports::{
     CONFIGURED, DataPort, attach, bind_of, bindings, copying_reason, frames_status, kernel_status,
@@ -117,7 +117,7 @@ impl Chooser<'_> {
         let plan = KernelPlan {
             tunnel_interface: self.section.tunnel_interface.clone(),
             wireguard_port: self.section.wireguard_port,
-            reach: Reach::Uplink(PortIndex(uplink.unwrap_or_default() as u8)),
+            egress: Egress::Uplink(PortIndex(uplink.unwrap_or_default() as u8)),
         };
         let kernel = Kernel::open(&plan, self.wakes()?)?;
         routing::set_up(self.section, self.connection).await?;

@@ -24,9 +24,11 @@ use crate::{
 
 /// How often the list of slots is asked for: how long a new session waits for its credit.
 const ASSIGNMENTS_INTERVAL: Duration = Duration::from_millis(50);
-/// Between attempts to reach a data plane that does not answer: clients wait for it, and to find no
-/// socket costs nothing.
-const RETRY: Duration = Duration::from_millis(10);
+/// How often a data plane that is not there is looked for: clients wait for it, and to find no socket
+/// costs nothing.
+const LOOK_PERIOD: Duration = Duration::from_millis(10);
+/// How often one that is there and fails is asked again: that costs both sides something.
+const RETRY_PERIOD: Duration = Duration::from_millis(100);
 /// The data plane hands its tables over at once, or not at all.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -36,6 +38,8 @@ enum Fault {
     Connect(#[from] ConnectError),
     #[error("the data plane does not answer: {0}")]
     Rpc(#[from] RpcError),
+    #[error("the data plane answers no more: {0}")]
+    Gone(RpcError),
     #[error("cannot attach to the data plane's tables at {path}: {source}")]
     Tables {
         path: PathBuf,
@@ -43,6 +47,17 @@ enum Fault {
     },
     #[error(transparent)]
     Ended(#[from] Ended),
+}
+
+impl Fault {
+    /// How long it is left alone then.
+    const fn pause(&self) -> Duration {
+        match self {
+            // Nobody is there, or nobody any more.
+            Self::Connect(_) | Self::Gone(_) => LOOK_PERIOD,
+            Self::Rpc(_) | Self::Tables { .. } | Self::Ended(_) => RETRY_PERIOD,
+        }
+    }
 }
 
 /// Follows whatever data plane runs at `runtime_dir`, and runs the keeper's errands, until
@@ -56,17 +71,17 @@ pub async fn follow(
     let mut attached = None;
     let mut complained = String::new();
     loop {
-        let fault = match session(&runtime_dir, &handle, &chain, &mut errands, &mut attached).await
-        {
-            Fault::Ended(ended) => return Err(ended),
-            fault => fault.to_string(),
-        };
+        let (fault, pause) =
+            match session(&runtime_dir, &handle, &chain, &mut errands, &mut attached).await {
+                Fault::Ended(ended) => return Err(ended),
+                fault => (fault.to_string(), fault.pause()),
+            };
         // The same fault again and again is one fault.
         if fault != complained {
             warn!(fault, "waiting for the data plane");
             complained = fault;
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -84,17 +99,23 @@ async fn session(
     };
     let mut ticks = interval(ASSIGNMENTS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut has_answered = false;
     loop {
         let done = tokio::select! {
             _ = ticks.tick() => assignments(runtime_dir, &client, handle, attached).await,
             errand = errands.recv() => match errand {
                 Some(Errand::Acknowledge(slot_use)) => acknowledge(&client, handle, slot_use).await,
-                Some(Errand::LookUp(channel)) => look_up(handle, chain, channel),
+                Some(Errand::LookUp(channel)) => {
+                    look_up(handle, chain, channel);
+                    continue;
+                }
                 None => Err(Ended.into()),
             },
         };
-        if let Err(fault) = done {
-            return fault;
+        match done {
+            Ok(()) => has_answered = true,
+            Err(Fault::Rpc(error)) if has_answered => return Fault::Gone(error),
+            Err(fault) => return fault,
         }
     }
 }
@@ -160,11 +181,7 @@ async fn acknowledge(
 }
 
 /// Asks beside, so that a slow settlement does not hold up the slots.
-fn look_up(
-    handle: &Handle,
-    chain: &LookUp,
-    channel: topnet_account::ChannelId,
-) -> Result<(), Fault> {
+fn look_up(handle: &Handle, chain: &LookUp, channel: topnet_account::ChannelId) {
     let (handle, chain) = (handle.clone(), chain.clone());
     tokio::spawn(async move {
         match chain.channel(channel).await {
@@ -172,5 +189,41 @@ fn look_up(
             Err(error) => debug!(%channel, %error, "a slot's channel is not known"),
         }
     });
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::{net::UnixListener, time::timeout};
+
+    #[tokio::test]
+    async fn only_a_data_plane_that_is_not_there_is_looked_for_all_the_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let away = client(dir.path()).await.unwrap_err();
+        assert_eq!(away.pause(), LOOK_PERIOD, "{away}");
+
+        let listener = UnixListener::bind(SocketName::Dataplane.below(dir.path())).unwrap();
+        let connections = AtomicUsize::new(0);
+        let failing = async {
+            while listener.accept().await.is_ok() {
+                connections.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let (events, _keeper) = mpsc::channel(1);
+        let (payments, _payees) = mpsc::channel(1);
+        let known = Default::default();
+        let handle = Handle {
+            events,
+            payments,
+            known,
+        };
+        let (_errands, errands) = mpsc::channel(1);
+        let chain = LookUp::below(dir.path());
+        let following = follow(dir.path().to_owned(), handle, chain, errands);
+        let both = async { tokio::join!(failing, following) };
+        assert!(timeout(5 * RETRY_PERIOD, both).await.is_err());
+        let tried = connections.into_inner();
+        assert!((1..=5).contains(&tried), "{tried} times in half a second");
+    }
 }

@@ -15,8 +15,8 @@ use crate::{
 /// Linux's `IFNAMSIZ` less the closing zero.
 const INTERFACE_NAME_BYTES_MAX: usize = 15;
 
-/// As many as a message's receiver index can name.
-const WORKERS_MAX: u32 = 16;
+/// Workers of one data plane: as many as a message's receiver index can name.
+pub const WORKERS_MAX: u32 = 16;
 
 /// What every link that carries IPv6 must carry (RFC 8200, section 5).
 const INNER_MTU6_MIN: u16 = 1_280;
@@ -185,16 +185,42 @@ impl Dataplane {
 
     /// Resolvers that clients are told of and do not reach.
     pub(crate) fn check_resolvers(&self, resolvers: &[Ipv4Addr], problems: &mut Problems<'_>) {
+        let inner = self.inner_network();
         for resolver in resolvers {
             let address = IpAddr::from(*resolver);
-            if !self.inner_network().contains(address) && !self.reach.lets_out(address, false) {
-                problems.add(
-                    "dns",
-                    format!("{resolver} is private, and clients do not reach private networks"),
-                    format!("add \"{resolver}/32\" to dataplane.reach.private"),
-                );
+            let (gateway, inside) = (inner.is_gateway(address), inner.contains(address));
+            let beyond = !inside && self.reach.lets_out(address, false);
+            if !gateway && (beyond || self.joins_clients(address)) {
+                continue;
             }
+            let (what, mend) = if gateway {
+                (
+                    "is the gateway's own address, at which clients reach nobody",
+                    "name a resolver beyond the uplink, or one that is a peer".to_owned(),
+                )
+            } else if inside {
+                (
+                    "is a peer's address, and clients do not reach that peer",
+                    "name both its address and the clients' in dataplane.reach.peers".to_owned(),
+                )
+            } else {
+                (
+                    "is private, and clients do not reach private networks",
+                    format!("add \"{resolver}/32\" to dataplane.reach.private"),
+                )
+            };
+            problems.add("dns", format!("{resolver} {what}"), mend);
         }
+    }
+
+    /// True if clients reach the peer that has `address`. The first client speaks for all.
+    fn joins_clients(&self, address: IpAddr) -> bool {
+        let own = self.unmetered.as_ref().map(|own| own.subnet);
+        let is_clients = |host: &Ipv4Addr| {
+            *host != self.gateway_address() && !own.is_some_and(|own| own.contains(*host))
+        };
+        let first = self.inner_subnet.hosts().find(is_clients);
+        first.is_some_and(|client| self.reach.joins(client.into(), address))
     }
 
     fn check_inner_subnet6(&self, subnet6: Ipv6Subnet, problems: &mut Problems<'_>) {

@@ -35,7 +35,7 @@ use serde::Deserialize;
 
 pub use archive::Archive;
 pub use control::{Control, Offer};
-pub use dataplane::{Dataplane, Io};
+pub use dataplane::{Dataplane, Io, WORKERS_MAX};
 pub use error::{ConfigError, Problem};
 pub use inner::InnerNetwork;
 pub use log::log_to_stderr;
@@ -43,7 +43,7 @@ pub use metering::{Metering, SEGMENT_LINES_MAX};
 pub use nat::Nat;
 pub use process::Process;
 pub use rates::Rates;
-pub use reach::{Reach, is_private};
+pub use reach::Reach;
 pub use settlement::Settlement;
 pub use subnet::{Ipv4Subnet, Ipv6Subnet, Subnet, SubnetError};
 pub use tower::Tower;

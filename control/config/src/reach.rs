@@ -77,8 +77,7 @@ impl Reach {
 
 /// True for addresses that the public Internet does not have: a packet for one is for a machine of
 /// the provider's, or for nobody. What translates IPv6 to IPv4 is seen through.
-#[must_use]
-pub fn is_private(address: IpAddr) -> bool {
+fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_private4(address),
         IpAddr::V6(address) => is_private6(address),

@@ -370,6 +370,7 @@ fn what_peers_reach_is_private_and_resolvers_are_within_reach() {
         }
     };
     let private = r#"private = ["10.20.0.0/16", "fd20::/32"]"#;
+    let peers = r#"peers = ["10.78.0.0/16", "192.168.9.0/24"]"#;
     let many: Vec<_> = (0..65).map(|n| format!("\"10.20.{n}.0/24\"")).collect();
     let many = format!("private = [{}]", many.join(", "));
     for (reach, dns, expected) in [
@@ -387,8 +388,23 @@ fn what_peers_reach_is_private_and_resolvers_are_within_reach() {
             "the network is 10.20.0.0/16",
         ),
         (&many, "", "65 networks are too many"),
-        (private, "dns = [\"9.9.9.9\", \"10.78.0.1\"]", ""),
-        (private, "dns = [\"10.20.0.53\"]", ""),
+        (private, "dns = [\"9.9.9.9\", \"10.20.0.53\"]", ""),
+        (
+            peers,
+            "dns = [\"10.78.0.1\"]",
+            "control.offer.dns: 10.78.0.1 is the gateway's own",
+        ),
+        (peers, "dns = [\"10.78.255.53\", \"192.168.9.53\"]", ""),
+        (
+            private,
+            "dns = [\"10.78.255.53\"]",
+            "10.78.255.53 is a peer's address",
+        ),
+        (
+            "peers = [\"10.78.255.0/24\"]",
+            "dns = [\"10.78.255.53\"]",
+            "and the clients' in dataplane.reach.peers",
+        ),
         (
             private,
             "dns = [\"10.21.0.53\"]",

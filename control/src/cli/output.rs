@@ -22,6 +22,17 @@ impl Output {
         }
     }
 
+    /// Prints a result beside what a program reads from standard output.
+    pub(super) fn print_beside<T: Serialize + Text + ?Sized>(self, value: &T) {
+        let words = if self.json {
+            to_json(value) + "\n"
+        } else {
+            value.text()
+        };
+        // Whoever watched may be gone; what was wanted is done.
+        let _ = write!(std::io::stderr(), "{words}");
+    }
+
     /// Shows a page in the place of the one before; to programs a line.
     pub(super) fn show<T: Serialize + ?Sized>(self, value: &T, page: &str) {
         if self.json {

@@ -1,9 +1,7 @@
 //! `topnet session`: service for a WireGuard key, paid by the wallet's channel.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
+    fs,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -15,6 +13,7 @@ use super::{
     arguments::{ConfigFormat, Options, SessionArguments, SessionCommand},
     error::CliError,
     output::Output,
+    private_file::PrivateFile,
     wallet::OpenWallet,
 };
 
@@ -97,7 +96,7 @@ fn deliver(
     });
     match &out {
         Some(path) => {
-            write_private(path, text.as_bytes())?;
+            PrivateFile::stage(path, text.as_bytes())?.put()?;
             output.progress(&format!("written to {}", path.display()));
         }
         // With --json the grant is printed below, and never a private key.
@@ -113,54 +112,4 @@ fn deliver(
 fn read_private_key(path: &Path) -> Result<Zeroizing<String>, CliError> {
     let text = fs::read_to_string(path).map_err(|error| CliError::file(path, error))?;
     Ok(Zeroizing::new(text.trim().to_owned()))
-}
-
-/// Writes what nobody else may read, in the place of what was there.
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
-    PrivateFile::stage(path, bytes)?.put()
-}
-
-/// A file that nobody else may read, written beside its place. Unless it is [put](Self::put) there,
-/// what was there stays.
-pub(super) struct PrivateFile {
-    fresh: PathBuf,
-    path: PathBuf,
-}
-
-impl PrivateFile {
-    pub(super) fn stage(path: &Path, bytes: &[u8]) -> Result<Self, CliError> {
-        let mut fresh = path.to_owned().into_os_string();
-        fresh.push(".new");
-        let fresh = PathBuf::from(fresh);
-        // What is there may be open to others, or lead elsewhere.
-        let _ = fs::remove_file(&fresh);
-        let staged = Self {
-            fresh,
-            path: path.to_owned(),
-        };
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&staged.fresh)
-            .and_then(|mut file| {
-                file.write_all(bytes)?;
-                file.sync_all()
-            })
-            .map_err(|error| CliError::file(path, error))?;
-        Ok(staged)
-    }
-
-    /// Puts it in its place.
-    pub(super) fn put(self) -> Result<(), CliError> {
-        let Self { fresh, path } = &self;
-        fs::rename(fresh, path).map_err(|error| CliError::file(path, error))
-    }
-}
-
-impl Drop for PrivateFile {
-    fn drop(&mut self) {
-        // It is not there any more if it was put in its place.
-        let _ = fs::remove_file(&self.fresh);
-    }
 }

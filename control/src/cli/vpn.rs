@@ -23,7 +23,7 @@ use super::{
     error::CliError,
     interface::Interface,
     output::Output,
-    session::PrivateFile,
+    private_file::PrivateFile,
     text::{Table, Text, bytes},
 };
 use crate::provider::PERSISTENT_KEEPALIVE_S;

@@ -423,7 +423,7 @@ pub fn config_text(dir: &Path) -> String {
          [control]\noperator_listen = \"127.0.0.1:0\"\npublic_listen = \"127.0.0.1:0\"\n\
          request_bytes_max = 4096\n\
          [control.offer]\nname = \"Test\"\nwireguard_endpoint = \"127.0.0.1:51820\"\n\
-         payment_endpoint = \"127.0.0.1:7447\"\ndns = [\"10.78.0.1\"]\n"
+         payment_endpoint = \"127.0.0.1:7447\"\ndns = [\"192.0.2.53\"]\n"
     )
 }
 

@@ -13,7 +13,7 @@ pub(crate) use channels::receive_queues;
 
 pub use af_xdp::{AfXdp, AfXdpError, Bind, Binding, FRAME_DATA_BYTES, SocketHandle};
 pub use ethernet::{Ethernet, EthernetPath, GatewayAddresses, Resolver};
-pub use kernel::{INNER_BYTES_MAX, Kernel, KernelError, KernelPlan, Marks, Reach, Sockets};
+pub use kernel::{Egress, INNER_BYTES_MAX, Kernel, KernelError, KernelPlan, Marks, Sockets};
 
 use std::io;
 use std::sync::Arc;

@@ -19,7 +19,7 @@ use super::socket::{ConfigurationSocket, Interface};
 use crate::accounting::Gate;
 use crate::drops::DropCounters;
 use crate::error::{RunError, system};
-use crate::io::{INNER_BYTES_MAX, Kernel, KernelPlan, Marks, Reach, Sockets};
+use crate::io::{Egress, INNER_BYTES_MAX, Kernel, KernelPlan, Marks, Sockets};
 use crate::link::{WorkerLink, WorkerLinks};
 use crate::netlink::Connection;
 use crate::operators::{InterfaceChange, Operators};
@@ -72,7 +72,7 @@ impl Standalone {
         let plan = KernelPlan {
             tunnel_interface: name.to_owned(),
             wireguard_port: 0,
-            reach: Reach::Everything,
+            egress: Egress::Anywhere,
         };
         let waker = wake
             .try_clone()

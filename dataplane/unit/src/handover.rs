@@ -22,7 +22,6 @@ use rustix::{
         SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
     },
 };
-use topnet_ebpf_abi::LAYOUT_VERSION;
 
 use crate::{
     Access, BootId, Consumer, CreditTable, Mapping, Producer, SharedMemoryError, UsageTable, memfd,
@@ -30,6 +29,8 @@ use crate::{
     shared_memory::{check_memfd, check_table},
 };
 
+/// Version of the tables and the rings, as they are laid out in memory. Metering takes no other.
+pub const TABLES_VERSION: u32 = 2;
 /// Workers of one data plane, at most.
 pub const WORKERS_MAX: u32 = 32;
 /// Slots of one data plane, at most.
@@ -86,7 +87,7 @@ impl Header {
     fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8..12].copy_from_slice(&LAYOUT_VERSION.to_le_bytes());
+        bytes[8..12].copy_from_slice(&TABLES_VERSION.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.slots.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.workers.to_le_bytes());
         bytes[20..24].copy_from_slice(&self.records.to_le_bytes());
@@ -103,10 +104,10 @@ impl Header {
         if bytes[..8] != MAGIC {
             return Err(HandoverError::NotOurs);
         }
-        if number(8) != LAYOUT_VERSION {
+        if number(8) != TABLES_VERSION {
             return Err(HandoverError::Version {
                 theirs: number(8),
-                ours: LAYOUT_VERSION,
+                ours: TABLES_VERSION,
             });
         }
         let mut boot = [0; 16];
@@ -377,7 +378,7 @@ mod tests {
         let error = Header::from_bytes(&bytes).unwrap_err();
         let text = error.to_string();
         assert!(
-            text.contains("77") && text.contains(&LAYOUT_VERSION.to_string()),
+            text.contains("77") && text.contains(&TABLES_VERSION.to_string()),
             "{text}"
         );
     }

@@ -22,7 +22,7 @@ mod unit;
 #[cfg(not(loom))]
 pub use handover::{
     Attachment, Handover, HandoverError, Header, InMemory, RECORDS_MAX, RingHandover, SLOTS_MAX,
-    WORKERS_MAX,
+    TABLES_VERSION, WORKERS_MAX,
 };
 pub use ring::{Consumer, Producer, RingCorrupt, UnitRecord, Words};
 pub use shared_memory::{Access, Mapping, SharedMemoryError, memfd};

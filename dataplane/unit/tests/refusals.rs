@@ -15,10 +15,9 @@ use std::{
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use support::{receive_raw, send_raw};
-use topnet_ebpf_abi::LAYOUT_VERSION;
 use topnet_unit::{
     Attachment, BootId, Handover, HandoverError, Header, RECORDS_MAX, SLOTS_MAX, SharedMemoryError,
-    WORKERS_MAX, memfd, table_bytes,
+    TABLES_VERSION, WORKERS_MAX, memfd, table_bytes,
 };
 
 const HEADER: Header = Header {
@@ -35,7 +34,7 @@ const CONSUMER_BYTES: usize = 64;
 /// name the version.
 fn header_bytes(header: Header) -> Vec<u8> {
     let mut bytes = b"topnetSM".to_vec();
-    for number in [LAYOUT_VERSION, header.slots, header.workers, header.records] {
+    for number in [TABLES_VERSION, header.slots, header.workers, header.records] {
         bytes.extend(number.to_le_bytes());
     }
     bytes.extend(header.boot.0);
@@ -148,12 +147,12 @@ fn what_is_whole_is_taken_and_more_memory_than_needed_does_no_harm() {
 
 #[test]
 fn another_layout_is_refused_with_both_versions_named() {
-    for theirs in [0, LAYOUT_VERSION + 1, u32::MAX] {
+    for theirs in [0, TABLES_VERSION + 1, u32::MAX] {
         let error = refused(|parts| parts.header[8..12].copy_from_slice(&theirs.to_le_bytes()));
         assert!(matches!(error, HandoverError::Version { .. }), "{error:?}");
         let text = error.to_string();
         assert!(text.contains(&theirs.to_string()), "{text}");
-        assert!(text.contains(&LAYOUT_VERSION.to_string()), "{text}");
+        assert!(text.contains(&TABLES_VERSION.to_string()), "{text}");
     }
 }
 

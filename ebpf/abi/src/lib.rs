@@ -3,12 +3,10 @@
 //! Plain `repr(C)` layouts, so that the BPF program can use them
 //! as map values (`BPF_F_MMAPABLE` arrays) and user space can map the same pages.
 //! [`Usage`] and [`Credit`] fill one 64-byte cache line each: a writer of one never
-//! slows a reader of another. Changing anything here raises [`LAYOUT_VERSION`].
+//! slows a reader of another. Changing one of these two raises `TABLES_VERSION` in `topnet-unit`; the
+//! rest is between the data plane and the program that it brings along.
 #![no_std]
 #![forbid(unsafe_code)]
-
-/// Version of all layouts in this crate; user space refuses any other.
-pub const LAYOUT_VERSION: u32 = 2;
 
 /// A slot's usage. Written by the fast path only, by atomic add, never reset.
 #[repr(C, align(64))]

@@ -3,7 +3,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ const DATAGRAM_BYTES: usize = 160;
 #[derive(Debug)]
 pub struct Probe {
     stop: Arc<AtomicBool>,
+    returned: Arc<AtomicU64>,
     echo: Option<JoinHandle<()>>,
     sender: Option<JoinHandle<Returns>>,
 }
@@ -72,13 +73,24 @@ impl Probe {
         let there = socket(&topology.origin, (ORIGIN, 0).into())?;
         let here = socket(&topology.client, ([0, 0, 0, 0], 0).into())?;
         here.connect(there.local_addr()?)?;
-        let stop = Arc::<AtomicBool>::default();
+        Ok(Self::between(here, there))
+    }
+
+    fn between(here: UdpSocket, there: UdpSocket) -> Probe {
+        let (stop, returned) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (asked, told) = (Arc::clone(&stop), Arc::clone(&stop));
-        Ok(Probe {
+        let counted = Arc::clone(&returned);
+        Probe {
             stop,
+            returned,
             echo: Some(std::thread::spawn(move || echo(&there, &asked))),
-            sender: Some(std::thread::spawn(move || send(&here, &told))),
-        })
+            sender: Some(std::thread::spawn(move || send(&here, &told, &counted))),
+        }
+    }
+
+    /// Datagrams that came back so far. Until there are some, no silence is measured.
+    pub fn returned(&self) -> u64 {
+        self.returned.load(Ordering::Relaxed)
     }
 
     /// Ends it and says what came back.
@@ -114,7 +126,7 @@ pub(crate) fn echo(socket: &UdpSocket, stop: &AtomicBool) {
     }
 }
 
-fn send(socket: &UdpSocket, stop: &AtomicBool) -> Returns {
+fn send(socket: &UdpSocket, stop: &AtomicBool, returned: &AtomicU64) -> Returns {
     let mut returns = Returns::new();
     let mut next = Instant::now();
     let mut datagram = [0; DATAGRAM_BYTES];
@@ -132,7 +144,10 @@ fn send(socket: &UdpSocket, stop: &AtomicBool) -> Returns {
             // Zero would be no limit at all; the kernel rounds up to its own clock.
             let _ = socket.set_read_timeout(Some(left.max(Duration::from_micros(100))));
             match socket.recv(&mut datagram) {
-                Ok(_) => returns.note(Instant::now()),
+                Ok(_) => {
+                    returns.note(Instant::now());
+                    returned.store(returns.returned, Ordering::Relaxed);
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
@@ -145,6 +160,32 @@ fn send(socket: &UdpSocket, stop: &AtomicBool) -> Returns {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_tells_while_it_runs_whether_anything_comes_back() {
+        let socket = || {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.set_read_timeout(Some(PERIOD)).unwrap();
+            socket
+        };
+        let (here, there, deaf) = (socket(), socket(), socket());
+        here.connect(there.local_addr().unwrap()).unwrap();
+        let probe = Probe::between(here, there);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while probe.returned() < 3 {
+            assert!(Instant::now() < deadline, "nothing comes back");
+            std::thread::sleep(PERIOD);
+        }
+        assert!(probe.stop().unwrap().returned >= 3);
+
+        let lonely = socket();
+        lonely.connect(deaf.local_addr().unwrap()).unwrap();
+        let probe = Probe::between(lonely, socket());
+        std::thread::sleep(10 * PERIOD);
+        assert_eq!(probe.returned(), 0);
+        let returns = probe.stop().unwrap();
+        assert_eq!((returns.returned, returns.silence_max), (0, Duration::ZERO));
+    }
 
     #[test]
     fn the_longest_silence_is_between_two_returns_or_still_lasts() {

@@ -59,7 +59,7 @@ fn look(shared: &Shared, rig: &Rig, kind: Kind) -> Result<Measurement> {
     let mut asker = Asker::create(rig, kind, interrupt)?;
     let _tunnel = Tunnel::start(shared, &rig.links.client, TCP_CLIENT)?;
     let pass = || tcp::pass(shared, rig, Direction::Down, CONNECTIONS);
-    let calm = pass()?;
+    let calm = pass()?.context(tcp::NOTHING_PASSED)?;
 
     let storm = Storm::start(&rig.links.client)?;
     interrupt.sleep(RISE)?;
@@ -69,8 +69,7 @@ fn look(shared: &Shared, rig: &Rig, kind: Kind) -> Result<Measurement> {
     let (sent, elapsed_s) = (storm.sent() - sent_before, began.elapsed().as_secs_f64());
     let busy_s = busy.busy_s()?;
     // A gateway that lets no connection through keeps nothing.
-    let stormy = pass().map_or(0.0, |passed| passed.bytes as f64 / passed.elapsed_s);
-    interrupt.check()?;
+    let stormy = pass()?.map_or(0.0, |passed| passed.bytes as f64 / passed.elapsed_s);
     storm.work.finish()?;
 
     let kept = 1.0 - echoes.lost_share();

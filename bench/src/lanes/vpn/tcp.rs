@@ -2,7 +2,7 @@
 //! every gateway. It costs more than the gateway does, so what counts is the gateway's CPU for
 //! what it passed on, not how much that was.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ fn transfer(
         busy_s,
         load_busy_s,
         process_cpu_s,
-    } = pass(shared, rig, direction, connections)?;
+    } = pass(shared, rig, direction, connections)?.context(NOTHING_PASSED)?;
     let gbit = bytes as f64 * 8.0 / 1e9;
     let value = gbit / busy_s;
     Ok(Measurement::new(value, bytes, busy_s)
@@ -109,14 +109,20 @@ pub struct Passed {
     pub process_cpu_s: f64,
 }
 
-/// Opens connections through the [`Tunnel`] and looks at them for a while.
+/// What [`pass`] found none of.
+pub const NOTHING_PASSED: &str = "nothing came through the tunnel";
+
+/// Opens connections through the [`Tunnel`] and looks at them for a while. `None` if one is not
+/// opened in time, or nothing comes in that while; whatever else goes wrong is an error.
 pub fn pass(
     shared: &Shared,
     rig: &Rig,
     direction: Direction,
     connections: usize,
-) -> Result<Passed> {
-    let mut streams = Streams::open(rig, connections)?;
+) -> Result<Option<Passed>> {
+    let Some(mut streams) = Streams::open(rig, connections)? else {
+        return Ok(None);
+    };
     let received = streams.flow(direction)?;
     let interrupt = &shared.setup.interrupt;
     interrupt.sleep(WARM_UP)?;
@@ -128,14 +134,14 @@ pub fn pass(
     let (elapsed_s, busy_s) = (began.elapsed().as_secs_f64(), busy.busy_s()?);
     let (process_cpu_s, load_busy_s) = (rig.gateway.cpu_s()? - cpu_s, load_busy.busy_s()?);
     streams.end();
-    ensure!(bytes > 0 && busy_s > 0.0, "nothing came through the tunnel");
-    Ok(Passed {
+    ensure!(busy_s > 0.0, "the gateway's CPU did nothing at all");
+    Ok((bytes > 0).then_some(Passed {
         bytes,
         elapsed_s,
         busy_s,
         load_busy_s,
         process_cpu_s,
-    })
+    }))
 }
 
 /// The client's wireguard-go. Ended when dropped.
@@ -194,7 +200,7 @@ struct Streams {
 }
 
 impl Streams {
-    fn open(rig: &Rig, connections: usize) -> Result<Streams> {
+    fn open(rig: &Rig, connections: usize) -> Result<Option<Streams>> {
         let listen = || TcpListener::bind((ORIGIN, PORT));
         let listener = rig.links.origin.enter(listen)?;
         let listener = listener.context("the origin cannot listen")?;
@@ -205,13 +211,13 @@ impl Streams {
         };
         for _ in 0..connections {
             let connect = || TcpStream::connect_timeout(&destination(ORIGIN), CONNECT_WAIT);
-            let near = rig.links.client.enter(connect)?;
-            streams
-                .near
-                .push(near.context("the client cannot connect")?);
+            let Some(near) = in_time(rig.links.client.enter(connect)?)? else {
+                return Ok(None);
+            };
+            streams.near.push(near);
             streams.far.push(listener.accept()?.0);
         }
-        Ok(streams)
+        Ok(Some(streams))
     }
 
     /// Starts to send and receive; returns the bytes received.
@@ -251,6 +257,15 @@ impl Drop for Streams {
     }
 }
 
+/// `None` if the time was up.
+fn in_time<T>(connected: io::Result<T>) -> Result<Option<T>> {
+    match connected {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if error.kind() == ErrorKind::TimedOut => Ok(None),
+        Err(error) => Err(error).context("the client cannot connect"),
+    }
+}
+
 fn destination(address: Ipv4Addr) -> SocketAddr {
     SocketAddr::from((address, PORT))
 }
@@ -277,6 +292,26 @@ fn sink(mut stream: TcpStream, received: &AtomicU64) {
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_time_that_is_up_is_no_error() {
+        assert_eq!(in_time(Ok(7)).unwrap(), Some(7));
+        let late = io::Error::from_raw_os_error(110);
+        assert_eq!(in_time::<u8>(Err(late)).unwrap(), None, "ETIMEDOUT");
+        for kind in [
+            ErrorKind::ConnectionRefused,
+            ErrorKind::NetworkUnreachable,
+            ErrorKind::HostUnreachable,
+            ErrorKind::AddrNotAvailable,
+        ] {
+            in_time::<u8>(Err(kind.into())).unwrap_err();
         }
     }
 }

@@ -25,7 +25,7 @@ pub(in crate::cli) enum VpnCommand {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct VpnCapture {
-    /// Write them there, for the file's owner alone.
+    /// Write them there, for the file's owner alone; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     pub(in crate::cli) out: PathBuf,
     /// The one peer whose packets are wanted; everybody's if left out.

@@ -23,6 +23,7 @@ use crate::cli::{
     arguments::VpnCapture,
     error::CliError,
     output::Output,
+    private_file::check_replaceable,
     text::{Table, Text},
 };
 
@@ -31,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the time is looked at while no packet comes.
 const LOOK_PERIOD: Duration = Duration::from_millis(50);
 const READ_BYTES: usize = 1 << 16;
+/// Names standard output in the place of a file.
+const STDOUT: &str = "-";
 
 /// What was written.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -91,7 +94,12 @@ pub(super) fn execute(
     if header != pcap_header() {
         return Err(unreachable(&ErrorKind::InvalidData.into()));
     }
-    let mut file = private(&capture.out).map_err(|error| CliError::file(&capture.out, error))?;
+    let piped = capture.out == Path::new(STDOUT);
+    let mut file: Box<dyn Write> = if piped {
+        Box::new(io::stdout())
+    } else {
+        Box::new(private(&capture.out)?)
+    };
     output.progress(&format!("writing to {}", capture.out.display()));
     let limits = Limits {
         until: capture
@@ -101,14 +109,46 @@ pub(super) fn execute(
     };
     let copied = file
         .write_all(&header)
+        .map_err(Fault::File)
         .and_then(|()| copy(&mut socket, &mut file, &limits));
-    let (packets, lost) = copied.map_err(|error| CliError::file(&capture.out, error))?;
-    output.print(&Captured {
+    let (packets, lost) = copied.map_err(|fault| fault.told(&path, &capture.out))?;
+    let captured = Captured {
         file: capture.out.display().to_string(),
         packets,
         lost,
-    });
+    };
+    if piped {
+        output.print_beside(&captured);
+    } else {
+        output.print(&captured);
+    }
     Ok(())
+}
+
+/// Why copying ended before it was enough.
+#[derive(Debug)]
+enum Fault {
+    /// The data plane ended, or says what is no packet.
+    Socket(io::Error),
+    /// What is copied cannot be written.
+    File(io::Error),
+}
+
+impl Fault {
+    fn told(self, socket: &Path, out: &Path) -> CliError {
+        match self {
+            Self::Socket(error) => CliError::new(
+                "capture",
+                format!("no more packets come from {}: {error}", socket.display()),
+                "look at the log of topnet-dataplane; what is written so far can be read",
+            ),
+            Self::File(error) => CliError::new(
+                "file",
+                format!("{}: {error}", out.display()),
+                "make room there, or write elsewhere",
+            ),
+        }
+    }
 }
 
 /// When it is enough.
@@ -117,25 +157,39 @@ struct Limits {
     packets: u64,
 }
 
-/// A new file that nobody else may read, in the place of what was there.
-fn private(path: &Path) -> io::Result<File> {
+/// A new file that nobody else may read, in the place of one that was there.
+fn private(path: &Path) -> Result<File, CliError> {
+    check_replaceable(path)?;
     match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(CliError::file(path, error));
+        }
         _ => {}
     }
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600).open(path)
+    let fresh = options.write(true).create_new(true).mode(0o600).open(path);
+    fresh.map_err(|error| CliError::file(path, error))
 }
 
 /// Copies packets until it is enough; how many, and how many were lost.
-fn copy(socket: &mut UnixStream, file: &mut impl Write, limits: &Limits) -> io::Result<(u64, u32)> {
-    socket.set_read_timeout(Some(LOOK_PERIOD))?;
+fn copy(
+    socket: &mut UnixStream,
+    file: &mut impl Write,
+    limits: &Limits,
+) -> Result<(u64, u32), Fault> {
+    socket
+        .set_read_timeout(Some(LOOK_PERIOD))
+        .map_err(Fault::Socket)?;
     let mut read = vec![0; READ_BYTES];
     let (mut waiting, mut packets) = (Vec::new(), 0);
     let mut closing: Option<Instant> = None;
     loop {
-        let (whole, lost) = records(&waiting, &mut packets, limits.packets)?;
-        file.write_all(&waiting[whole.0])?;
+        let (whole, lost) =
+            records(&waiting, &mut packets, limits.packets).map_err(Fault::Socket)?;
+        // Whoever reads from a pipe wants them now.
+        file.write_all(&waiting[whole.0])
+            .and_then(|()| file.flush())
+            .map_err(Fault::File)?;
         if let Some(lost) = lost {
             return Ok((packets, lost));
         }
@@ -143,17 +197,17 @@ fn copy(socket: &mut UnixStream, file: &mut impl Write, limits: &Limits) -> io::
         let over = limits.until.is_some_and(|until| Instant::now() >= until);
         if closing.is_none() && (over || packets >= limits.packets) {
             // What is under way still comes, and behind it how much is missing.
-            socket.shutdown(Shutdown::Write)?;
+            socket.shutdown(Shutdown::Write).map_err(Fault::Socket)?;
             closing = Some(Instant::now() + PATIENCE);
         }
         if closing.is_some_and(|until| Instant::now() >= until) {
-            return Err(ErrorKind::TimedOut.into());
+            return Err(Fault::Socket(ErrorKind::TimedOut.into()));
         }
         match socket.read(&mut read) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(0) => return Err(Fault::Socket(ErrorKind::UnexpectedEof.into())),
             Ok(bytes) => waiting.extend(&read[..bytes]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(Fault::Socket(error)),
         }
     }
 }
@@ -188,7 +242,7 @@ fn records(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn packet(bytes: u8) -> Vec<u8> {
         let record = CaptureRecord::Packet {
@@ -199,7 +253,7 @@ mod tests {
     }
 
     /// What is written of these bytes, which come in pieces of any length.
-    fn written(stream: &[u8], piece: usize, packets: u64) -> (Vec<u8>, io::Result<(u64, u32)>) {
+    fn written(stream: &[u8], piece: usize, packets: u64) -> (Vec<u8>, Result<(u64, u32), Fault>) {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         let stream = stream.to_vec();
         let sender = std::thread::spawn(move || {
@@ -231,11 +285,35 @@ mod tests {
         // The data plane ended in between.
         let (file, copied) = written(&stream[..50], 1_000, u64::MAX);
         assert_eq!(file, packets[0]);
-        assert_eq!(copied.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        assert!(ended_by_socket(copied, ErrorKind::UnexpectedEof));
         let (_, copied) = written(&[0xff; 64], 1_000, u64::MAX);
         assert!(copied.is_ok_and(|(packets, lost)| (packets, lost) == (0, u32::MAX)));
         let (_, copied) = written(&[0x7f; 64], 1_000, u64::MAX);
-        assert_eq!(copied.unwrap_err().kind(), ErrorKind::InvalidData);
+        assert!(ended_by_socket(copied, ErrorKind::InvalidData));
+    }
+
+    fn ended_by_socket(copied: Result<(u64, u32), Fault>, kind: ErrorKind) -> bool {
+        let fault = copied.unwrap_err();
+        matches!(&fault, Fault::Socket(error) if error.kind() == kind)
+            && fault
+                .told(Path::new("its.sock"), Path::new("out.pcap"))
+                .0
+                .what
+                .contains("its.sock")
+    }
+
+    #[test]
+    fn a_full_disk_is_no_fault_of_the_data_plane() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&packet(20)).unwrap();
+        let limits = Limits {
+            until: None,
+            packets: 1,
+        };
+        let mut full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let fault = copy(&mut ours, &mut full, &limits).unwrap_err();
+        let told = fault.told(Path::new("its.sock"), Path::new("out.pcap")).0;
+        assert!(told.what.starts_with("out.pcap: No space left"), "{told}");
     }
 
     #[test]
@@ -250,5 +328,15 @@ mod tests {
             0o600
         );
         assert_eq!(fs::read(&path).unwrap(), b"");
+    }
+
+    #[test]
+    fn what_is_no_file_stays_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("null");
+        symlink("/dev/null", &path).unwrap();
+        let refused = private(&path).unwrap_err().0;
+        assert!(refused.mend.contains("`-`"), "{refused}");
+        assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
     }
 }

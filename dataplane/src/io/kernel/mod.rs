@@ -86,17 +86,17 @@ pub struct KernelPlan {
     pub tunnel_interface: String,
     /// UDP port of WireGuard, at every address of this machine.
     pub wireguard_port: u16,
-    /// What peers may reach.
-    pub reach: Reach,
+    /// Where peers' packets may leave.
+    pub egress: Egress,
 }
 
-/// What peers may reach through the tunnel.
+/// Where the kernel may forward what came through the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// What lies behind this data interface.
+pub enum Egress {
+    /// Out of this data interface.
     Uplink(PortIndex),
-    /// Whatever the kernel lets them: the device is a plain WireGuard interface.
-    Everything,
+    /// Wherever its routes lead: the device is a plain WireGuard interface.
+    Anywhere,
 }
 
 /// UDP sockets and a TUN device.
@@ -219,10 +219,10 @@ struct Ends {
     lost_packets: u64,
 }
 
-/// What clients may reach.
+/// Where clients' packets leave.
 struct KernelPath {
     exits: RouteCache<(PortIndex, Neighbour)>,
-    reach: Reach,
+    egress: Egress,
 }
 
 impl Path for KernelPath {
@@ -235,7 +235,7 @@ impl Path for KernelPath {
     }
 
     fn to_world(&mut self, destination: IpAddr) -> Result<(), DropReason> {
-        let Reach::Uplink(uplink) = self.reach else {
+        let Egress::Uplink(uplink) = self.egress else {
             return Ok(());
         };
         let (port, _) = self.exits.look(destination).hop?;
@@ -269,9 +269,9 @@ impl Kernel {
         Self {
             path: KernelPath {
                 exits: RouteCache::new(Arc::default(), Forwarding::exit),
-                reach: plan.reach,
+                egress: plan.egress,
             },
-            down_is_fault: matches!(plan.reach, Reach::Uplink(_)),
+            down_is_fault: matches!(plan.egress, Egress::Uplink(_)),
             joiner: Joiner::new(JoinLimits {
                 packets_max: JOINED_PACKETS_MAX,
                 flows_max: JOINED_FLOWS_MAX,

@@ -56,23 +56,30 @@ impl Lab<'_> {
         self.say("stopping and starting the data plane");
         let probe = Probe::start(&self.topology)?;
         let interrupt = self.options.interrupt;
+        // A probe that has heard nothing yet measures nothing.
+        let heard_beyond = |returned: u64| {
+            interrupt.wait("datagrams come back", TRANSFER_WAIT, || {
+                Ok((probe.returned() > returned).then_some(()))
+            })
+        };
+        heard_beyond(0)?;
         interrupt.sleep(PROBED)?;
         self.capture()?;
         let began = Instant::now();
         self.provider
             .restart("dataplane", &self.topology, &self.run_dir, interrupt)?;
-        let before = download.bytes();
+        let (before, returned) = (download.bytes(), probe.returned());
         interrupt.wait("the download goes on", TRANSFER_WAIT, || {
             Ok((download.bytes() > before).then_some(()))
         })?;
         let download_ms = millis(began.elapsed());
+        heard_beyond(returned)?;
         interrupt.sleep(PROBED)?;
         let returns = probe.stop()?;
         let outage_ms = millis(returns.silence_max);
         self.say(&format!(
             "nothing came back for {outage_ms} ms; the download went on after {download_ms} ms"
         ));
-        ensure!(returns.returned > 0, "no datagram came back: {returns:?}");
         report.restarts.push(Restart {
             process: "dataplane".to_owned(),
             outage_ms,
