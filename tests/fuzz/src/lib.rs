@@ -19,6 +19,7 @@ mod offload;
 mod packet;
 mod payee;
 mod payer;
+mod plane;
 mod proof;
 mod shared;
 mod text;
@@ -34,6 +35,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("payer_message", wire::payer_message),
     ("payee_message", wire::payee_message),
     ("packet", packet::packet),
+    ("plane", plane::plane),
     ("offload", offload::offload),
     ("nat", nat::nat),
     ("ledger", ledger::ledger),
