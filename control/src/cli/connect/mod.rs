@@ -10,6 +10,7 @@
 
 mod channel;
 mod device;
+mod names;
 mod offer;
 mod page;
 mod routes;

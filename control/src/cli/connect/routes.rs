@@ -25,6 +25,8 @@ use topnet_uapi::IpNetwork;
 
 use crate::cli::error::CliError;
 
+use super::names::Keeper;
+
 /// Mark of the tunnel's own packets, and the table of what goes into it: "to" in ASCII.
 pub(super) const MARK: u32 = 0x746f;
 /// Rules that are asked before the main table's own (32766).
@@ -182,14 +184,8 @@ impl Done {
                 let _ = ip(&format!("{} route flush table {MARK}", version.option()));
                 Ok(())
             }
-            Self::Resolved(device) => {
-                // The device took its servers along, if it is gone.
-                match Path::new("/sys/class/net").join(device).exists() {
-                    true => run("resolvectl", &["revert", device]),
-                    false => Ok(()),
-                }
-            }
-            Self::Resolvconf(device) => run("resolvconf", &["-d", &format!("tun.{device}")]),
+            Self::Resolved(device) => Keeper::Resolved.forget(device),
+            Self::Resolvconf(device) => Keeper::Resolvconf.forget(device),
             Self::MainFirst(_) | Self::Tunnel(_) | Self::Beside(_) => Ok(()),
         }
     }
@@ -339,24 +335,19 @@ impl Routes {
             );
             return Ok(());
         }
-        let told = if asks_resolved() {
-            self.note(Done::Resolved(device.to_owned()))?;
-            let words = [&["dns", device][..], &words_of(&servers)].concat();
-            run("resolvectl", &words).and_then(|()| run("resolvectl", &["domain", device, "~."]))
-        } else if run("resolvconf", &["--version"]).is_ok() {
-            self.note(Done::Resolvconf(device.to_owned()))?;
-            let text: String = servers
-                .iter()
-                .map(|at| format!("nameserver {at}\n"))
-                .collect();
-            let name = format!("tun.{device}");
-            pipe("resolvconf", &["-a", &name, "-m", "0", "-x"], &text).map(drop)
-        } else {
-            Err(CliError::new(
+        let told = match Keeper::find() {
+            Some(keeper) => {
+                self.note(match keeper {
+                    Keeper::Resolved => Done::Resolved(device.to_owned()),
+                    Keeper::Resolvconf => Done::Resolvconf(device.to_owned()),
+                })?;
+                keeper.tell(device, &servers)
+            }
+            None => Err(CliError::new(
                 "dns",
                 "there is neither systemd-resolved nor resolvconf",
                 "",
-            ))
+            )),
         };
         if let Err(error) = told {
             self.warnings.push(format!(
@@ -452,24 +443,11 @@ fn has_ipv6() -> bool {
     addresses.is_ok_and(|text| !text.trim().is_empty())
 }
 
-/// True if programs of this machine ask systemd-resolved.
-fn asks_resolved() -> bool {
-    let conf = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let through = conf.contains("127.0.0.53")
-        || fs::read_link("/etc/resolv.conf")
-            .is_ok_and(|target| target.to_string_lossy().contains("systemd/resolve"));
-    through && run("resolvectl", &["status"]).is_ok()
-}
-
-fn words_of(words: &[String]) -> Vec<&str> {
-    words.iter().map(String::as_str).collect()
-}
-
 fn ip(arguments: &str) -> Result<(), CliError> {
     run("ip", &arguments.split(' ').collect::<Vec<_>>())
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<(), CliError> {
+pub(super) fn run(program: &str, arguments: &[&str]) -> Result<(), CliError> {
     pipe(program, arguments, "").map(drop)
 }
 
@@ -478,7 +456,7 @@ fn output(program: &str, arguments: &[&str]) -> Result<String, CliError> {
 }
 
 /// Runs a program of the system's, and gives what it said.
-fn pipe(program: &str, arguments: &[&str], input: &str) -> Result<String, CliError> {
+pub(super) fn pipe(program: &str, arguments: &[&str], input: &str) -> Result<String, CliError> {
     let line = format!("{program} {}", arguments.join(" "));
     let failed = |why: &str| {
         CliError::new(
