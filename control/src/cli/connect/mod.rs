@@ -73,7 +73,7 @@ pub(super) async fn execute(
     make_private(&wallet.config.state_dir)?;
     let directory = directory(&wallet.config.state_dir)?;
     let journal = directory.join("undo");
-    Routes::recover(&journal)?;
+    Routes::recover(&journal, &connect.interface)?;
     if connect.undo {
         return Ok(());
     }

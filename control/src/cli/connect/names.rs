@@ -6,6 +6,9 @@ use crate::cli::error::CliError;
 
 use super::routes::{pipe, run};
 
+/// Where every resolvconf keeps what it was told.
+const RESOLVCONF_DIRECTORY: &str = "/run/resolvconf";
+
 /// Whom programs of this machine have their name servers from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keeper {
@@ -54,7 +57,15 @@ impl Keeper {
                 true => run("resolvectl", &["revert", device]),
                 false => Ok(()),
             },
-            Self::Resolvconf => run("resolvconf", &["-d", &record(device)]),
+            Self::Resolvconf => {
+                let record = record(device);
+                // Forced, it is no error that there is nothing to forget.
+                match run("resolvconf", &["-d", &record, "-f"]) {
+                    // Who has no right to tell it anything has none to take it back.
+                    Err(_) if !stands(Path::new(RESOLVCONF_DIRECTORY), &record) => Ok(()),
+                    forgotten => forgotten,
+                }
+            }
         }
     }
 }
@@ -62,6 +73,13 @@ impl Keeper {
 /// What resolvconf calls the device: by the first part it tells a tunnel.
 fn record(device: &str) -> String {
     format!("tun.{device}")
+}
+
+/// True if a resolvconf whose directory this is has a record of that name.
+fn stands(directory: &Path, record: &str) -> bool {
+    // openresolv's place for them, and Debian's own resolvconf's.
+    let places = ["interfaces", "interface"];
+    places.map(|place| directory.join(place).join(record).exists()) != [false, false]
 }
 
 /// True if programs of this machine ask systemd-resolved.
@@ -75,4 +93,23 @@ fn asks_resolved() -> bool {
 
 fn words_of(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_resolvconf_was_told_is_seen_in_either_s_place() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!stands(directory.path(), "tun.x"));
+        for place in ["interfaces", "interface"] {
+            let file = directory.path().join(place).join("tun.x");
+            fs::create_dir(file.parent().unwrap()).unwrap();
+            fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
+            assert!(stands(directory.path(), "tun.x"), "{place}");
+            assert!(!stands(directory.path(), "tun.y"), "{place}");
+            fs::remove_file(&file).unwrap();
+        }
+    }
 }

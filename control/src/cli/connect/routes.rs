@@ -212,10 +212,11 @@ impl Routes {
     }
 
     /// Takes back what an earlier run left behind; an error says what is left.
-    pub(super) fn recover(journal: &Path) -> Result<(), CliError> {
+    pub(super) fn recover(journal: &Path, device: &str) -> Result<(), CliError> {
         let done = match fs::read(journal) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|_| {
-                // Written by another version: everything has its fixed place.
+                // Written by another version: everything has its fixed place, and names theirs by
+                // the device.
                 for version in [Version::V4, Version::V6] {
                     let beside =
                         format!("{} rule del priority {PRIORITY_BESIDE}", version.option());
@@ -224,6 +225,8 @@ impl Routes {
                 [Version::V4, Version::V6]
                     .into_iter()
                     .flat_map(|v| [Done::Table(v), Done::Tunnel(v), Done::MainFirst(v)])
+                    // systemd-resolved forgets by itself what it was told for a device that is gone.
+                    .chain([Done::Resolvconf(device.to_owned())])
                     .collect()
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
