@@ -227,10 +227,7 @@ impl Run<'_> {
             }],
             ..Set::default()
         })?;
-        let dns: Vec<IpAddr> = match self.connect.no_dns {
-            true => Vec::new(),
-            false => config.dns.iter().copied().map(IpAddr::from).collect(),
-        };
+        let dns: Vec<IpAddr> = config.dns.iter().copied().map(IpAddr::from).collect();
         let addresses: Vec<IpAddr> = [
             Some(IpAddr::from(config.address)),
             config
@@ -249,7 +246,7 @@ impl Run<'_> {
                 mtu_bytes: config.mtu,
                 networks: &networks,
                 beside: &self.beside(),
-                dns: &dns,
+                dns: (!self.connect.no_dns).then_some(&*dns),
             },
             &self.journal,
         )?;

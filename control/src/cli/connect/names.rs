@@ -1,11 +1,13 @@
 //! Who keeps the system's name servers, and what it is told of a tunnel's.
 
-use std::{fs, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
 use crate::cli::error::CliError;
 
 use super::routes::{pipe, run};
 
+/// Says whom programs ask for names.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where every resolvconf keeps what it was told.
 const RESOLVCONF_DIRECTORY: &str = "/run/resolvconf";
 
@@ -31,10 +33,12 @@ impl Keeper {
     }
 
     /// Has all names resolved by these servers.
-    pub(super) fn tell(self, device: &str, servers: &[String]) -> Result<(), CliError> {
+    pub(super) fn tell(self, device: &str, servers: &[IpAddr]) -> Result<(), CliError> {
         match self {
             Self::Resolved => {
-                let words = [&["dns", device][..], &words_of(servers)].concat();
+                let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+                let servers: Vec<&str> = servers.iter().map(String::as_str).collect();
+                let words = [&["dns", device][..], &servers].concat();
                 run("resolvectl", &words)
                     .and_then(|()| run("resolvectl", &["domain", device, "~."]))
             }
@@ -70,6 +74,26 @@ impl Keeper {
     }
 }
 
+/// Whom programs ask first, if it is none of these `servers` and nobody on this machine, who would
+/// ask them in turn. Whoever was told of them may not be who writes that file.
+pub(super) fn asked_instead_of(servers: &[IpAddr]) -> Option<String> {
+    let conf = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    another_in(&conf, servers).map(str::to_owned)
+}
+
+/// The first name server in the text of resolv.conf(5), if it is another.
+fn another_in<'a>(conf: &'a str, servers: &[IpAddr]) -> Option<&'a str> {
+    let first = conf.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        // The keyword begins the line.
+        (line.starts_with("nameserver") && words.next() == Some("nameserver"))
+            .then(|| words.next())
+            .flatten()
+    })?;
+    let ours = |at: IpAddr| at.is_loopback() || servers.contains(&at);
+    (!first.parse().is_ok_and(ours)).then_some(first)
+}
+
 /// What resolvconf calls the device: by the first part it tells a tunnel.
 fn record(device: &str) -> String {
     format!("tun.{device}")
@@ -84,20 +108,40 @@ fn stands(directory: &Path, record: &str) -> bool {
 
 /// True if programs of this machine ask systemd-resolved.
 fn asks_resolved() -> bool {
-    let conf = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let conf = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
     let through = conf.contains("127.0.0.53")
-        || fs::read_link("/etc/resolv.conf")
+        || fs::read_link(RESOLV_CONF)
             .is_ok_and(|target| target.to_string_lossy().contains("systemd/resolve"));
     through && run("resolvectl", &["status"]).is_ok()
-}
-
-fn words_of(words: &[String]) -> Vec<&str> {
-    words.iter().map(String::as_str).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_name_server_that_is_asked_first_is_seen() {
+        let servers = ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
+        for (conf, another) in [
+            ("nameserver 192.0.2.1\nnameserver 198.51.100.1\n", None),
+            ("search lan\nnameserver\t192.0.2.2 # ours\n", None),
+            // systemd-resolved, or a dnsmasq that resolvconf tells of the servers.
+            ("nameserver 127.0.0.53\noptions edns0\n", None),
+            // The C library asks this machine.
+            ("", None),
+            (
+                "# nameserver 198.51.100.1\n;nameserver 1\nnameserver 192.0.2.1\n",
+                None,
+            ),
+            (
+                "nameserver 198.51.100.1\nnameserver 192.0.2.1\n",
+                Some("198.51.100.1"),
+            ),
+            ("nameserver fe80::1%eth0\n", Some("fe80::1%eth0")),
+        ] {
+            assert_eq!(another_in(conf, &servers), another, "{conf}");
+        }
+    }
 
     #[test]
     fn what_resolvconf_was_told_is_seen_in_either_s_place() {

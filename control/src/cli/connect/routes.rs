@@ -25,7 +25,7 @@ use topnet_uapi::IpNetwork;
 
 use crate::cli::error::CliError;
 
-use super::names::Keeper;
+use super::names::{self, Keeper};
 
 /// Mark of the tunnel's own packets, and the table of what goes into it: "to" in ASCII.
 pub(super) const MARK: u32 = 0x746f;
@@ -56,8 +56,8 @@ pub(super) struct Plan<'a> {
     pub(super) networks: &'a [IpNetwork],
     /// What never does: payments and RPC, without which the tunnel would stand still.
     pub(super) beside: &'a [IpAddr],
-    /// Name servers to use meanwhile.
-    pub(super) dns: &'a [IpAddr],
+    /// Name servers to use meanwhile; none if the system's are to stay.
+    pub(super) dns: Option<&'a [IpAddr]>,
 }
 
 impl Plan<'_> {
@@ -329,34 +329,45 @@ impl Routes {
         if !plan.takes_all(Version::V4) {
             return Ok(());
         }
-        let device = plan.device;
-        let servers: Vec<String> = plan.dns.iter().map(ToString::to_string).collect();
-        if servers.is_empty() {
-            self.warnings.push(
-                "names are resolved as before, perhaps beside the tunnel: no name server is given"
-                    .to_owned(),
-            );
+        let Some(dns) = plan.dns else {
             return Ok(());
-        }
-        let told = match Keeper::find() {
-            Some(keeper) => {
+        };
+        let device = plan.device;
+        let told = match (dns, Keeper::find()) {
+            ([], _) => Err((
+                "no name server is given".to_owned(),
+                "set one that is reached through the tunnel",
+            )),
+            (_, None) => Err((
+                "there is neither systemd-resolved nor resolvconf".to_owned(),
+                "install openresolv",
+            )),
+            (_, Some(keeper)) => {
                 self.note(match keeper {
                     Keeper::Resolved => Done::Resolved(device.to_owned()),
                     Keeper::Resolvconf => Done::Resolvconf(device.to_owned()),
                 })?;
-                keeper.tell(device, &servers)
+                keeper
+                    .tell(device, dns)
+                    .map_err(|error| (error.0.what, "run this as root, or allow that to this user"))
+                    .and_then(|()| match names::asked_instead_of(dns) {
+                        None => Ok(()),
+                        Some(other) => Err((
+                            format!("/etc/resolv.conf names {other} first"),
+                            "have it written by systemd-resolved or resolvconf alone",
+                        )),
+                    })
             }
-            None => Err(CliError::new(
-                "dns",
-                "there is neither systemd-resolved nor resolvconf",
-                "",
-            )),
         };
-        if let Err(error) = told {
+        if let Err((what, mend)) = told {
+            let servers: Vec<String> = dns.iter().map(ToString::to_string).collect();
+            let not_by = match &*servers {
+                [] => String::new(),
+                some => format!(", and not by {}", some.join(", ")),
+            };
             self.warnings.push(format!(
-                "names are resolved as before, perhaps beside the tunnel, and not by {}: {}",
-                servers.join(", "),
-                error.0.what
+                "names are resolved as before, perhaps beside the tunnel{not_by}: {what}\n  {mend}; \
+                 --no-dns leaves names as they are"
             ));
         }
         Ok(())
@@ -528,7 +539,7 @@ mod tests {
                 mtu_bytes: 1_420,
                 networks: &networks,
                 beside: &[],
-                dns: &[],
+                dns: None,
             };
             (plan.takes_all(Version::V4), plan.takes_all(Version::V6))
         };
