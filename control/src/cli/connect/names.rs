@@ -56,11 +56,12 @@ impl Keeper {
     /// Takes back what it was told.
     pub(super) fn forget(self, device: &str) -> Result<(), CliError> {
         match self {
-            // The device took its servers along, if it is gone.
-            Self::Resolved => match Path::new("/sys/class/net").join(device).exists() {
-                true => run("resolvectl", &["revert", device]),
-                false => Ok(()),
-            },
+            Self::Resolved => {
+                // The device takes its servers along when it goes, which is soon, or has happened:
+                // what may not be taken back now is no reason to stop.
+                let _ = run("resolvectl", &["revert", device]);
+                Ok(())
+            }
             Self::Resolvconf => {
                 let record = record(device);
                 // Forced, it is no error that there is nothing to forget.
