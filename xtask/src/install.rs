@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 /// The version is pinned, so that two machines give one verdict; a debug build of it compiles in
 /// a third of the time and checks this workspace in seconds.
@@ -16,6 +16,9 @@ pub const CARGO_DENY: &[&str] = &["install", "--locked", "--debug", "cargo-deny@
 /// A peer of the bench's lane vpn, pinned so that two machines measure beside the same.
 const BORINGTUN_CLI: &str = "boringtun-cli";
 const BORINGTUN_CLI_VERSION: &str = "0.7.1";
+
+/// What real machines tell of name servers.
+const OPENRESOLV: &str = "openresolv";
 
 /// Installs `packages` with apt-get. Standard output carries apt's machine-readable progress,
 /// everything else goes to standard error.
@@ -89,6 +92,47 @@ pub fn boringtun_cli(workspace: &Workspace) -> Result<PathBuf> {
         "{package} could not be installed; see above, or try `cargo install --locked {package}`"
     );
     Ok(program)
+}
+
+/// Where openresolv is unpacked, below the target directory; `None` with a word about it where
+/// that is not possible. It is never installed: it would take over how the machine resolves names,
+/// and whatever did that before would be removed.
+pub fn openresolv(workspace: &Workspace) -> Option<PathBuf> {
+    let root = workspace.target.join("tools").join(OPENRESOLV);
+    if root.join("sbin/resolvconf").exists() {
+        return Some(root);
+    }
+    println!("unpacking {OPENRESOLV} for the lab");
+    match unpack(OPENRESOLV, &root) {
+        Ok(()) => Some(root),
+        Err(error) => {
+            println!("the lab leaves out what needs {OPENRESOLV}: {error:#}");
+            None
+        }
+    }
+}
+
+/// Fetches a Debian package, which apt checks, and unpacks it into a directory.
+fn unpack(package: &str, root: &Path) -> Result<()> {
+    std::fs::create_dir_all(root).with_context(|| format!("cannot make {}", root.display()))?;
+    let script =
+        r#"apt-get download -q "$1" >&2 && dpkg-deb --extract "$1"_*.deb . && rm "$1"_*.deb"#;
+    let output = Command::new("sh")
+        .args(["-c", script, "unpack", package])
+        .current_dir(root)
+        .output()
+        .context("cannot start sh")?;
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.success(),
+        "{}; `apt-get update` may help",
+        words
+            .trim()
+            .lines()
+            .last()
+            .unwrap_or("apt-get said nothing")
+    );
+    Ok(())
 }
 
 fn install_packages(packages: &[&str]) -> Result<()> {

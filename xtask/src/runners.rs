@@ -6,11 +6,13 @@ use crate::{elevate, install, own_file};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Tells the bench where boringtun-cli is.
 const BORINGTUN_ENV: &str = "TOPNET_BORINGTUN_CLI";
+/// Tells the lab where openresolv is unpacked.
+const OPENRESOLV_ENV: &str = "TOPNET_OPENRESOLV";
 
 /// What `cargo xtask lab` takes.
 #[derive(Args)]
@@ -125,7 +127,14 @@ pub fn build_lab(workspace: &Workspace) -> Result<()> {
 /// The elevated lab with these arguments.
 pub fn lab_command(workspace: &Workspace, arguments: &[String]) -> Result<Command> {
     let commit = workspace.commit();
-    let variables = [("TOPNET_COMMIT", commit.as_str())];
+    let mut variables = vec![("TOPNET_COMMIT", commit.as_str())];
+    let needs_openresolv = |word: &String| word == "vpn-connect" || word == "all";
+    let openresolv = match arguments.iter().any(needs_openresolv) {
+        true => install::openresolv(workspace),
+        false => None,
+    };
+    let openresolv = openresolv.as_deref().and_then(Path::to_str);
+    variables.extend(openresolv.map(|root| (OPENRESOLV_ENV, root)));
     let mut command = elevate::command(&workspace.binary("debug", "topnet-lab"), &variables)?;
     command.args(arguments);
     Ok(command)
@@ -211,7 +220,7 @@ fn build(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn json_argument(file: &std::path::Path) -> Result<[String; 2]> {
+fn json_argument(file: &Path) -> Result<[String; 2]> {
     let file = own_file(file)?;
     let text = file
         .to_str()

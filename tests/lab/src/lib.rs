@@ -12,6 +12,8 @@ pub mod flows;
 pub mod growth;
 pub mod hostile;
 pub mod interrupt;
+pub mod machine;
+pub mod name_server;
 pub mod origin;
 pub mod probe;
 pub mod process;

@@ -10,6 +10,7 @@
 
 mod channel;
 mod device;
+mod names;
 mod offer;
 mod page;
 mod routes;
@@ -72,7 +73,7 @@ pub(super) async fn execute(
     make_private(&wallet.config.state_dir)?;
     let directory = directory(&wallet.config.state_dir)?;
     let journal = directory.join("undo");
-    Routes::recover(&journal)?;
+    Routes::recover(&journal, &connect.interface)?;
     if connect.undo {
         return Ok(());
     }
@@ -171,6 +172,16 @@ impl Run<'_> {
         let public_key = WireguardPublicKey(public_half(&key).0);
         let signer = self.wallet.signer_of(self.channel.id).await?;
         let rpc = &self.wallet.rpc;
+        let begun = self.session_file();
+        let left = std::fs::read_to_string(&begun).ok();
+        if let Some(left) = left.and_then(|key| key.parse::<WireguardPublicKey>().ok()) {
+            // A provider lets a channel have few sessions; a killed run's would be one for ever.
+            let _ = rpc
+                .stop_session(&signer, self.channel.id, left, nonce()?)
+                .await;
+        }
+        std::fs::write(&begun, public_key.to_string())
+            .map_err(|error| CliError::file(&begun, error))?;
         let grant = rpc
             .start_session(&signer, self.channel.id, public_key, nonce()?)
             .await?;
@@ -178,10 +189,19 @@ impl Run<'_> {
         let stopped = rpc
             .stop_session(&signer, self.channel.id, public_key, nonce()?)
             .await;
-        if let Err(error) = stopped {
-            output.progress(&format!("the provider was not told of the end: {error}"));
+        match stopped {
+            Ok(_) => drop(std::fs::remove_file(&begun)),
+            Err(error) => {
+                output.progress(&format!("the provider was not told of the end: {error}"));
+            }
         }
         paid
+    }
+
+    /// Stands while a session may be: its key.
+    fn session_file(&self) -> PathBuf {
+        let name = format!("{}.session", self.channel.id);
+        self.wallet.config.state_dir.join(name)
     }
 
     async fn pay(
@@ -207,10 +227,7 @@ impl Run<'_> {
             }],
             ..Set::default()
         })?;
-        let dns: Vec<IpAddr> = match self.connect.no_dns {
-            true => Vec::new(),
-            false => config.dns.iter().copied().map(IpAddr::from).collect(),
-        };
+        let dns: Vec<IpAddr> = config.dns.iter().copied().map(IpAddr::from).collect();
         let addresses: Vec<IpAddr> = [
             Some(IpAddr::from(config.address)),
             config
@@ -229,7 +246,7 @@ impl Run<'_> {
                 mtu_bytes: config.mtu,
                 networks: &networks,
                 beside: &self.beside(),
-                dns: &dns,
+                dns: (!self.connect.no_dns).then_some(&*dns),
             },
             &self.journal,
         )?;

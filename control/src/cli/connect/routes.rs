@@ -25,6 +25,8 @@ use topnet_uapi::IpNetwork;
 
 use crate::cli::error::CliError;
 
+use super::names::{self, Keeper};
+
 /// Mark of the tunnel's own packets, and the table of what goes into it: "to" in ASCII.
 pub(super) const MARK: u32 = 0x746f;
 /// Rules that are asked before the main table's own (32766).
@@ -54,8 +56,8 @@ pub(super) struct Plan<'a> {
     pub(super) networks: &'a [IpNetwork],
     /// What never does: payments and RPC, without which the tunnel would stand still.
     pub(super) beside: &'a [IpAddr],
-    /// Name servers to use meanwhile.
-    pub(super) dns: &'a [IpAddr],
+    /// Name servers to use meanwhile; none if the system's are to stay.
+    pub(super) dns: Option<&'a [IpAddr]>,
 }
 
 impl Plan<'_> {
@@ -182,14 +184,8 @@ impl Done {
                 let _ = ip(&format!("{} route flush table {MARK}", version.option()));
                 Ok(())
             }
-            Self::Resolved(device) => {
-                // The device took its servers along, if it is gone.
-                match Path::new("/sys/class/net").join(device).exists() {
-                    true => run("resolvectl", &["revert", device]),
-                    false => Ok(()),
-                }
-            }
-            Self::Resolvconf(device) => run("resolvconf", &["-d", &format!("tun.{device}")]),
+            Self::Resolved(device) => Keeper::Resolved.forget(device),
+            Self::Resolvconf(device) => Keeper::Resolvconf.forget(device),
             Self::MainFirst(_) | Self::Tunnel(_) | Self::Beside(_) => Ok(()),
         }
     }
@@ -216,10 +212,11 @@ impl Routes {
     }
 
     /// Takes back what an earlier run left behind; an error says what is left.
-    pub(super) fn recover(journal: &Path) -> Result<(), CliError> {
+    pub(super) fn recover(journal: &Path, device: &str) -> Result<(), CliError> {
         let done = match fs::read(journal) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|_| {
-                // Written by another version: everything has its fixed place.
+                // Written by another version: everything has its fixed place, and names theirs by
+                // the device.
                 for version in [Version::V4, Version::V6] {
                     let beside =
                         format!("{} rule del priority {PRIORITY_BESIDE}", version.option());
@@ -228,6 +225,8 @@ impl Routes {
                 [Version::V4, Version::V6]
                     .into_iter()
                     .flat_map(|v| [Done::Table(v), Done::Tunnel(v), Done::MainFirst(v)])
+                    // systemd-resolved forgets by itself what it was told for a device that is gone.
+                    .chain([Done::Resolvconf(device.to_owned())])
                     .collect()
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -330,39 +329,45 @@ impl Routes {
         if !plan.takes_all(Version::V4) {
             return Ok(());
         }
-        let device = plan.device;
-        let servers: Vec<String> = plan.dns.iter().map(ToString::to_string).collect();
-        if servers.is_empty() {
-            self.warnings.push(
-                "names are resolved as before, perhaps beside the tunnel: no name server is given"
-                    .to_owned(),
-            );
+        let Some(dns) = plan.dns else {
             return Ok(());
-        }
-        let told = if asks_resolved() {
-            self.note(Done::Resolved(device.to_owned()))?;
-            let words = [&["dns", device][..], &words_of(&servers)].concat();
-            run("resolvectl", &words).and_then(|()| run("resolvectl", &["domain", device, "~."]))
-        } else if run("resolvconf", &["--version"]).is_ok() {
-            self.note(Done::Resolvconf(device.to_owned()))?;
-            let text: String = servers
-                .iter()
-                .map(|at| format!("nameserver {at}\n"))
-                .collect();
-            let name = format!("tun.{device}");
-            pipe("resolvconf", &["-a", &name, "-m", "0", "-x"], &text).map(drop)
-        } else {
-            Err(CliError::new(
-                "dns",
-                "there is neither systemd-resolved nor resolvconf",
-                "",
-            ))
         };
-        if let Err(error) = told {
+        let device = plan.device;
+        let told = match (dns, Keeper::find()) {
+            ([], _) => Err((
+                "no name server is given".to_owned(),
+                "set one that is reached through the tunnel",
+            )),
+            (_, None) => Err((
+                "there is neither systemd-resolved nor resolvconf".to_owned(),
+                "install openresolv",
+            )),
+            (_, Some(keeper)) => {
+                self.note(match keeper {
+                    Keeper::Resolved => Done::Resolved(device.to_owned()),
+                    Keeper::Resolvconf => Done::Resolvconf(device.to_owned()),
+                })?;
+                keeper
+                    .tell(device, dns)
+                    .map_err(|error| (error.0.what, "run this as root, or allow that to this user"))
+                    .and_then(|()| match names::asked_instead_of(dns) {
+                        None => Ok(()),
+                        Some(other) => Err((
+                            format!("/etc/resolv.conf names {other} first"),
+                            "have it written by systemd-resolved or resolvconf alone",
+                        )),
+                    })
+            }
+        };
+        if let Err((what, mend)) = told {
+            let servers: Vec<String> = dns.iter().map(ToString::to_string).collect();
+            let not_by = match &*servers {
+                [] => String::new(),
+                some => format!(", and not by {}", some.join(", ")),
+            };
             self.warnings.push(format!(
-                "names are resolved as before, perhaps beside the tunnel, and not by {}: {}",
-                servers.join(", "),
-                error.0.what
+                "names are resolved as before, perhaps beside the tunnel{not_by}: {what}\n  {mend}; \
+                 --no-dns leaves names as they are"
             ));
         }
         Ok(())
@@ -452,24 +457,11 @@ fn has_ipv6() -> bool {
     addresses.is_ok_and(|text| !text.trim().is_empty())
 }
 
-/// True if programs of this machine ask systemd-resolved.
-fn asks_resolved() -> bool {
-    let conf = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let through = conf.contains("127.0.0.53")
-        || fs::read_link("/etc/resolv.conf")
-            .is_ok_and(|target| target.to_string_lossy().contains("systemd/resolve"));
-    through && run("resolvectl", &["status"]).is_ok()
-}
-
-fn words_of(words: &[String]) -> Vec<&str> {
-    words.iter().map(String::as_str).collect()
-}
-
 fn ip(arguments: &str) -> Result<(), CliError> {
     run("ip", &arguments.split(' ').collect::<Vec<_>>())
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<(), CliError> {
+pub(super) fn run(program: &str, arguments: &[&str]) -> Result<(), CliError> {
     pipe(program, arguments, "").map(drop)
 }
 
@@ -478,7 +470,7 @@ fn output(program: &str, arguments: &[&str]) -> Result<String, CliError> {
 }
 
 /// Runs a program of the system's, and gives what it said.
-fn pipe(program: &str, arguments: &[&str], input: &str) -> Result<String, CliError> {
+pub(super) fn pipe(program: &str, arguments: &[&str], input: &str) -> Result<String, CliError> {
     let line = format!("{program} {}", arguments.join(" "));
     let failed = |why: &str| {
         CliError::new(
@@ -547,7 +539,7 @@ mod tests {
                 mtu_bytes: 1_420,
                 networks: &networks,
                 beside: &[],
-                dns: &[],
+                dns: None,
             };
             (plan.takes_all(Version::V4), plan.takes_all(Version::V6))
         };

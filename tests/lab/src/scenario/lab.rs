@@ -17,7 +17,7 @@ use crate::{
     product::{CLOSE_WINDOW_BLOCKS, Provider, Wallet, runtime_dir},
     report::Report,
     run_dir::RunDir,
-    topology::Topology,
+    topology::{ORIGIN, Topology},
     tower::{self, Tower},
     transfer,
     tunnel::{Interface, KeyPair, Tunnel},
@@ -50,6 +50,8 @@ pub(super) struct Needs {
     pub(super) own_peers: Option<&'static str>,
     /// Thousands of them are configured already.
     pub(super) many_peers: bool,
+    /// A name server that is offered to clients, at the origin.
+    pub(super) name_server: bool,
     /// Addresses that clients share.
     pub(super) nat: bool,
     /// IPv6 in the tunnel and at the origin.
@@ -131,6 +133,9 @@ impl<'a> Lab<'a> {
         }
         if needs.many_peers {
             vpn_many_peers::configure(&run_dir)?;
+        }
+        if needs.name_server {
+            provider.configure("control.offer", &format!("dns = [\"{ORIGIN}\"]"))?;
         }
         if needs.nat {
             let pool = vpn_ways::POOL;

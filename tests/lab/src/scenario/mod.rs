@@ -17,6 +17,7 @@ mod tower;
 mod unpaid_stops;
 mod vpn_connect;
 mod vpn_many_peers;
+mod vpn_names;
 mod vpn_own_peers;
 mod vpn_soak;
 mod vpn_ways;
@@ -137,7 +138,7 @@ impl Scenario {
                 "paid-download with the kernel's UDP sockets and a TUN device in the place of AF_XDP"
             }
             Self::VpnConnect => {
-                "`topnet connect` opens a channel, brings the tunnel up, pays by its own exact count, and closes"
+                "`topnet connect` opens a channel, brings the tunnel up, pays by its own exact count, and closes; whenever it is killed, all is taken back"
             }
             Self::VpnOwnPeers => {
                 "`topnet vpn add` and `wg-quick` beside a client that pays: nobody pays for the operator's own peer"
@@ -206,6 +207,7 @@ impl Scenario {
                 _ => None,
             },
             many_peers: self == Self::VpnManyPeers,
+            name_server: self == Self::VpnConnect,
             nat: matches!(self, Self::VpnNat | Self::VpnSoak),
             ipv6: matches!(self, Self::VpnIpv6 | Self::VpnIpv6Kernel),
             kernel_sockets: matches!(self, Self::VpnKernel | Self::VpnIpv6Kernel),

@@ -2,17 +2,18 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rustix::process::Signal;
 use serde_json::Value;
 use topnet_netns::with_tunnel_driver;
 
 use crate::{
+    machine::{Machine, Tools},
     process::{Process, User, output},
     report::{Client, Report},
     users,
@@ -22,6 +23,7 @@ use super::{
     TRANSFER_WAIT,
     lab::{Lab, Opened, number, text, tunnel_name},
     paid_download::{ALLOCATION_UNITS, DOWNLOAD_BYTES},
+    vpn_names::Names,
 };
 
 /// From the payer's close until the payee's is on main: its deadline, an epoch, and some.
@@ -38,20 +40,20 @@ impl Lab<'_> {
         self.say("funding the service chain");
         let (allocation, fees) = self.fund_channel(&self.wallet, ALLOCATION_UNITS)?;
         report.fees_ntop.payer = fees + self.fee("vpn", "close")?;
-        let rules = self.rules()?;
+        let names = Names::start(self)?;
+        let told = names.told(self)?;
         self.say("connecting");
         self.run_dir.program("topnet-wireguard")?;
-        let mut connected = self.start_connect(allocation)?;
         let log = self.run_dir.log("connect");
-        connected.wait_ready(interrupt, TRANSFER_WAIT, || {
-            looks(&log)
-                .last()
-                .is_some_and(|look| look["state"] == "paying")
-        })?;
+        let allocation = allocation.to_string();
+        let words = ["--allocation", &allocation];
+        let mut connected = self.start_connect(&names.machine, Tools::Openresolv, &words, &log)?;
+        connected.wait_ready(interrupt, TRANSFER_WAIT, || is_paying(&log))?;
         let look = looks(&log).pop().context("nothing was shown")?;
         let id = text(&look["channel"]).context("no channel")?;
         let channel = Opened { id, before };
 
+        names.check_meanwhile(self)?;
         let download = self.begin_download(DOWNLOAD_BYTES)?;
         self.finish_download(download, report)?;
         self.upload(report)?;
@@ -74,13 +76,7 @@ impl Lab<'_> {
             received_bytes,
             transfer_bytes: of(&spent, "own_bytes")?,
         };
-        let links = self.client_runs("ip", &["link"])?;
-        ensure!(
-            !links.contains(&tunnel_name()),
-            "the device is left:\n{links}"
-        );
-        let left = self.rules()?;
-        ensure!(left == rules, "rules are left:\n{left}");
+        names.check_all_is_taken_back(self, &told)?;
 
         self.say("waiting for the payee's claim on the main chain");
         let began = Instant::now();
@@ -95,47 +91,45 @@ impl Lab<'_> {
             .with_context(|| format!("cannot read {}", words.display()))?;
         self.note_window(report)?;
         self.reconcile(&channel, &close, report)?;
+        self.kill_connect(&names, &told)?;
         Ok(channel)
     }
 
     /// The client's command, with the right to make a device and routes and no other.
-    fn start_connect(&self, allocation: u64) -> Result<Process> {
+    pub(super) fn start_connect(
+        &self,
+        machine: &Machine,
+        tools: Tools,
+        words: &[&str],
+        log: &Path,
+    ) -> Result<Process> {
         let client = self.wallet.topnet.run_by(User {
             capabilities: &["net_admin"],
             ..users::CLIENT
         });
-        let allocation = allocation.to_string();
-        let command = client.with(&[
-            "--json",
-            "connect",
-            "--interface",
-            &tunnel_name(),
-            "--allocation",
-            &allocation,
-        ]);
+        let name = tunnel_name();
+        let command = client.with(&[&["--json", "connect", "--interface", &name], words].concat());
         let driver = self
             .run_dir
             .private("client-driver", users::CLIENT.uid, users::CLIENT.gid)?;
-        let command = with_tunnel_driver(&driver, command)?;
-        let log = self.run_dir.log("connect");
-        Process::start(&self.topology.client, "connect", command, &log)
+        let command = machine.inside(&with_tunnel_driver(&driver, command)?, tools);
+        Process::start(&self.topology.client, "connect", command, log)
     }
 
-    fn rules(&self) -> Result<String> {
-        let rules = |version| self.client_runs("ip", &[version, "rule"]);
-        Ok(format!("{}{}", rules("-4")?, rules("-6")?))
-    }
-
-    fn client_runs(&self, program: &str, words: &[&str]) -> Result<String> {
-        let mut command = Command::new(program);
-        command.args(words);
+    pub(super) fn client_runs(&self, command: Command) -> Result<String> {
         let interrupt = self.options.interrupt;
         output(&self.topology.client, command, interrupt, COMMAND_WAIT)
     }
 }
 
+/// True if the command says that it pays.
+pub(super) fn is_paying(log: &Path) -> bool {
+    let look = looks(log).pop();
+    look.is_some_and(|look| look["state"] == "paying")
+}
+
 /// What the command printed, value by value; what is no JSON was for people.
-fn values(log: &PathBuf) -> Vec<Value> {
+fn values(log: &Path) -> Vec<Value> {
     let text = fs::read_to_string(log).unwrap_or_default();
     // What it prints at its end has several lines.
     let mut values = Vec::new();
@@ -150,7 +144,7 @@ fn values(log: &PathBuf) -> Vec<Value> {
 }
 
 /// The looks among them.
-fn looks(log: &PathBuf) -> Vec<Value> {
+fn looks(log: &Path) -> Vec<Value> {
     let mut values = values(log);
     values.retain(|value| value["interface"].is_string());
     values
