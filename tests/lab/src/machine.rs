@@ -140,6 +140,20 @@ impl Machine {
         Ok(fs::write(self.home.join("etc/resolv.conf"), text)?)
     }
 
+    /// Has resolvconf take what it is told and write nothing, or write it.
+    pub fn let_resolvconf_write(&self, writes: bool) -> Result<()> {
+        let idle = if writes { "" } else { "resolvconf=NO\n" };
+        let text = format!("{RESOLVCONF_CONF}{idle}");
+        Ok(fs::write(self.home.join("etc/resolvconf.conf"), text)?)
+    }
+
+    /// Lets programs tell resolvconf anything, or not, as where they are not root's.
+    pub fn let_tell_resolvconf(&self, may: bool) -> Result<()> {
+        let mode = if may { 0o755 } else { 0o555 };
+        let place = self.home.join("run/resolvconf");
+        Ok(fs::set_permissions(place, Permissions::from_mode(mode))?)
+    }
+
     /// Says whom programs ask for names.
     pub fn resolv_conf(&self) -> Result<String> {
         Ok(fs::read_to_string(self.home.join("etc/resolv.conf"))?)

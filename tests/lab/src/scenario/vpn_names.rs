@@ -167,6 +167,23 @@ impl Lab<'_> {
                 names.check_meanwhile(self)
             })?;
             names.check_all_is_taken_back(self, told)?;
+            self.say("with a resolvconf that does not do it");
+            names.machine.let_resolvconf_write(false)?;
+            let said = self.connect_for_a_moment(names, Tools::Openresolv, &[], check_conf)?;
+            ensure!(
+                said.contains(&format!("/etc/resolv.conf names {PROVIDER} first")),
+                "nobody was told that programs ask {PROVIDER}:\n{said}"
+            );
+            names.machine.let_resolvconf_write(true)?;
+            names.check_all_is_taken_back(self, told)?;
+            names.machine.let_tell_resolvconf(false)?;
+            let said = self.connect_for_a_moment(names, Tools::Openresolv, &[], check_conf)?;
+            ensure!(
+                said.contains("Cannot write") && said.contains("root"),
+                "nobody was told that resolvconf may not be told:\n{said}"
+            );
+            names.machine.let_tell_resolvconf(true)?;
+            names.check_all_is_taken_back(self, told)?;
         }
         self.say("without anybody who keeps name servers");
         let said = self.connect_for_a_moment(names, Tools::Bare, &[], check_conf)?;
