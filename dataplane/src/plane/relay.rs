@@ -86,9 +86,14 @@ impl<G: Gate> Plane<G> {
         if bytes > self.config.inner_mtu {
             return self.answer_client(path, from, DropReason::TooLarge, ip, out);
         }
+        let receivers = self.sessions.get(to).and_then(|it| it.plan.slot());
         let session = self.sessions.get_mut(from);
         let session = session.ok_or(DropReason::SessionUnknown)?;
         let slot = session.plan.slot();
+        // Nothing is set aside by being admitted: a channel that has both peers needs credit for both.
+        if let Some(slot) = slot.filter(|_| slot == receivers) {
+            self.gate.admit(slot, 2 * bytes)?;
+        }
         let (up, unpaid) = (&mut session.rates.up, &mut session.rates.unpaid);
         let pass = admit(&mut self.gate, slot, up, unpaid, bytes, self.now_ns)?;
         let (outcome, handed_on) = self.hand_on(path, to, bytes, out)?;

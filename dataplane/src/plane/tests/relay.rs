@@ -176,6 +176,29 @@ fn who_has_no_credit_neither_sends_to_peers_nor_hears_them() {
 }
 
 #[test]
+fn a_channel_that_has_both_peers_pays_for_both_ways_or_neither() {
+    let payer = Payer {
+        slot: SLOT,
+        ..others_payer()
+    };
+    let (mut bench, _) = with_another(Some(payer));
+    bench.plane.change_reach(reach(&[], &[], &["10.78.0.0/16"]));
+    let packet = udp(INNER, OTHER_INNER, 64, 100);
+    let both = 2 * packet.len() as u64;
+    let up_to = |limit_bytes| CreditGrant {
+        limit_bytes,
+        record_at_bytes: u64::MAX,
+    };
+    bench.metering.credit.grant(SLOT, up_to(both - 1));
+    assert_eq!(bench.up(&packet), None);
+    assert_eq!(bench.usage(), 0);
+    assert_eq!(bench.dropped(), [(DropReason::CreditExhausted, 1)]);
+    bench.metering.credit.grant(SLOT, up_to(both));
+    assert!(bench.up(&packet).is_some());
+    assert_eq!(bench.usage(), both);
+}
+
+#[test]
 fn nobody_pays_for_what_finds_no_tunnel() {
     let mut bench = Bench::connected();
     let plan = SessionPlan {
