@@ -162,7 +162,7 @@ pub(super) fn send(sockets: &[Socket], train: &Train<'_>) -> u64 {
         match &sent {
             // The address that the peer wrote to last can be this machine's no more: it has moved.
             // From another one the peer learns where it is, and writes there.
-            Err(error) if from.is_some() && error.kind() != io::ErrorKind::WouldBlock => {
+            Err(error) if from.is_some() && is_not_ours(error) => {
                 socket.send(&transmit(message, None, None))
             }
             _ => sent,
@@ -170,6 +170,16 @@ pub(super) fn send(sockets: &[Socket], train: &Train<'_>) -> u64 {
     });
     sent.filter(|sent| sent.as_ref().inspect_err(|error| lost(error)).is_err())
         .count() as u64
+}
+
+/// True if an address to send from may be none of this machine's. What a filter refuses, or is too
+/// long, is refused for that: a peer is not to learn another address by it.
+fn is_not_ours(error: &io::Error) -> bool {
+    // The first is what IPv4 says, of a network without a route too; the others are IPv6's.
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENETUNREACH | libc::EINVAL | libc::EADDRNOTAVAIL)
+    )
 }
 
 /// Both versions have a socket of their own, so the one for IPv6 takes IPv6 alone.
