@@ -49,6 +49,8 @@ pub struct Alternating {
     settled_packets: u64,
     /// The thread's CPU time then.
     settled_cpu_ns: u64,
+    /// True if what the last burst brought may still be sent.
+    sends: bool,
     cpu_ns: u64,
     phases: Sender<Phase>,
 }
@@ -65,6 +67,7 @@ impl Alternating {
             bursts: 0,
             settled_packets: 0,
             settled_cpu_ns: u64::MAX,
+            sends: false,
             cpu_ns: 0,
             phases,
         }
@@ -106,14 +109,17 @@ impl Gate for Alternating {
             true => self.metering.settle(burst_began_ns),
             false => self.open.settle(burst_began_ns),
         }
-        // From the end of one burst to the end of the next, sending what the first brought included. A
-        // look that found nothing is nobody's cost: how many there are tells how long the worker waited.
+        // From the end of one burst to the end of the next, sending what the first brought included, also
+        // if the next look finds nothing. More of those are nobody's cost: how many there are tells how
+        // long the worker waited.
         let cpu_ns = thread_cpu_ns();
-        if self.packets > self.settled_packets {
+        let found = self.packets > self.settled_packets;
+        if found || self.sends {
             // The first burst of all began on the thread that made this.
             self.cpu_ns += cpu_ns.saturating_sub(self.settled_cpu_ns);
-            self.bursts += 1;
         }
+        self.bursts += u64::from(found);
+        self.sends = found;
         (self.settled_packets, self.settled_cpu_ns) = (self.packets, cpu_ns);
         if self.packets >= PHASE_PACKETS {
             self.next_phase();
