@@ -15,8 +15,9 @@
 //! A message counts for its session only if it comes from where the peer was heard last. What
 //! comes from elsewhere counts for a share that all such messages have together, so that nobody takes
 //! another's by writing its receiver index on his own. Whatever else arrives, nobody's or refused
-//! before it takes anybody's time (what no client asked for), cannot be held back: where there is more of it than of packets that are carried there is no level, since it
-//! would shut sessions out for what they do not do.
+//! before it takes anybody's time (what no client asked for), cannot be held back: where there is more
+//! of it than of packets that are carried there is no level, since it would shut sessions out for what
+//! they do not do.
 //!
 //! What is another worker's session's is counted before it is passed on, and held to that worker's
 //! level as well as to the own one, so that one session's packets do not fill the other's inbox.

@@ -48,7 +48,8 @@ pub enum Tools {
     Openresolv,
     /// What stands in for `resolvectl`.
     Resolvectl,
-    /// The same as with openresolv; but who changes the system's routes or name servers is killed at this command.
+    /// The same as with openresolv; but who changes the system's routes or name servers is killed at
+    /// this command.
     Killing(Turn),
 }
 
