@@ -8,7 +8,8 @@ use super::routes::{pipe, run};
 
 /// Says whom programs ask for names.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// Where every resolvconf keeps what it was told.
+/// Where resolvconfs keep what they were told: openresolv below `interfaces`, later below `keys`,
+/// Debian's resolvconf below `interface`.
 const RESOLVCONF_DIRECTORY: &str = "/run/resolvconf";
 
 /// Whom programs of this machine have their name servers from.
@@ -102,9 +103,9 @@ fn record(device: &str) -> String {
 
 /// True if a resolvconf whose directory this is has a record of that name.
 fn stands(directory: &Path, record: &str) -> bool {
-    // openresolv's place for them, and Debian's own resolvconf's.
-    let places = ["interfaces", "interface"];
-    places.map(|place| directory.join(place).join(record).exists()) != [false, false]
+    let places = ["keys", "interfaces", "interface"];
+    let stands_in = |place: &&str| directory.join(place).join(record).exists();
+    places.iter().any(stands_in)
 }
 
 /// True if programs of this machine ask systemd-resolved.
@@ -145,10 +146,10 @@ mod tests {
     }
 
     #[test]
-    fn what_resolvconf_was_told_is_seen_in_either_s_place() {
+    fn what_resolvconf_was_told_is_seen_in_each_place() {
         let directory = tempfile::tempdir().unwrap();
         assert!(!stands(directory.path(), "tun.x"));
-        for place in ["interfaces", "interface"] {
+        for place in ["keys", "interfaces", "interface"] {
             let file = directory.path().join(place).join("tun.x");
             fs::create_dir(file.parent().unwrap()).unwrap();
             fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
