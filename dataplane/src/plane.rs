@@ -27,7 +27,6 @@ use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use topnet_config::InnerNetwork;
 use topnet_nat::{BlockEvent, Subscriber};
-use topnet_unit::Slot;
 
 use self::relay::{Origin, Relay};
 use self::sessions::Sessions;
@@ -41,7 +40,6 @@ use crate::nat_log::Holder;
 use crate::nat_state::NatState;
 use crate::owners::Owners;
 use crate::packet::{Ip, Malformed, decrement_hops};
-use crate::rate::RateLimit;
 use crate::segment_size;
 use crate::session::{Endpoint, Identity, Session, SessionCounters, SessionIndex, WorkerNumber};
 use crate::team::{Content, Seat};
@@ -442,14 +440,8 @@ impl<G: Gate> Plane<G> {
             return self.answer_client(path, index, DropReason::TooLarge, &ip, out);
         }
         let hop = path.to_world(ip.destination)?;
-        let pass = admit(
-            &mut self.gate,
-            slot,
-            &mut session.rates.up,
-            &mut session.rates.unpaid,
-            ip.total_bytes,
-            self.now_ns,
-        )?;
+        let bytes = ip.total_bytes;
+        let pass = admit(&mut self.gate, session, Way::Up, bytes, self.now_ns)?;
         if let (Some(translation), Some(host), true) = (
             &mut self.translation,
             self.owners.host(ip.source),
@@ -464,11 +456,7 @@ impl<G: Gate> Plane<G> {
         if !P::KERNEL_ROUTES {
             decrement_hops(packet);
         }
-        if pass.counts(&session.counters, ip.total_bytes) {
-            count(&mut self.gate, slot, ip.total_bytes);
-            SessionCounters::add(&session.counters.up_bytes, ip.total_bytes);
-        }
-        let bytes = ip.total_bytes;
+        charge(&mut self.gate, session, &pass, self.now_ns);
         Ok(Outcome::ToWorld { hop, bytes })
     }
 
@@ -545,16 +533,9 @@ impl<G: Gate> Plane<G> {
         if !self.fairness.admits(counted, ip.total_bytes) {
             return Err(DropReason::FairShare);
         }
-        let slot = session.plan.slot();
         let admitted = path.to_peer(&endpoint).and_then(|hop| {
-            let pass = admit(
-                &mut self.gate,
-                slot,
-                &mut session.rates.down,
-                &mut session.rates.unpaid,
-                ip.total_bytes,
-                self.now_ns,
-            )?;
+            let (gate, bytes) = (&mut self.gate, ip.total_bytes);
+            let pass = admit(gate, session, Way::Down, bytes, self.now_ns)?;
             Ok((hop, pass))
         });
         let (hop, pass) = admitted.inspect_err(|_| self.fairness.take_back(ip.total_bytes))?;
@@ -576,10 +557,7 @@ impl<G: Gate> Plane<G> {
         };
         let bytes = message.len();
         session.sent_ms = self.now_ms;
-        if pass.counts(&session.counters, ip.total_bytes) {
-            count(&mut self.gate, slot, ip.total_bytes);
-            SessionCounters::add(&session.counters.down_bytes, ip.total_bytes);
-        }
+        charge(&mut self.gate, session, &pass, self.now_ns);
         Ok(Outcome::ToPeer {
             endpoint,
             hop,
@@ -588,57 +566,75 @@ impl<G: Gate> Plane<G> {
     }
 }
 
-/// On whose account a packet passes.
+/// Which of a session's rates and counters a packet is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pass {
-    /// It counts, if anybody pays.
-    Counted,
+enum Way {
+    /// From the peer.
+    Up,
+    /// To it.
+    Down,
+}
+
+/// A packet that may pass, and is charged once it does.
+#[derive(Debug)]
+#[must_use]
+struct Pass {
+    way: Way,
+    bytes: usize,
     /// The credit is used up, and the operator gives a trickle.
-    Gift,
+    is_gift: bool,
 }
 
-impl Pass {
-    /// True if the packet is to be counted; a gift is noted here.
-    fn counts(self, counters: &SessionCounters, bytes: usize) -> bool {
-        if self == Self::Gift {
-            SessionCounters::add(&counters.given_bytes, bytes);
-        }
-        self == Self::Counted
-    }
-}
-
-/// Says whether a packet may pass: in its session's time, and paid for by whoever pays.
+/// Says whether a packet may pass: in its session's time, and paid for by whoever pays. Nothing is
+/// taken by this.
 fn admit(
     gate: &mut impl Gate,
-    slot: Option<Slot>,
-    rate: &mut Option<RateLimit>,
-    unpaid: &mut Option<RateLimit>,
+    session: &Session,
+    way: Way,
     bytes: usize,
     now_ns: u64,
 ) -> Result<Pass, DropReason> {
+    let rates = &session.rates;
+    let rate = match way {
+        Way::Up => &rates.up,
+        Way::Down => &rates.down,
+    };
     if rate.is_some_and(|rate| !rate.admits(now_ns)) {
         return Err(DropReason::RateExceeded);
     }
-    let paid = slot.map_or(Ok(()), |slot| gate.admit(slot, bytes));
-    match (paid, unpaid) {
-        (Ok(()), _) => {
-            // What is refused takes nobody's time.
-            if let Some(rate) = rate {
-                rate.take(bytes, now_ns);
-            }
-            Ok(Pass::Counted)
+    let slot = session.plan.slot();
+    let is_gift = match slot.map_or(Ok(()), |slot| gate.admit(slot, bytes)) {
+        Ok(()) => false,
+        Err(DropReason::CreditExhausted)
+            if rates.unpaid.is_some_and(|trickle| trickle.admits(now_ns)) =>
+        {
+            true
         }
-        (Err(DropReason::CreditExhausted), Some(trickle)) if trickle.admits(now_ns) => {
-            trickle.take(bytes, now_ns);
-            Ok(Pass::Gift)
-        }
-        (Err(reason), _) => Err(reason),
-    }
+        Err(reason) => return Err(reason),
+    };
+    Ok(Pass {
+        way,
+        bytes,
+        is_gift,
+    })
 }
 
-fn count(gate: &mut impl Gate, slot: Option<Slot>, bytes: usize) {
-    if let Some(slot) = slot {
-        gate.count(slot, bytes);
+/// Charges a packet that goes on: what does not takes nobody's time or money.
+fn charge(gate: &mut impl Gate, session: &mut Session, pass: &Pass, now_ns: u64) {
+    let (rates, counters) = (&mut session.rates, &session.counters);
+    let (rate, counter) = match pass.way {
+        _ if pass.is_gift => (&mut rates.unpaid, &counters.given_bytes),
+        Way::Up => (&mut rates.up, &counters.up_bytes),
+        Way::Down => (&mut rates.down, &counters.down_bytes),
+    };
+    if let Some(rate) = rate {
+        rate.take(pass.bytes, now_ns);
+    }
+    SessionCounters::add(counter, pass.bytes);
+    if let Some(slot) = session.plan.slot()
+        && !pass.is_gift
+    {
+        gate.count(slot, pass.bytes);
     }
 }
 

@@ -9,12 +9,14 @@ use std::net::IpAddr;
 
 use boringtun::noise::TunnResult;
 
-use super::{HANDSHAKE_BYTES_MAX, Outcome, Path, Plane, WIREGUARD_BYTES, admit, count, padded};
+use super::{
+    HANDSHAKE_BYTES_MAX, Outcome, Path, Plane, WIREGUARD_BYTES, Way, admit, charge, padded,
+};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
 use crate::icmp::{self, Problem};
 use crate::packet::Ip;
-use crate::session::{SessionCounters, SessionIndex};
+use crate::session::SessionIndex;
 
 /// An answer to whoever sent from outside, which stands in the buffer already.
 pub(super) struct Prepared {
@@ -120,10 +122,7 @@ impl<G: Gate> Plane<G> {
         if !session.answers.take(self.now_ms) {
             return None;
         }
-        let slot = session.plan.slot();
-        let rates = &mut session.rates;
-        let (down, unpaid) = (&mut rates.down, &mut rates.unpaid);
-        let pass = admit(&mut self.gate, slot, down, unpaid, bytes, self.now_ns).ok()?;
+        let pass = admit(&mut self.gate, session, Way::Down, bytes, self.now_ns).ok()?;
         if let Some(tap) = &self.tap {
             tap.copy(&session.plan.public_key, &message[..bytes], self.now_ns);
         }
@@ -133,10 +132,7 @@ impl<G: Gate> Plane<G> {
         };
         let message_bytes = sealed.len();
         session.sent_ms = self.now_ms;
-        if pass.counts(&session.counters, bytes) {
-            count(&mut self.gate, slot, bytes);
-            SessionCounters::add(&session.counters.down_bytes, bytes);
-        }
+        charge(&mut self.gate, session, &pass, self.now_ns);
         Some(Outcome::ToPeer {
             endpoint,
             hop,

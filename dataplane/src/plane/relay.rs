@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use topnet_config::Reach;
 
-use super::{Outcome, PADDING_BYTES, Path, Plane, PlaneConfig, admit, count};
+use super::{Outcome, PADDING_BYTES, Path, Plane, PlaneConfig, Way, admit, charge};
 use crate::accounting::Gate;
 use crate::drops::DropReason;
 use crate::packet::{Ip, decrement_hops};
-use crate::session::{SessionCounters, SessionIndex};
+use crate::session::SessionIndex;
 use crate::team::Content;
 
 /// Where a packet for a peer comes from.
@@ -94,15 +94,12 @@ impl<G: Gate> Plane<G> {
         if let Some(slot) = slot.filter(|_| slot == receivers) {
             self.gate.admit(slot, 2 * bytes)?;
         }
-        let (up, unpaid) = (&mut session.rates.up, &mut session.rates.unpaid);
-        let pass = admit(&mut self.gate, slot, up, unpaid, bytes, self.now_ns)?;
+        let pass = admit(&mut self.gate, session, Way::Up, bytes, self.now_ns)?;
         let (outcome, handed_on) = self.hand_on(path, to, bytes, out)?;
         if let Some(session) = self.sessions.get_mut(from)
             && handed_on
-            && pass.counts(&session.counters, bytes)
         {
-            count(&mut self.gate, slot, bytes);
-            SessionCounters::add(&session.counters.up_bytes, bytes);
+            charge(&mut self.gate, session, &pass, self.now_ns);
         }
         Ok(outcome)
     }

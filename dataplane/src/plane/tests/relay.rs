@@ -1,6 +1,7 @@
 //! What peers reach beside the public Internet: nothing, unless the operator says so.
 
 use super::*;
+use crate::rate::RateLimit;
 use crate::session::Addresses;
 use topnet_config::Reach;
 use topnet_uapi::IpNetwork;
@@ -196,6 +197,21 @@ fn a_channel_that_has_both_peers_pays_for_both_ways_or_neither() {
     bench.metering.credit.grant(SLOT, up_to(both));
     assert!(bench.up(&packet).is_some());
     assert_eq!(bench.usage(), both);
+}
+
+#[test]
+fn what_its_receiver_refuses_takes_nothing_of_its_sender_s_rate() {
+    let (mut bench, _) = with_another(Some(others_payer()));
+    bench.plane.change_reach(reach(&[], &[], &["10.78.0.0/16"]));
+    let unused = Some(RateLimit::new(1_000_000));
+    bench.session().rates.up = unused;
+    let packet = udp(INNER, OTHER_INNER, 64, 100);
+    bench.metering.credit.close(OTHERS_SLOT);
+    assert_eq!(bench.up(&packet), None);
+    assert_eq!(bench.session().rates.up, unused);
+    bench.metering.credit.grant(OTHERS_SLOT, ENOUGH);
+    assert!(bench.up(&packet).is_some());
+    assert_ne!(bench.session().rates.up, unused);
 }
 
 #[test]
