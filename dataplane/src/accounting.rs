@@ -176,7 +176,6 @@ impl Gate for Accounting {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::os::unix::net::UnixStream;
     use topnet_unit::{Attachment, BootId, CreditGrant, Handover, Header};
 
     const SLOT: Slot = Slot {
@@ -192,12 +191,10 @@ mod tests {
             records,
         };
         let (handover, usage, credit, mut rings) = Handover::in_memory(header).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        handover.send(&ours).unwrap();
         let ring = rings.remove(0);
         let overflows = Arc::new(AtomicU64::new(0));
         let accounting = Accounting::new(Arc::new(usage), Arc::new(credit), ring, overflows);
-        (accounting, Attachment::receive(&theirs).unwrap())
+        (accounting, handover.attach().unwrap())
     }
 
     fn send(accounting: &mut Accounting, bytes: usize) -> bool {

@@ -22,7 +22,6 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use topnet_account::ChannelId;

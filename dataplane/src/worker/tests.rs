@@ -126,16 +126,8 @@ fn session(identity: &Identity, number: u8) -> Box<Session> {
 /// The next client has the number already when the worker looks.
 #[test]
 fn a_block_is_told_of_whoever_had_the_number_when_it_was_lent() {
-    let section = topnet_config::Nat {
-        addresses: "198.51.100.0/30".parse().unwrap(),
-        block_ports: 512,
-        blocks_per_client_max: 8,
-        flows_max: None,
-        flows_per_client_max: None,
-        mappings_max: None,
-        mappings_per_client_max: None,
-        log_file: std::path::PathBuf::new(),
-    };
+    let section: topnet_config::Nat =
+        serde_json::from_value(serde_json::json!({ "addresses": "198.51.100.0/30" })).unwrap();
     let mut translation = Translation::new(&section, 8, PoolPart::WHOLE, [1; 32]).unwrap();
     let mut packet = Vec::new();
     let builder = PacketBuilder::ipv4(INNER.octets(), [192, 0, 2, 1], 64).udp(1, 2);

@@ -210,6 +210,13 @@ impl Handover {
         self.header
     }
 
+    /// Gives everything to somebody in this process.
+    pub fn attach(&self) -> Result<Attachment, HandoverError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.send(&ours)?;
+        Attachment::receive(&theirs)
+    }
+
     /// Gives everything to whoever is connected.
     pub fn send(&self, socket: &UnixStream) -> Result<(), HandoverError> {
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![self.usage.as_fd(), self.credit.as_fd()];
@@ -339,9 +346,7 @@ mod tests {
     #[test]
     fn what_one_process_writes_the_other_reads() {
         let (handover, usage, credit, mut producers) = Handover::in_memory(HEADER).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        handover.send(&ours).unwrap();
-        let mut attached = Attachment::receive(&theirs).unwrap();
+        let mut attached = handover.attach().unwrap();
         assert_eq!(attached.header, HEADER);
 
         let slot = Slot {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use support::{Other, Random, is_whole, numbered, part, receive_raw};
-use topnet_unit::{Attachment, BootId, Handover, Header, Slot};
+use topnet_unit::{BootId, Handover, Header, Slot};
 
 const HEADER: Header = Header {
     boot: BootId([4; 16]),
@@ -95,9 +95,7 @@ fn a_hostile_consumer_stops_records_and_nothing_else() {
         // Somebody honest: the hand-over's header is as it was, and so is every record from now
         // on. What was published under fire may be lost, and both indices may be garbage still:
         // the producer says its own with the next record, or when it finds no place for it.
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        handover.send(&ours).unwrap();
-        let mut attached = Attachment::receive(&theirs).unwrap();
+        let mut attached = handover.attach().unwrap();
         for _ in 0..2 {
             let _ = attached.rings[0].drain(|_| ());
             number += u64::from(producer.push(numbered(number, SLOT, 0)));

@@ -166,7 +166,7 @@ fn a_consumer_may_die_anywhere_and_the_next_one_reads_on() {
         producing.join().unwrap()
     });
     assert_eq!(reading.next, published, "every record was read");
-    let attached = attach(&handover);
+    let attached = handover.attach().unwrap();
     for index in 1..=SLOTS {
         let told = reading.bytes[index as usize];
         assert_eq!(usage.totals(index).bytes, told, "slot {index}");
@@ -198,12 +198,6 @@ fn one_consumer(
 /// False at the end, also if a frame was torn there.
 fn read_frame(socket: &mut UnixStream, frame: &mut [u8; FRAME_BYTES]) -> bool {
     socket.read_exact(frame).is_ok()
-}
-
-fn attach(handover: &Handover) -> Attachment {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    handover.send(&ours).unwrap();
-    Attachment::receive(&theirs).unwrap()
 }
 
 #[test]

@@ -3,12 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    os::unix::net::UnixStream,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
 };
 
-use topnet_unit::{Attachment, Balance, BootId, CreditGrant, Handover, Header, Slot, UnitRecord};
+use topnet_unit::{Balance, BootId, CreditGrant, Handover, Header, Slot, UnitRecord};
 
 fn header(workers: u32) -> Header {
     Header {
@@ -17,12 +16,6 @@ fn header(workers: u32) -> Header {
         workers,
         records: 32,
     }
-}
-
-fn attach(handover: &Handover) -> Attachment {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    handover.send(&ours).unwrap();
-    Attachment::receive(&theirs).unwrap()
 }
 
 #[test]
@@ -35,7 +28,7 @@ fn what_several_workers_count_into_one_slot_adds_up() {
     };
     let (handover, usage, _credit, producers) =
         Handover::in_memory(header(WORKERS as u32)).unwrap();
-    let mut attached = attach(&handover);
+    let mut attached = handover.attach().unwrap();
     let mut told = 0;
     thread::scope(|scope| {
         let workers: Vec<_> = producers
@@ -93,7 +86,7 @@ fn a_late_worker_never_spends_the_credit_of_the_next_use() {
         record_at_bytes: u64::from(generation) << 20 | 1,
     };
     let (handover, _usage, credit, _producers) = Handover::in_memory(header(1)).unwrap();
-    let attached = attach(&handover);
+    let attached = handover.attach().unwrap();
     let (current, over) = (AtomicU32::new(1), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {

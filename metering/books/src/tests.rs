@@ -6,10 +6,7 @@ mod freshness;
 mod payers;
 mod slots;
 
-use std::{
-    os::unix::net::UnixStream,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use topnet_account::{Address, Amount, ChannelId, Hash};
 use topnet_api::{Assignment, Assignments, ChainName, ChannelState, ChannelView, SlotState};
@@ -100,9 +97,7 @@ fn tables(boot: u8) -> (Attachment, UsageTable, CreditTable) {
         records: 8,
     };
     let (handover, usage, credit, _) = Handover::in_memory(header).unwrap();
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    handover.send(&ours).unwrap();
-    (Attachment::receive(&theirs).unwrap(), usage, credit)
+    (handover.attach().unwrap(), usage, credit)
 }
 
 fn slot_use(boot: u8) -> SlotUse {

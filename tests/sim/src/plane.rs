@@ -4,7 +4,7 @@
 //! taken away, the process may die, and metering may do whatever it likes. One worker: bursts
 //! do not overlap.
 
-use std::{collections::VecDeque, os::unix::net::UnixStream};
+use std::collections::VecDeque;
 
 use topnet_account::ChannelId;
 use topnet_api::{Assignment, Assignments, SlotState};
@@ -95,9 +95,7 @@ impl Plane {
 
     /// What metering is given.
     pub(crate) fn attach(&self) -> Result<Attachment, HandoverError> {
-        let (ours, theirs) = UnixStream::pair()?;
-        self.handover.send(&ours)?;
-        Attachment::receive(&theirs)
+        self.handover.attach()
     }
 
     fn slot_use(&self, index: u32) -> SlotUse {

@@ -110,8 +110,6 @@ impl Bench {
             records: 8,
         };
         let (handover, usage, credit, mut rings) = Handover::in_memory(header).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        handover.send(&ours).unwrap();
         let accounting = Accounting::new(
             Arc::new(usage),
             Arc::new(credit),
@@ -159,7 +157,7 @@ impl Bench {
             now_ms: 0,
             plane,
             path,
-            metering: Attachment::receive(&theirs).unwrap(),
+            metering: handover.attach().unwrap(),
             client,
             asked,
         }

@@ -3,16 +3,7 @@
 use super::*;
 
 pub(super) fn pool() -> topnet_config::Nat {
-    topnet_config::Nat {
-        addresses: "198.51.100.0/28".parse().unwrap(),
-        block_ports: 512,
-        blocks_per_client_max: 8,
-        flows_max: None,
-        flows_per_client_max: None,
-        mappings_max: None,
-        mappings_per_client_max: None,
-        log_file: std::path::PathBuf::new(),
-    }
+    serde_json::from_value(serde_json::json!({ "addresses": "198.51.100.0/28" })).unwrap()
 }
 
 #[test]

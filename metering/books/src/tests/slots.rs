@@ -140,12 +140,7 @@ fn finishing_waits_for_the_tables_of_a_data_plane_that_may_still_count() {
         records: 8,
     };
     let (handover, usage, _, _) = Handover::in_memory(header).unwrap();
-    let attach = || {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        handover.send(&ours).unwrap();
-        Attachment::receive(&theirs).unwrap()
-    };
-    world.books.handle_attached(attach());
+    world.books.handle_attached(handover.attach().unwrap());
     world
         .books
         .handle_assignments(&assignments(7, SlotState::Live));
@@ -161,7 +156,7 @@ fn finishing_waits_for_the_tables_of_a_data_plane_that_may_still_count() {
         assert!(!world.turn().contains(&finished));
     }
     usage.add(SLOT.index, 700, 1);
-    world.books.handle_attached(attach());
+    world.books.handle_attached(handover.attach().unwrap());
     assert!(!world.turn().contains(&finished));
     // A burst that was decided upon before the credit was closed.
     usage.add(SLOT.index, 50, 1);
