@@ -1,12 +1,12 @@
-//! A worker's plane between two peers and the world: frames in, verdicts out. One peer pays, the other
-//! is the operator's own.
+//! A worker's plane between two peers and the world: frames in, verdicts out. One peer pays; the other
+//! is the operator's own, or pays out of the same channel, or out of another.
 //!
-//! Whatever comes, nothing panics or allocates; the payer is billed for exactly the inner packets that
-//! leave on its account, and never beyond its limit; what does not leave is counted as dropped, once.
+//! Whatever comes, nothing panics or allocates; each channel is billed for exactly the inner packets
+//! that leave on its account, and never beyond its limit; what does not leave is counted as dropped,
+//! once.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::net::UnixStream,
     sync::Arc,
     time::Instant,
 };
@@ -18,6 +18,7 @@ use boringtun::{
     x25519::{PublicKey, StaticSecret},
 };
 use etherparse::{PacketBuilder, SlicedPacket, TcpOptionElement, TransportSlice};
+use serde_json::json;
 use topnet_account::ChannelId;
 use topnet_config::{InnerNetwork, Nat, Reach};
 use topnet_dataplane::{
@@ -40,10 +41,16 @@ const CLIENTS: PortIndex = PortIndex(0);
 const UPLINK: PortIndex = PortIndex(1);
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 0], [2, 0, 0, 0, 1, 1]];
 const ETHERNET_BYTES: usize = 14;
-const SLOT: Slot = Slot {
-    index: 1,
-    generation: 1,
-};
+const SLOTS: [Slot; 2] = [
+    Slot {
+        index: 1,
+        generation: 1,
+    },
+    Slot {
+        index: 2,
+        generation: 1,
+    },
+];
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 1);
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd77, 1, 0, 0, 0, 0, 0, 1);
 const PEERS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 1, 2), Ipv4Addr::new(10, 77, 1, 3)];
@@ -83,12 +90,30 @@ struct Manner {
     shields_ipv6: bool,
     is_joined: bool,
     limit_bytes: u16,
+    second: Second,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {
-    Payer,
-    Own,
+    First,
+    Second,
+}
+
+/// Who pays for the second peer.
+#[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
+enum Second {
+    Nobody,
+    TheFirst,
+    Itself,
+}
+
+/// Where a peer's packets count.
+fn slot_of(who: Who, second: Second) -> Option<Slot> {
+    match (who, second) {
+        (Who::First, _) | (Who::Second, Second::TheFirst) => Some(SLOTS[0]),
+        (Who::Second, Second::Itself) => Some(SLOTS[1]),
+        (Who::Second, Second::Nobody) => None,
+    }
 }
 
 /// An IP packet, mostly a sound one.
@@ -167,8 +192,8 @@ struct World {
     path: EthernetPath,
     drops: Arc<DropCounters>,
     metering: Attachment,
-    /// The payer and the operator's own.
     peers: [Tunn; 2],
+    second: Second,
     /// The packet that left for the world last.
     left_last: Vec<u8>,
     dropped_before: u64,
@@ -180,13 +205,11 @@ impl World {
     fn new(manner: &Manner) -> Self {
         let header = Header {
             boot: BootId([1; 16]),
-            slots: 2,
+            slots: 3,
             workers: 1,
             records: 8,
         };
         let (handover, usage, credit, mut rings) = Handover::in_memory(header).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        handover.send(&ours).unwrap();
         let accounting = Accounting::new(
             Arc::new(usage),
             Arc::new(credit),
@@ -210,9 +233,9 @@ impl World {
         let (identity_, drops_) = (Arc::clone(&identity), Arc::clone(&drops));
         let mut plane = Plane::new(config, identity_, accounting, drops_, Instant::now())
             .with_translation(translation);
-        let peers = [Who::Payer, Who::Own].map(|who| {
-            let (mut session, tunn) = connected(&identity, who);
-            if manner.shields_ipv6 && who == Who::Payer {
+        let peers = [Who::First, Who::Second].map(|who| {
+            let (mut session, tunn) = connected(&identity, who, manner.second);
+            if manner.shields_ipv6 && who == Who::First {
                 session.solicited = Some(Box::new(Solicited::new(1)));
             }
             plane.install(session);
@@ -233,8 +256,9 @@ impl World {
             plane,
             path,
             drops,
-            metering: Attachment::receive(&theirs).unwrap(),
+            metering: handover.attach().unwrap(),
             peers,
+            second: manner.second,
             left_last: Vec::new(),
             dropped_before: 0,
             limit_bytes: 0,
@@ -274,7 +298,7 @@ impl World {
             Step::Forged { receiver, bytes } => {
                 let mut message = vec![DATA_MESSAGE, 0, 0, 0, receiver % 4, receiver % 3, 0, 0];
                 message.extend(bytes);
-                self.look(CLIENTS, &outer(Who::Payer, &message), None);
+                self.look(CLIENTS, &outer(Who::First, &message), None);
             }
             Step::Down(inner) => {
                 let frame = ethernet(UPLINK, &inner.packet());
@@ -296,13 +320,15 @@ impl World {
     /// Grants more, never less: what was used stays used.
     fn grant(&mut self, bytes: u16) {
         self.limit_bytes += u64::from(bytes);
-        self.metering.credit.grant(
-            SLOT,
-            CreditGrant {
-                limit_bytes: self.limit_bytes,
-                record_at_bytes: self.limit_bytes / 2,
-            },
-        );
+        for slot in SLOTS {
+            self.metering.credit.grant(
+                slot,
+                CreditGrant {
+                    limit_bytes: self.limit_bytes,
+                    record_at_bytes: self.limit_bytes / 2,
+                },
+            );
+        }
     }
 
     fn join(&mut self, is_joined: bool) {
@@ -356,24 +382,26 @@ impl World {
             None => Left::Nothing,
             Some(transmit) => self.left(transmit.port, &out[..transmit.bytes]),
         };
-        let billed = self.used() - used;
-        let up = match sent {
-            Some((Who::Payer, bytes)) if left == Left::ToWorld || is_relayed(Who::Payer, &left) => {
-                bytes
-            }
-            _ => 0,
-        };
+        let goes_up = |who: &(Who, usize)| left == Left::ToWorld || is_relayed(who.0, &left);
+        let up = sent.filter(goes_up);
         let down = match left {
-            Left::ToPeer(Who::Payer, bytes) => bytes,
-            _ => 0,
+            Left::ToPeer(who, bytes) => Some((who, bytes)),
+            _ => None,
         };
-        assert_eq!(billed, (up + down) as u64, "{left:?}, {sent:?}");
-        assert!(self.used() <= self.limit_bytes);
+        let mut expected = used;
+        for (who, bytes) in [up, down].into_iter().flatten() {
+            if let Some(slot) = slot_of(who, self.second) {
+                expected[slot.index as usize - 1] += bytes as u64;
+            }
+        }
+        assert_eq!(self.used(), expected, "{left:?}, {sent:?}");
+        assert!(expected.iter().all(|bytes| *bytes <= self.limit_bytes));
         left
     }
 
-    fn used(&self) -> u64 {
-        self.metering.usage.totals(SLOT.index).bytes
+    /// Of each channel.
+    fn used(&self) -> [u64; 2] {
+        SLOTS.map(|slot| self.metering.usage.totals(slot.index).bytes)
     }
 
     /// What a frame that leaves is.
@@ -395,8 +423,8 @@ impl World {
         }
         // The client's own index stands above the number of its keys.
         let (who, number) = match message[5] {
-            1 => (Who::Payer, 0),
-            _ => (Who::Own, 1),
+            1 => (Who::First, 0),
+            _ => (Who::Second, 1),
         };
         let mut buffer = [0; 2048];
         let packet = match self.peers[number].decapsulate(None, message, &mut buffer) {
@@ -521,16 +549,11 @@ fn outer(who: Who, message: &[u8]) -> Vec<u8> {
 }
 
 fn nat() -> Nat {
-    Nat {
-        addresses: "198.51.100.0/28".parse().unwrap(),
-        block_ports: 512,
-        blocks_per_client_max: 8,
-        flows_max: Some(80),
-        flows_per_client_max: Some(44),
-        mappings_max: None,
-        mappings_per_client_max: None,
-        log_file: std::path::PathBuf::new(),
-    }
+    // So few flows that there can be too many.
+    let section = json!({
+        "addresses": "198.51.100.0/28", "flows_max": 80, "flows_per_client_max": 44
+    });
+    serde_json::from_value(section).unwrap()
 }
 
 fn forwarding() -> Forwarding {
@@ -571,12 +594,16 @@ fn forwarding() -> Forwarding {
 }
 
 /// A session and its peer after their handshake.
-fn connected(identity: &Identity, who: Who) -> (Box<Session>, Tunn) {
+fn connected(identity: &Identity, who: Who, second: Second) -> (Box<Session>, Tunn) {
     let number = who as u8;
     let private = StaticSecret::from([5 + number; 32]);
-    let addresses = match who {
-        Who::Payer => Addresses::Client(INNER[0]),
-        Who::Own => Addresses::Networks(
+    let payer = slot_of(who, second).map(|slot| Payer {
+        channel: ChannelId([slot.index as u8; 32]),
+        slot,
+    });
+    let addresses = match payer {
+        Some(_) => Addresses::Client(INNER[usize::from(number)]),
+        None => Addresses::Networks(
             ["10.78.0.9/32", "172.20.0.0/16", "fd78::9/128"]
                 .map(|network| network.parse().unwrap())
                 .into(),
@@ -585,10 +612,7 @@ fn connected(identity: &Identity, who: Who) -> (Box<Session>, Tunn) {
     let plan = SessionPlan {
         index: SessionIndex(3 + u32::from(number)),
         public_key: PublicKey::from(&private).to_bytes(),
-        payer: (who == Who::Payer).then_some(Payer {
-            channel: ChannelId([1; 32]),
-            slot: SLOT,
-        }),
+        payer,
         addresses,
         preshared_key: None,
         persistent_keepalive_s: 0,
