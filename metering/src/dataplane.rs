@@ -38,7 +38,8 @@ enum Fault {
     Connect(#[from] ConnectError),
     #[error("the data plane does not answer: {0}")]
     Rpc(#[from] RpcError),
-    #[error("the data plane answers no more: {0}")]
+    /// It had answered, and its connection is lost.
+    #[error("the data plane is gone: {0}")]
     Gone(RpcError),
     #[error("cannot attach to the data plane's tables at {path}: {source}")]
     Tables {
@@ -114,7 +115,11 @@ async fn session(
         };
         match done {
             Ok(()) => has_answered = true,
-            Err(Fault::Rpc(error)) if has_answered => return Fault::Gone(error),
+            Err(Fault::Rpc(
+                error @ (RpcError::Shutdown | RpcError::Send(_) | RpcError::Channel(_)),
+            )) if has_answered => {
+                return Fault::Gone(error);
+            }
             Err(fault) => return fault,
         }
     }
