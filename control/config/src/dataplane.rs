@@ -190,13 +190,20 @@ impl Dataplane {
             let address = IpAddr::from(*resolver);
             let (gateway, inside) = (inner.is_gateway(address), inner.contains(address));
             let beyond = !inside && self.reach.lets_out(address, false);
-            if !gateway && (beyond || self.joins_clients(address)) {
+            let lent = inside && !self.is_operators(*resolver);
+            if !gateway && !lent && (beyond || self.joins_clients(address)) {
                 continue;
             }
             let (what, mend) = if gateway {
                 (
                     "is the gateway's own address, at which clients reach nobody",
                     "name a resolver beyond the uplink, or one that is a peer".to_owned(),
+                )
+            } else if lent {
+                (
+                    "is lent to any client, who would answer all others' questions",
+                    "name one in dataplane.unmetered.subnet, which the operator's own peers have"
+                        .to_owned(),
                 )
             } else if inside {
                 (
@@ -213,12 +220,16 @@ impl Dataplane {
         }
     }
 
+    /// True for addresses that only the operator's own peers have.
+    fn is_operators(&self, address: Ipv4Addr) -> bool {
+        let own = self.unmetered.as_ref();
+        own.is_some_and(|own| own.subnet.contains(address))
+    }
+
     /// True if clients reach the peer that has `address`. The first client speaks for all.
     fn joins_clients(&self, address: IpAddr) -> bool {
-        let own = self.unmetered.as_ref().map(|own| own.subnet);
-        let is_clients = |host: &Ipv4Addr| {
-            *host != self.gateway_address() && !own.is_some_and(|own| own.contains(*host))
-        };
+        let is_clients =
+            |host: &Ipv4Addr| *host != self.gateway_address() && !self.is_operators(*host);
         let first = self.inner_subnet.hosts().find(is_clients);
         first.is_some_and(|client| self.reach.joins(client.into(), address))
     }

@@ -396,6 +396,11 @@ fn what_peers_reach_is_private_and_resolvers_are_within_reach() {
         ),
         (peers, "dns = [\"10.78.255.53\", \"192.168.9.53\"]", ""),
         (
+            peers,
+            "dns = [\"10.78.0.9\"]",
+            "10.78.0.9 is lent to any client",
+        ),
+        (
             private,
             "dns = [\"10.78.255.53\"]",
             "10.78.255.53 is a peer's address",
