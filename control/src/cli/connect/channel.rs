@@ -169,7 +169,13 @@ async fn close(
         wallet.close(id, patience, output).await?;
     }
     let _ = fs::remove_file(marker(wallet, id));
+    let _ = fs::remove_file(sessions_file(wallet, id));
     Ok(())
+}
+
+/// Stands while the channel may have sessions of this command's.
+pub(super) fn sessions_file(wallet: &OpenWallet, id: ChannelId) -> PathBuf {
+    wallet.config.state_dir.join(format!("{id}.sessions"))
 }
 
 /// An open channel to whoever makes the offer, with enough left.

@@ -39,6 +39,7 @@ use super::{
     arguments::{Connect, Options},
     error::CliError,
     output::Output,
+    private_file::PrivateFile,
     session::nonce,
     stop::Stop,
     vpn::{private_key, public_half},
@@ -172,16 +173,18 @@ impl Run<'_> {
         let public_key = WireguardPublicKey(public_half(&key).0);
         let signer = self.wallet.signer_of(self.channel.id).await?;
         let rpc = &self.wallet.rpc;
-        let begun = self.session_file();
-        let left = std::fs::read_to_string(&begun).ok();
-        if let Some(left) = left.and_then(|key| key.parse::<WireguardPublicKey>().ok()) {
-            // A provider lets a channel have few sessions; a killed run's would be one for ever.
-            let _ = rpc
-                .stop_session(&signer, self.channel.id, left, nonce()?)
-                .await;
+        // A provider lets a channel have few sessions; a killed run's would be one for ever.
+        let mut begun = Vec::new();
+        for left in self.begun_sessions() {
+            let stopped = rpc.stop_session(&signer, self.channel.id, left, nonce()?);
+            if let Err(error) = stopped.await {
+                output.progress(&format!(
+                    "a session that an earlier run has left is not stopped: {error}"
+                ));
+                begun.push(left);
+            }
         }
-        std::fs::write(&begun, public_key.to_string())
-            .map_err(|error| CliError::file(&begun, error))?;
+        self.note_sessions(&[&*begun, &[public_key]].concat())?;
         let grant = rpc
             .start_session(&signer, self.channel.id, public_key, nonce()?)
             .await?;
@@ -190,7 +193,7 @@ impl Run<'_> {
             .stop_session(&signer, self.channel.id, public_key, nonce()?)
             .await;
         match stopped {
-            Ok(_) => drop(std::fs::remove_file(&begun)),
+            Ok(_) => self.note_sessions(&begun)?,
             Err(error) => {
                 output.progress(&format!("the provider was not told of the end: {error}"));
             }
@@ -198,10 +201,25 @@ impl Run<'_> {
         paid
     }
 
-    /// Stands while a session may be: its key.
-    fn session_file(&self) -> PathBuf {
-        let name = format!("{}.session", self.channel.id);
-        self.wallet.config.state_dir.join(name)
+    /// Keys of sessions that may be there.
+    fn begun_sessions(&self) -> Vec<WireguardPublicKey> {
+        let text = std::fs::read_to_string(self.sessions_file()).unwrap_or_default();
+        text.lines().filter_map(|key| key.parse().ok()).collect()
+    }
+
+    /// Notes them, before they are begun and once they are ended.
+    fn note_sessions(&self, keys: &[WireguardPublicKey]) -> Result<(), CliError> {
+        let file = self.sessions_file();
+        if keys.is_empty() {
+            let _ = std::fs::remove_file(file);
+            return Ok(());
+        }
+        let text: String = keys.iter().map(|key| format!("{key}\n")).collect();
+        PrivateFile::stage(&file, text.as_bytes())?.put()
+    }
+
+    fn sessions_file(&self) -> PathBuf {
+        channel::sessions_file(self.wallet, self.channel.id)
     }
 
     async fn pay(

@@ -111,7 +111,12 @@ pub(super) fn execute(
         .write_all(&header)
         .map_err(Fault::File)
         .and_then(|()| copy(&mut socket, &mut file, &limits));
-    let (packets, lost) = copied.map_err(|fault| fault.told(&path, &capture.out))?;
+    let (packets, lost) = match copied {
+        Ok(copied) => copied,
+        // Whoever read had enough, as `tcpdump -c` has.
+        Err(Fault::File(error)) if piped && error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+        Err(fault) => return Err(fault.told(&path, &capture.out)),
+    };
     let captured = Captured {
         file: capture.out.display().to_string(),
         packets,
