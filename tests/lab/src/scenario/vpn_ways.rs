@@ -131,13 +131,23 @@ impl Lab<'_> {
         self.say("moving the client to another address");
         self.move_client(true)?;
         self.finish_download(download, report)?;
+        self.is_known_there(true)?;
+        self.close_and_reconcile(&channel, report)?;
+        Ok(channel)
+    }
+
+    /// Fails if the gateway does not know the client where [`Self::move_client`] has moved it.
+    pub(super) fn is_known_there(&self, away: bool) -> Result<()> {
+        let address = if away { ELSEWHERE } else { CLIENT };
         let endpoint = self.sessions()?["traffic"]["endpoint"].clone();
         let moved = endpoint
             .as_str()
-            .is_some_and(|at| at.starts_with(&format!("{ELSEWHERE}:")));
-        ensure!(moved, "the gateway knows the client at {endpoint}");
-        self.close_and_reconcile(&channel, report)?;
-        Ok(channel)
+            .is_some_and(|at| at.starts_with(&format!("{address}:")));
+        ensure!(
+            moved,
+            "the gateway knows the client at {endpoint}, not at {address}"
+        );
+        Ok(())
     }
 
     /// Gives the client another address, or the first one back.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     growth::{Allowance, Growth, Sample, Work, course, medians},
@@ -135,6 +135,7 @@ impl Levels {
             }
         }
         for (directory, path) in &self.directories {
+            ensure!(path.is_dir(), "{directory} is not at {}", path.display());
             seen.push((directory.clone(), "disk_bytes", vitals::disk_bytes(path)));
         }
         // A process that does not answer just then leaves its own out.
@@ -176,6 +177,10 @@ impl Levels {
             blocks: apart(&self.blocks, "blocks")?,
             units: apart(&self.units, "units")?,
         };
+        for (what, _) in COUNTS {
+            let is_seen = self.seen.contains_key(&("metrics".to_owned(), what));
+            ensure!(is_seen, "the product does not tell of {what} any more");
+        }
         let mut levels = Vec::new();
         for ((of, what), samples) in &self.seen {
             let allowance = allowance(of, what);
@@ -245,6 +250,14 @@ mod tests {
         assert_eq!(numbers.len(), 2);
     }
 
+    /// What the product tells, with so much work done.
+    fn page(work: u64) -> BTreeMap<String, u64> {
+        let levels = COUNTS.map(|(name, _)| (name.to_owned(), 1));
+        let work =
+            ["chain_height", "channel_accepted_units_total"].map(|name| (name.to_owned(), work));
+        levels.into_iter().chain(work).collect()
+    }
+
     /// Looks at this very process, which leaks a descriptor at each look but holds its directory.
     #[test]
     fn a_process_that_leaks_descriptors_is_found() {
@@ -253,12 +266,10 @@ mod tests {
         let mut leaked = Vec::new();
         for number in 0..100 {
             leaked.push(std::fs::File::open("/dev/null"));
-            let page = format!(
-                "topnet_chain_height {number}\ntopnet_channel_accepted_units_total {number}\n\
-                 topnet_payers 1\ntopnet_nat_flows {number}00\n"
-            );
+            let mut page = page(number);
+            page.insert("nat_flows".to_owned(), 100 * number);
             let at = Duration::from_secs(number * 5);
-            levels.look(at, &numbers_of(&page)).unwrap();
+            levels.look(at, &page).unwrap();
         }
         let soak = levels.judge(Duration::from_secs(500)).unwrap();
         assert_eq!((soak.blocks, soak.units), (50, 50));
@@ -272,6 +283,18 @@ mod tests {
             held("nat_flows"),
             "it is judged only where all had time to end"
         );
+    }
+
+    #[test]
+    fn a_number_that_is_told_no_more_is_an_error_with_its_name() {
+        let mut levels = Levels::new(Vec::new(), Vec::new());
+        for number in 0..100 {
+            let mut page = page(number);
+            page.remove("nat_flows");
+            levels.look(Duration::from_secs(number * 5), &page).unwrap();
+        }
+        let error = levels.judge(Duration::from_secs(500)).unwrap_err();
+        assert!(error.to_string().contains("nat_flows"), "{error}");
     }
 
     #[test]

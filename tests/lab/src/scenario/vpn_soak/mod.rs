@@ -93,14 +93,25 @@ impl Due {
 /// Handshakes that replaced keys, as seen by their age.
 #[derive(Default)]
 struct Rekeys {
-    ages: BTreeMap<String, u64>,
-    seen: u64,
+    /// Of each peer: the age last seen, and how often it fell.
+    peers: BTreeMap<String, (u64, u64)>,
 }
 
 impl Rekeys {
     fn note(&mut self, peer: String, age_s: u64) {
-        let before = self.ages.insert(peer, age_s);
-        self.seen += u64::from(before.is_some_and(|before| before > age_s));
+        let (age, seen) = self.peers.entry(peer).or_insert((age_s, 0));
+        *seen += u64::from(*age > age_s);
+        *age = age_s;
+    }
+
+    fn seen(&self) -> u64 {
+        self.peers.values().map(|(_, seen)| seen).sum()
+    }
+
+    /// Peers that had so many.
+    fn peers_with(&self, least: u64) -> usize {
+        let seen = self.peers.values().map(|(_, seen)| *seen);
+        seen.filter(|seen| *seen >= least).count()
     }
 }
 
@@ -164,7 +175,9 @@ impl Lab<'_> {
                 done.guests += 1;
             }
             if moving.is_now(now) {
-                self.move_client(done.moves.is_multiple_of(2))?;
+                let is_away = !done.moves.is_multiple_of(2);
+                self.is_known_there(is_away)?;
+                self.move_client(!is_away)?;
                 done.moves += 1;
             }
             if look.is_now(now) {
@@ -178,7 +191,7 @@ impl Lab<'_> {
                     now.as_secs() / 60,
                     self.options.minutes,
                     flows.opened().connections + flows.opened().datagrams,
-                    rekeys.seen,
+                    rekeys.seen(),
                     levels.memory_now()
                 ));
             }
@@ -190,7 +203,8 @@ impl Lab<'_> {
         done.paid_files = through[0];
         done.own_files = through[1..].iter().sum::<u64>() + done.guests;
         done.file_bytes = through.iter().sum::<u64>() * FILE_BYTES + done.guests * GUEST_BYTES;
-        done.rekeys = rekeys.seen;
+        done.rekeys = rekeys.seen();
+        self.is_known_there(!done.moves.is_multiple_of(2))?;
         done.reloads = self.reloads_done()?;
         ensure!(
             done.reloads == reloads,
@@ -199,7 +213,11 @@ impl Lab<'_> {
         );
         done.flows.check()?;
         let least = ran.as_secs() / REKEY_WITHIN.as_secs();
-        ensure!(done.rekeys >= least, "{} rekeys, not {least}", done.rekeys);
+        let (had, stay) = (rekeys.peers_with(least), usize::from(OWN_PEERS) + 1);
+        ensure!(
+            had >= stay,
+            "{had} peers had {least} rekeys, and {stay} were there all the time"
+        );
         Ok(Soak {
             done,
             ..levels.judge(ran)?
@@ -329,6 +347,10 @@ mod tests {
             rekeys.note("one".to_owned(), age);
         }
         rekeys.note("another".to_owned(), 1);
-        assert_eq!(rekeys.seen, 2);
+        assert_eq!(rekeys.seen(), 2);
+        assert_eq!(
+            [0, 1, 2, 3].map(|least| rekeys.peers_with(least)),
+            [2, 1, 1, 0]
+        );
     }
 }
